@@ -1,0 +1,47 @@
+"""Folders that are either absent or whole: built beside their place under a lock, then renamed."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+from qbert import InputError
+
+
+def cache_dir() -> Path:
+    """Return the folder that keeps trained built-in models and quantized variants (`QBERT_CACHE`)."""
+    return Path(os.environ.get("QBERT_CACHE") or platformdirs.user_cache_dir("qbert"))
+
+
+def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return `target`; where it is missing, let `build` fill an empty folder beside it and rename that.
+
+    A second process that wants the same folder waits and then uses the first one's work. What a killed
+    process left beside `target` is removed by the next one that builds it.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
+    if target.is_dir():
+        return target
+    stage = target.with_name(f".{target.name}.unfinished")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if target.is_dir():
+                return target
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir()
+            try:
+                build(stage)
+                stage.rename(target)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(target.parent)):
+            raise
+        raise InputError(f"{target} cannot be written ({error.strerror or error}): name another place") from error
+    return target

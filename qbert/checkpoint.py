@@ -1,0 +1,288 @@
+"""Find, check and read Hugging Face checkpoints: a folder on disk, or a model on the hub."""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qbert import InputError
+from qbert.dataset import Dataset
+
+Encoding = dict[str, npt.NDArray[np.int64]]
+"""The tokenizer's output for one text: arrays of shape `(1, length)`."""
+
+RECORD = "qbert.json"
+"""What made a folder of ours: beside a checkpoint's or an artefact's own files."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the loading bars and reports of transformers from the terminal."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def locate(source: str) -> Path:
+    """Return the folder of a checkpoint: `source` itself, or where the hub's model `source` was downloaded to.
+
+    Raises:
+        InputError: it is neither a folder nor a model that the hub gives.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    wanted = f"model {source!r} is no folder here"
+    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise InputError(f"{wanted}: give a checkpoint's folder (with config.json and model.safetensors) or a hub id")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        # Nothing that would run code or unpickle is downloaded.
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (OSError, HFValidationError) as error:  # the hub's errors, requests' and a missing cache are OSErrors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{wanted}, and the Hugging Face hub did not give it ({reason}): check the path or the hub id"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder with the configuration, weights and tokenizer of a text classifier."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Check that `folder` holds a checkpoint that can be used.
+
+        Raises:
+            InputError: configuration, weights or tokenizer are missing or damaged, or the architecture is unknown.
+        """
+        for needed, remedy in (
+            (("config.json",), "give the folder that save_pretrained wrote"),
+            (("model.safetensors", "model.safetensors.index.json"), "save the weights as safetensors"),
+            (("tokenizer.json", "vocab.txt", "vocab.json"), "save the tokenizer beside the weights"),
+        ):
+            if not any((folder / name).is_file() for name in needed):
+                raise InputError(f"{folder} is no checkpoint, it has no {needed[0]}: {remedy}")
+        checkpoint = cls(folder)
+        _ = checkpoint.expected_weights, checkpoint.weights  # damage is found here, not in the middle of a run
+        return checkpoint
+
+    @cached_property
+    def config(self) -> Any:  # noqa: ANN401  transformers has one class an architecture
+        """The configuration, as transformers reads it; no code from the folder is run."""
+        from transformers import AutoConfig
+
+        try:
+            with quiet_transformers():
+                return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{self.folder / 'config.json'} cannot be used ({reason}): is it a BERT-like model's?") from error
+
+    @cached_property
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor in the safetensors files, read from their headers."""
+        from safetensors import SafetensorError, safe_open
+
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in self.weight_files:
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise InputError(f"{path} is damaged ({error}): copy or download it again") from error
+        return shapes
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, in the order of their names."""
+        index = self.folder / "model.safetensors.index.json"
+        if not index.is_file():
+            return [self.folder / "model.safetensors"]
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{index} is damaged ({error!r}): copy or download it again") from error
+        return [self.folder / Path(name).name for name in sorted(names)]
+
+    @cached_property
+    def _skeleton(self) -> Any:  # noqa: ANN401  a torch module, and torch is not imported here for its name alone
+        """The classifier of this configuration without its weights (on torch's meta device)."""
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        try:
+            with torch.device("meta"), quiet_transformers():
+                return AutoModelForSequenceClassification.from_config(self.config)
+        except (ValueError, TypeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"{self.folder / 'config.json'}: no text classifier can be made of it ({reason})") from error
+
+    @cached_property
+    def expected_weights(self) -> set[str]:
+        """Names of the weights that a classifier of this configuration has."""
+        return {name for name, _ in self._skeleton.named_parameters()}
+
+    @property
+    def trained(self) -> bool:
+        """Whether the file has weights for the classification head; else the head would be random."""
+        body = self._skeleton.base_model_prefix + "."
+        head = {name for name in self.expected_weights if not name.startswith(body)}
+        return head <= set(self.weights) and not self.record.get("untrained", False)
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels the head tells apart."""
+        return int(self.config.num_labels)
+
+    @property
+    def positions(self) -> int:
+        """The greatest length that the model takes, in tokens."""
+        positions = int(getattr(self.config, "max_position_embeddings", 512))
+        for name, module in self._skeleton.named_modules():
+            # RoBERTa counts its positions from the padding token's id on.
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                return positions - int(module.padding_idx) - 1
+        return positions
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What made this folder, where this project did (`qbert.json`); else empty."""
+        try:
+            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of configuration, weights and tokenizer."""
+        digest = hashlib.sha256()
+        for path in (self.folder / "config.json", *self.weight_files, *(self.folder / name for name in TOKENIZER_FILES)):
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    @cached_property
+    def encoder(self) -> "Encoder":
+        """The tokenizer of this checkpoint, giving what its model takes."""
+        return Encoder.open(self.folder, self._skeleton.forward)
+
+    def load(self, **options: Any) -> Any:  # noqa: ANN401
+        """Return the model in evaluation mode, float32 unless `options` (of from_pretrained) say otherwise."""
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        torch.manual_seed(0)  # a head that the file lacks is drawn at random, the same in every process
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForSequenceClassification.from_pretrained(
+                self.folder,
+                **{"dtype": torch.float32, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+                | options,
+            )
+        return model.eval()
+
+    def check_fits(self, dataset: Dataset, max_lengths: tuple[int, ...] = ()) -> None:
+        """Check that this checkpoint can be judged by `dataset` at these lengths.
+
+        Raises:
+            InputError: labels differ, or a length is beyond the model's positions.
+        """
+        self.check_length(*max_lengths)
+        if self.num_labels != len(dataset.label_names):
+            raise InputError(
+                f"{self.folder} tells {self.num_labels} labels apart and the dataset {dataset.name} has "
+                f"{len(dataset.label_names)}: give the dataset it was trained on"
+            )
+        ours = {str(name): int(label) for label, name in (self.config.id2label or {}).items()}
+        theirs = {name: label for label, name in enumerate(dataset.label_names)}
+        if ours.keys() == theirs.keys() and ours != theirs:
+            raise InputError(
+                f"{self.folder} and the dataset {dataset.name} number the same labels differently "
+                f"({ours} and {theirs}): change label.json or config.json"
+            )
+
+    def check_length(self, *max_lengths: int) -> None:
+        """Raise InputError where one of `max_lengths` is beyond the model's positions."""
+        for max_length in max_lengths:
+            if max_length > self.positions:
+                raise InputError(f"max_length {max_length} is beyond {self.folder}'s {self.positions} positions: take less")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns one text into what the model takes."""
+
+    tokenizer: Any
+    inputs: tuple[str, ...]
+    """The arrays that both the tokenizer gives and the model takes."""
+
+    @classmethod
+    def open(cls, folder: Path, forward: Any) -> "Encoder":  # noqa: ANN401
+        """Read the tokenizer in `folder` for a model whose method `forward` is given."""
+        import inspect
+
+        from transformers import AutoTokenizer
+
+        try:
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # noqa: BLE001  the tokenizers library raises bare Exception on a damaged file
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the tokenizer in {folder} cannot be read ({reason}): save it beside the weights") from error
+        taken = inspect.signature(forward).parameters
+        return cls(tokenizer, tuple(name for name in tokenizer.model_input_names if name in taken))
+
+    def __call__(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
+        """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
+        tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
+        return {name: np.array([tokens[name]], dtype=np.int64) for name in self.inputs}
+
+    def fill(self, dataset: Dataset, max_length: int) -> Encoding:
+        """Return an encoding of exactly `max_length` tokens: test documents joined until they fill it.
+
+        Raises:
+            InputError: the tokenizer leaves nothing of the texts.
+        """
+        columns = [dataset.test[name] for name in ("text", "text_pair") if name in dataset.test]
+        count = 1
+        while count <= 2 * max_length + len(dataset.test):
+            joined = [" ".join(itertools.islice(itertools.cycle(column), count)) for column in columns]
+            encoding = self(*joined, max_length=max_length)
+            if encoding["input_ids"].shape[1] == max_length:
+                return encoding
+            count *= 2
+        raise InputError(f"the tokenizer leaves nothing of the texts of {dataset.name}: is it the right one?")
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write what made `folder` into it."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
+    (folder / RECORD).write_text(text + os.linesep, encoding="utf-8")

@@ -1,0 +1,149 @@
+"""PyTorch as it comes: fp32, bf16, and the dynamic quantization that the published experiment is about.
+
+`torch.ao.quantization.quantize_dynamic` is deprecated, yet it is what people run and what was published.
+It is called here and nowhere else. Its result is kept as safetensors: each quantized layer's int8 weight
+beside its scales, everything else in fp32.
+"""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbert import InputError, machine
+from qbert.checkpoint import Checkpoint, Encoding, quiet_transformers
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from qbert.variants import Classifier
+
+WEIGHTS = "quantized.safetensors"
+
+
+def no_bf16() -> str:
+    """Say why bf16 would only be emulated here; empty where the processor has it."""
+    if machine.has("avx512_bf16", "amx_bf16", "bf16"):
+        return ""
+    return "this processor has no bf16 instructions (AVX512-BF16, AMX or ARM's bf16)"
+
+
+def no_avx2() -> str:
+    """Say why PyTorch's engine x86 cannot run here; empty where it can."""
+    return "" if machine.has("avx2") else "PyTorch's engine x86 needs a processor with AVX2"
+
+
+def load(folder: Path, dtype: str = "float32") -> "Classifier":
+    """Return the checkpoint in `folder`, run in `dtype`."""
+    import torch
+
+    return _classifier(Checkpoint(folder).load(dtype=getattr(torch, dtype)))
+
+
+def export_dynamic(checkpoint: Checkpoint, folder: Path, *, engine: str, per_channel: bool) -> None:
+    """Quantize every nn.Linear of `checkpoint` and write the weights to `folder`."""
+    import torch
+    from safetensors.torch import save_file
+    from torch.ao import quantization
+
+    _choose_engine(engine)
+    how = quantization.per_channel_dynamic_qconfig if per_channel else quantization.default_dynamic_qconfig
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the function is deprecated is said where a user looks
+        model = quantization.quantize_dynamic(checkpoint.load(), {torch.nn.Linear: how}, dtype=torch.qint8)
+    tensors = {}
+    for name, module in _quantized(model).items():
+        weight, bias = module._weight_bias()  # noqa: SLF001  torch has no public reader of both
+        tensors[f"{name}.weight"] = weight.int_repr()
+        tensors[f"{name}.scales"] = weight.q_per_channel_scales() if per_channel else torch.tensor(weight.q_scale(), dtype=torch.float64)
+        if bias is not None:
+            tensors[f"{name}.bias"] = bias
+    quantized = tuple(f"{name}." for name in _quantized(model))
+    tensors |= {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(quantized)
+    }
+    save_file(tensors, folder / WEIGHTS)
+
+
+def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier":
+    """Return the model whose weights export_dynamic wrote to `folder`.
+
+    Raises:
+        InputError: the weights are damaged or another model's.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from torch.ao.nn.quantized import dynamic
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    _choose_engine(engine)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged ({error}): make it again with qbert quantize") from error
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    try:
+        layers = {name: {part: tensors.pop(f"{name}.{part}", None) for part in ("weight", "scales", "bias")} for name in linears}
+        lacking = set(model.load_state_dict(tensors, strict=False).missing_keys)
+        lacking -= {f"{name}.{part}" for name in linears for part in ("weight", "bias")}
+        if lacking:
+            raise KeyError(*lacking)
+        for name, linear in linears.items():
+            scales = layers[name]["scales"]
+            # From whole steps of the scale, quantizing gives back the very int8 values that were written.
+            weight = (layers[name]["weight"].double() * scales.reshape(-1, 1)).float()
+            if per_channel:
+                weight = torch.quantize_per_channel(weight, scales, torch.zeros(len(scales), dtype=torch.int64), 0, torch.qint8)
+            else:
+                weight = torch.quantize_per_tensor(weight, float(scales), 0, torch.qint8)
+            module = dynamic.Linear(linear.in_features, linear.out_features, dtype=torch.qint8)
+            module.set_weight_bias(weight, layers[name]["bias"])
+            model.set_submodule(name, module)
+    except (AttributeError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder / WEIGHTS} holds another model's weights ({error}): make it again with qbert quantize") from error
+    return _classifier(model)
+
+
+def _choose_engine(engine: str) -> None:
+    """Make torch pack weights for `engine`; how a packed weight runs is fixed from then on."""
+    import torch
+
+    if engine not in torch.backends.quantized.supported_engines:
+        raise InputError(f"this build of torch has no quantization engine {engine!r}: take another variant or build")
+    torch.backends.quantized.engine = engine
+
+
+def _quantized(model: Any) -> dict[str, Any]:  # noqa: ANN401  a torch module
+    from torch.ao.nn.quantized import dynamic
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, dynamic.Linear)}
+
+
+def _classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
+    import torch
+
+    from qbert.variants import Classifier
+
+    torch.set_num_threads(1)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)
+
+    def run(encoding: Encoding) -> "npt.NDArray[np.float32]":
+        with torch.inference_mode():
+            logits = model(**{name: torch.from_numpy(array) for name, array in encoding.items()}).logits
+            return logits.float().numpy()  # type: ignore[no-any-return]
+
+    return Classifier(
+        run,
+        {
+            "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "quantized_ops": len(_quantized(model)),
+            "threads": torch.get_num_threads(),
+        },
+    )
