@@ -16,8 +16,13 @@ def cache_dir() -> Path:
     return Path(os.environ.get("QBERT_CACHE") or platformdirs.user_cache_dir("qbert"))
 
 
+def is_filled(target: Path) -> bool:
+    """Whether something is at `target`, an empty folder aside."""
+    return target.exists() and not (target.is_dir() and not any(target.iterdir()))
+
+
 def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
-    """Return `target`; where it is missing, let `build` fill an empty folder beside it and rename that.
+    """Return `target`; where it is missing or empty, let `build` fill an empty folder beside it and rename that.
 
     A second process that wants the same folder waits and then uses the first one's work. What a killed
     process left beside `target` is removed by the next one that builds it.
@@ -25,18 +30,20 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         InputError: the place cannot be written to.
     """
-    if target.is_dir():
+    if is_filled(target):
         return target
     stage = target.with_name(f".{target.name}.unfinished")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):
-            if target.is_dir():
+            if is_filled(target):
                 return target
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
             try:
                 build(stage)
+                if target.is_dir():
+                    target.rmdir()
                 stage.rename(target)
             finally:
                 shutil.rmtree(stage, ignore_errors=True)

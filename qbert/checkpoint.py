@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qbert import InputError
-from qbert.dataset import Dataset
+
+if TYPE_CHECKING:
+    from qbert.dataset import Dataset
 
 Encoding = dict[str, npt.NDArray[np.int64]]
 """The tokenizer's output for one text: arrays of shape `(1, length)`."""
@@ -209,13 +211,8 @@ class Checkpoint:
             )
         return model.eval()
 
-    def check_fits(self, dataset: Dataset, max_lengths: tuple[int, ...] = ()) -> None:
-        """Check that this checkpoint can be judged by `dataset` at these lengths.
-
-        Raises:
-            InputError: labels differ, or a length is beyond the model's positions.
-        """
-        self.check_length(*max_lengths)
+    def check_labels(self, dataset: "Dataset") -> None:
+        """Raise InputError where the labels that this checkpoint tells apart are not the dataset's."""
         if self.num_labels != len(dataset.label_names):
             raise InputError(
                 f"{self.folder} tells {self.num_labels} labels apart and the dataset {dataset.name} has "
@@ -265,7 +262,7 @@ class Encoder:
         tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
         return {name: np.array([tokens[name]], dtype=np.int64) for name in self.inputs}
 
-    def fill(self, dataset: Dataset, max_length: int) -> Encoding:
+    def fill(self, dataset: "Dataset", max_length: int) -> Encoding:
         """Return an encoding of exactly `max_length` tokens: test documents joined until they fill it.
 
         Raises:

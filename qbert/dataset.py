@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import itertools
 import json
 import sys
 import warnings
@@ -26,8 +25,8 @@ class DatasetWarning(UserWarning):
 class Dataset:
     """Texts with labels, in a split to train on and a split to judge by."""
 
-    name: str
-    """The folder's name."""
+    folder: Path
+    """Where its files are."""
     label_names: tuple[str, ...]
     """The name of each label id."""
     train: pd.DataFrame
@@ -36,6 +35,11 @@ class Dataset:
     """As `train`."""
     sha256: str
     """Of the three files' bytes."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
 
     def documents(self, count: int | None = None) -> pd.DataFrame:
         """Return the test split, or a sample of `count` of it: the same one each time, in file order."""
@@ -65,7 +69,7 @@ def load(source: str | Path) -> Dataset:
     train, test = (_rows(folder / name, contents[name]) for name in ("train.csv", "test.csv"))
     if ("text_pair" in train) != ("text_pair" in test):
         raise InputError(f"{folder}: column 'text_pair' has to be in both train.csv and test.csv or in neither")
-    _number_labels(folder, label_names, train, test)
+    train, test = _number_labels(folder, label_names, train, test)
     untrained = sorted(set(test["label"]) - set(train["label"]))
     if untrained:
         names = ", ".join(repr(label_names[label]) for label in untrained)
@@ -74,7 +78,7 @@ def load(source: str | Path) -> Dataset:
     digest = hashlib.sha256()
     for name in FILES:
         digest.update(hashlib.sha256(contents[name]).digest())
-    return Dataset(folder.resolve().name, label_names, train, test, digest.hexdigest())
+    return Dataset(folder.resolve(), label_names, train, test, digest.hexdigest())
 
 
 def _locate(source: str | Path) -> Path:
@@ -143,20 +147,19 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, index=lines, dtype=str)
 
 
-def _number_labels(folder: Path, label_names: tuple[str, ...], train: pd.DataFrame, test: pd.DataFrame) -> None:
-    """Turn the label columns into ids in place: read as names or as ids, whichever explains more of them."""
+def _number_labels(folder: Path, label_names: tuple[str, ...], *splits: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the splits with label ids: read as names or as ids, whichever explains more of them."""
     by_name = {name: label for label, name in enumerate(label_names)}
     by_id = {str(label): label for label in range(len(label_names))}
-    labels = list(itertools.chain(train["label"], test["label"]))
+    labels = [label for split in splits for label in split["label"]]
     known = max(by_name, by_id, key=lambda ids: sum(label in ids for label in labels))
-    for rows, file in ((train, "train.csv"), (test, "test.csv")):
-        for line, label in rows["label"].items():
+    for split, file in zip(splits, FILES, strict=False):
+        for line, label in split["label"].items():
             if label not in known:
                 raise InputError(
                     f"{folder / file}, line {line}: label {label!r} is not in label.json, which has {', '.join(known)}"
                 )
-        rows["label"] = rows["label"].map(known).astype("int64")
-        rows.reset_index(drop=True, inplace=True)  # noqa: PD002  the caller's frame
+    return [split.assign(label=split["label"].map(known).astype("int64")).reset_index(drop=True) for split in splits]
 
 
 def _warn_of_duplicates(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbert import InputError, machine
-from qbert.cache import build_folder
+from qbert.cache import build_folder, is_filled
 from qbert.checkpoint import Checkpoint, locate, quiet_transformers, write_record
 from qbert.dataset import Dataset
 from qbert.terminal import progress
@@ -76,7 +76,7 @@ def train(
     Raises:
         InputError: base, vocabulary or length cannot be used, or `output` is there already.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if is_filled(output):
         raise InputError(f"{output} exists already: remove it or name another folder")
     recipe = recipe or recipe_for(base, len(dataset.train))
     model, tokenizer = _start(dataset, base, max_length, seed, vocab)

@@ -1,0 +1,54 @@
+"""Whether a variant answers as well as the baseline, document by document, as it is served.
+
+Timed: each test document from text to logits, tokenizing included, at its own length.
+Not timed: building and loading; the baseline's own pass; statistics.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from qbert import evaluate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qbert.suite import Cell
+
+
+@pytest.mark.trained_models
+@pytest.mark.benchmark(disable_gc=True)
+def test_accuracy(cell: "Cell", benchmark: Any, documents: "pd.DataFrame", pytestconfig: pytest.Config) -> None:
+    """F1 drops by no more than the limit; a round is a document."""
+    cell.introduce(benchmark, "accuracy")
+    classifier, encoder, max_length = cell.classifier, cell.encoder, cell.max_length
+    texts = iter(evaluate.text_rows(documents))
+    logits = []
+
+    def classify(*text: str) -> None:
+        logits.append(classifier(encoder(*text, max_length=max_length)))
+
+    benchmark.pedantic(classify, setup=lambda: (next(texts), {}), rounds=len(documents))
+    assert all(np.isfinite(row).all() for row in logits)
+    if benchmark.disabled:
+        return  # one document was classified: it works, and there is nothing to judge
+
+    answers = np.concatenate(logits)
+    baseline = cell.baseline_logits(documents, answers)
+    comparison = evaluate.compare(
+        documents["label"].to_numpy(), baseline.argmax(axis=1), answers.argmax(axis=1), answers.shape[1]
+    )
+    flips = evaluate.flipped(documents, baseline, answers, cell.suite.dataset.label_names)
+    options = pytestconfig.option
+    limit = cell.variant.max_f1_drop if options.max_f1_drop is None else options.max_f1_drop
+    benchmark.extra_info.update(
+        dataclasses.asdict(comparison),
+        **evaluate.percentiles(benchmark.stats.stats.data),
+        max_f1_drop=limit,
+        f1_guard=options.f1_guard,
+        flipped=flips,
+    )
+    if over := evaluate.guard(comparison, flips, limit=limit, by=options.f1_guard, what=cell.name):
+        pytest.fail(over, pytrace=False)

@@ -1,0 +1,134 @@
+"""Options and fixtures of the benchmarks in bench/; what they do is in the package qbert."""
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qbert import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qbert.suite import Cell, Suite
+
+SUITE = pytest.StashKey["Suite"]()
+RESULTS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def positive(kind: type) -> Any:  # noqa: ANN401  an argparse type
+    """Return an argparse type that takes numbers above 0."""
+
+    def parse(text: str) -> Any:  # noqa: ANN401
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"  # argparse: invalid positive int value: '0'
+    return parse
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Parse a comma-separated list of maximum lengths, in tokens."""
+    return tuple(dict.fromkeys(positive(int)(part) for part in text.split(",")))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("qbert", "qbert: quantized BERT text classifiers")
+    add = group.addoption
+    add("--model", action="append", metavar="MODEL", help="checkpoint folder, hub id or built-in model; repeatable")
+    add("--dataset", default="news_mini", metavar="DIR", help="folder with train.csv, test.csv and label.json")
+    add("--variants", default="default", metavar="LIST", help="names with commas between; also 'default' and 'all'")
+    add("--max-lengths", type=lengths, default=(128, 256, 384), metavar="LIST", help="tokens: 128,256,384")
+    add("--documents", type=positive(int), metavar="N", help="judge by a sample of N test documents, not by all")
+    add("--max-f1-drop", type=float, metavar="DROP", help="greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)")
+    add("--f1-guard", choices=["point", "interval"], default="point", help="judge the F1 drop or its interval's upper end")
+    add("--seconds-per-cell", type=positive(float), default=3.0, metavar="S", help="time to measure each latency cell for")
+    add("--experiments", type=positive(int), default=1, metavar="N", help="training seeds of each built-in model")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
+    config.stash[RESULTS] = []
+
+
+def suite_of(config: pytest.Config) -> "Suite":
+    """Return the session's suite, made when the first benchmark is collected."""
+    if SUITE not in config.stash:
+        from qbert import dataset
+        from qbert.suite import DEFAULT_MODELS, Suite
+
+        options = config.option
+        try:
+            config.stash[SUITE] = Suite(
+                dataset.load(options.dataset),
+                options.model or DEFAULT_MODELS,
+                max_lengths=options.max_lengths,
+                experiments=options.experiments,
+            )
+        except InputError as error:
+            raise pytest.UsageError(str(error)) from error
+    return config.stash[SUITE]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" not in metafunc.fixturenames:
+        return
+    from qbert import variants
+
+    suite = suite_of(metafunc.config)
+    try:
+        chosen = variants.select(metafunc.config.option.variants)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from error
+    trained_only = metafunc.definition.get_closest_marker("trained_models") is not None
+    cells = [
+        pytest.param(model.name, max_length, variant.name, id=f"{model.name}-{max_length}-{variant.name}")
+        for model in suite.models.values()
+        if model.trained or not trained_only
+        for max_length in suite.max_lengths
+        for variant in chosen
+    ]
+    metafunc.parametrize(("model", "max_length", "variant"), cells)
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest, model: str, max_length: int, variant: str) -> "Cell":
+    """One model, maximum length and variant, built."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    built = suite_of(request.config).cell(model, max_length, variant)
+    try:
+        with capture.global_and_fixture_disabled():  # shows the progress of a training
+            _ = built.classifier, built.baseline
+    except InputError as error:
+        pytest.fail(str(error), pytrace=False)
+    return built
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    funcargs = getattr(item, "funcargs", {})
+    if "cell" in funcargs and funcargs["benchmark"].stats:
+        item.config.stash[RESULTS].append(funcargs["benchmark"].stats.as_dict(include_data=False))
+
+
+@pytest.fixture(scope="session")
+def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
+    """The test documents to judge by."""
+    return suite_of(request.config).dataset.documents(request.config.option.documents)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not config.stash[RESULTS]:
+        return
+    from qbert import report
+
+    suite = suite_of(config)
+    table = report.summary(
+        report.cells(config.stash[RESULTS]),
+        title=f"qbert: {suite.dataset.name}, batch 1, one thread",
+        caption="ms: one encoding of that many tokens to logits. Speedup, F1 drop and flips: against fp32.",
+    )
+    terminalreporter.write_line("")
+    report.show(table)

@@ -1,0 +1,246 @@
+"""The qbert command: train, evaluate, quantize, predict, variants."""
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qbert import InputError, __version__
+
+if TYPE_CHECKING:
+    from qbert.checkpoint import Encoder
+    from qbert.dataset import Dataset
+    from qbert.variants import Classifier
+
+
+class Command(click.Group):
+    """A group that reports an InputError in one sentence, with exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise click.UsageError(str(error)) from error
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    from qbert.dataset import DatasetWarning
+
+    if issubclass(category, DatasetWarning):  # a library's warnings are not for the person at the terminal
+        click.echo(f"warning: {message}", err=True)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="qbert")
+@click.option("-p", "plugins", multiple=True, metavar="MODULE", help="Import a module that adds variants; repeatable.")
+def main(plugins: tuple[str, ...]) -> None:
+    """Train, quantize and judge BERT text classifiers on CPUs.
+
+    The measuring itself is `pytest bench/`.
+    """
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    sys.path.insert(0, "")
+    for name in plugins:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(f"-p {name} cannot be imported ({error}): give a module that Python finds from here") from error
+
+
+_dataset = click.option("--dataset", default="news_mini", show_default=True, metavar="DIR", help="Folder with train.csv, test.csv and label.json.")
+_model = click.option("--model", required=True, metavar="MODEL", help="Checkpoint folder, hub id or built-in model.")
+_max_length = click.option("--max-length", type=click.IntRange(min=1), default=384, show_default=True, metavar="L", help="Tokens at which texts are cut off.")
+
+
+@main.command()
+@_dataset
+@click.option("--base", required=True, metavar="BASE", help="Hub id or folder with weights; or, from scratch: bert-tiny, -mini, -small, -medium, -base.")
+@_max_length
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Checkpoint folder to write.")
+@click.option("--vocab", type=click.Path(path_type=Path), metavar="FILE", help="WordPiece vocabulary to use instead of learning one.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Pretrained: 3. From scratch: until 6,400 texts were seen, at least 3.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Pretrained: 5e-5. From scratch: 1e-3.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Pretrained: 32. From scratch: 16.")
+@click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), help="Share of the steps. Pretrained: 0.2. From scratch: 0.1.")
+def train(
+    dataset: str, base: str, max_length: int, seed: int, output: Path, vocab: Path | None, **settings: float | None
+) -> None:
+    """Fine-tune BASE on a dataset, or train it from scratch."""
+    import dataclasses
+
+    from qbert import dataset as datasets
+    from qbert import train as training
+
+    loaded = datasets.load(dataset)
+    recipe = training.recipe_for(base, len(loaded.train))
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    checkpoint = training.train(loaded, base, output, max_length=max_length, seed=seed, vocab=vocab, recipe=recipe)
+    metrics = checkpoint.record["metrics"]
+    click.echo(f"{output}: weighted F1 {metrics['test_weighted_f1']:.4f} on the test split, {metrics['seconds']:.0f} s")
+
+
+@main.command()
+@_model
+@_dataset
+@click.option("--variants", default="default", show_default=True, metavar="LIST", help="Names with commas between; also 'default' and 'all'.")
+@_max_length
+@click.option("--documents", type=click.IntRange(min=1), metavar="N", help="Judge by a sample of N test documents, not by all.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the figures to FILE too.")
+def evaluate(model: str, dataset: str, variants: str, max_length: int, documents: int | None, json_file: Path | None) -> None:
+    """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document."""
+    import dataclasses
+
+    from qbert import dataset as datasets
+    from qbert import evaluate as judging
+    from qbert import report
+    from qbert import variants as table
+    from qbert.suite import Suite
+    from qbert.terminal import progress
+
+    chosen = table.select(variants)
+    loaded = datasets.load(dataset)
+    suite = Suite(loaded, [model], max_lengths=[max_length])
+    (name,) = suite.models
+    if not suite.models[name].trained:
+        raise InputError(f"{model} has no trained classification head, so its labels mean nothing: train it first")
+    rows = loaded.documents(documents)
+    results = []
+    for variant in sorted(chosen, key=lambda variant: variant.name != table.BASELINE):
+        cell = suite.cell(name, max_length, variant.name)
+        with progress(variant.name, len(rows)) as advance:
+            logits, seconds = judging.run(cell.classifier, cell.encoder, rows, max_length, advance)
+            baseline = cell.baseline_logits(rows, logits)
+        comparison = judging.compare(rows["label"].to_numpy(), baseline.argmax(1), logits.argmax(1), logits.shape[1])
+        flips = judging.flipped(rows, baseline, logits, loaded.label_names)
+        times = judging.percentiles(seconds)
+        results.append(cell.describe() | dataclasses.asdict(comparison) | times | {"flipped": flips})
+    if json_file:
+        try:
+            json_file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{json_file} cannot be written ({error.strerror}): name another file") from error
+    report.show(report.accuracy(results, title=f"{name} on {loaded.name}, {len(rows)} documents, {max_length} tokens at most"))
+
+
+@main.command()
+@_model
+@click.option("--variant", required=True, metavar="NAME", help="One of `qbert variants`.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
+@_dataset
+@_max_length
+def quantize(model: str, variant: str, output: Path, dataset: str, max_length: int) -> None:
+    """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read.
+
+    Dataset and length only tell which built-in model is meant.
+    """
+    from qbert import variants as table
+    from qbert.cache import build_folder, is_filled
+
+    chosen = table.get(variant)
+    if is_filled(output):
+        raise InputError(f"{output} exists already: remove it or name another folder")
+    checkpoint = _checkpoint(model, dataset, max_length)
+    build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage))
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    click.echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
+
+
+@main.command()
+@click.argument("texts", nargs=-1)
+@click.option("--model", required=True, metavar="MODEL", help="Folder from `qbert quantize`, checkpoint folder, hub id or built-in model.")
+@click.option("--variant", metavar="NAME", help="How to run a checkpoint; fp32 unless told.")
+@_dataset
+@_max_length
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the score of every label.")
+def predict(texts: tuple[str, ...], model: str, variant: str | None, dataset: str, max_length: int, as_json: bool) -> None:
+    """Print label and score of each of TEXTS, or of each line piped in.
+
+    A tab separates the two texts of a pair. Dataset and length tell which built-in model is meant; the
+    length is also where texts are cut off.
+    """
+    from scipy.special import softmax
+
+    from qbert import dataset as datasets
+    from qbert.checkpoint import Checkpoint
+
+    if not texts and sys.stdin.isatty():
+        raise InputError("no text: give some as arguments, or pipe in one a line")
+    classifier, encoder, names = _open(model, variant, dataset, max_length)
+    with _reading(sys.stdin) as lines:
+        for text in texts or lines:
+            first, _, second = text.rstrip("\r\n").partition("\t")
+            if not first.strip():
+                continue
+            scores = softmax(classifier(encoder(first, second or None, max_length=max_length))[0])
+            best = int(scores.argmax())
+            if as_json:
+                ranked = {names[label]: round(float(scores[label]), 6) for label in scores.argsort()[::-1]}
+                click.echo(json.dumps({"text": text.rstrip("\r\n"), "label": names[best], "scores": ranked}, ensure_ascii=False))
+            else:
+                click.echo(f"{names[best]}\t{scores[best]:.4f}\t{first[:60]}")
+
+
+@main.command()
+def variants() -> None:
+    """List the ways to run a model: which can run here, and what the others lack."""
+    from rich.table import Table
+
+    from qbert import report
+    from qbert import variants as table
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("variant", "runtime", "precision", "here", "needs"):
+        drawn.add_column(heading, no_wrap=heading == "variant")
+    for row in table.VARIANTS.values():
+        reason = row.missing()
+        here = f"no: {reason}" if reason else "yes" if row.default else "by name"
+        drawn.add_row(row.name, row.runtime, row.precision, here, row.needs)
+    report.show(drawn)
+
+
+@contextlib.contextmanager
+def _reading(stream: Any) -> Iterator[Any]:  # noqa: ANN401  a text stream
+    try:
+        yield stream
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not {error.encoding} text: pipe in UTF-8") from error
+
+
+def _checkpoint(model: str, dataset: str, max_length: int) -> Any:  # noqa: ANN401  a Checkpoint
+    """Return the checkpoint that `model` names, without asking whether it fits the dataset."""
+    from qbert import dataset as datasets
+    from qbert import train as training
+    from qbert.checkpoint import Checkpoint, locate
+    from qbert.suite import Suite
+
+    if model not in training.GEOMETRIES:
+        checkpoint = Checkpoint.open(locate(model))
+        checkpoint.check_length(max_length)
+        return checkpoint
+    suite = Suite(datasets.load(dataset), [model], max_lengths=[max_length])
+    return suite.checkpoint(suite.models[model], max_length)
+
+
+def _open(model: str, variant: str | None, dataset: str, max_length: int) -> "tuple[Classifier, Encoder, dict[int, str]]":
+    """Return classifier, tokenizer and label names of an artefact or of a checkpoint run as `variant`."""
+    from qbert import variants as table
+    from qbert.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint(Path(model))
+    if "variant" in checkpoint.record:
+        if variant not in (None, checkpoint.record["variant"]):
+            raise InputError(f"{model} holds the variant {checkpoint.record['variant']}: leave out --variant {variant}")
+        _, classifier = table.load_artefact(Path(model))
+    else:
+        checkpoint = _checkpoint(model, dataset, max_length)
+        classifier = table.build(table.get(variant or table.BASELINE), checkpoint)
+    return classifier, checkpoint.encoder, checkpoint.config.id2label

@@ -1,0 +1,129 @@
+"""Time one encoding at a time beside the baseline, so that both see the same machine at the same moment."""
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import stats
+
+from qbert import CONFIDENCE
+
+if TYPE_CHECKING:
+    from qbert.checkpoint import Encoding
+    from qbert.variants import Classifier
+
+MIN_PAIRS = 10  # the sign test's 95 % interval of a median needs 6; with 10 one outlier at each end is outside it
+WARM_UP_S = 0.3  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
+BLOCK_S = 0.02  # calls shorter than this are timed in blocks, so that switching sides costs little
+CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold: what ran before it no longer shows
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster than the baseline, with its 95 % interval over the pairs of blocks."""
+
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    pairs: int
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this thread on the last core that it may use, where the system lets it choose."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})  # the first core is where most interrupts go
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def time_call(classifier: "Classifier", encoding: "Encoding") -> float:
+    """Return the seconds of one call, with the garbage collector off."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        classifier(encoding)
+        return time.perf_counter() - start
+    finally:
+        if collecting:
+            gc.enable()
+
+
+class Interleaved:
+    """The plan of one cell: blocks of the variant's rounds, and before each a block of the baseline's.
+
+    The first call of a block finds the caches full of the other side's weights: it is made and not timed,
+    unless calls are so long that it cannot matter. Call `before_round` before each of `rounds` rounds.
+    """
+
+    def __init__(
+        self,
+        classifier: "Classifier",
+        baseline: "Classifier | None",
+        encoding: "Encoding",
+        *,
+        seconds: float,
+        min_rounds: int = MIN_PAIRS,
+    ) -> None:
+        """Warm both up and plan rounds that take about `seconds` in all; without a baseline, for one side."""
+        self._classifier, self._baseline, self._encoding = classifier, baseline, encoding
+        sides = [classifier] if baseline is None else [classifier, baseline]
+        costs = [_warm_up(side, encoding) for side in sides]
+        self.block = 1 if baseline is None else max(1, round(BLOCK_S / costs[0]))
+        untimed = sum(cost for cost in costs if cost < CACHES_FILLED_S) if baseline else 0.0
+        blocks = max(round(seconds / (self.block * sum(costs) + untimed)), MIN_PAIRS, -(-min_rounds // self.block))
+        self.rounds = blocks * self.block
+        self.baseline_s: list[float] = []
+        self._costs = costs
+        self._done = 0
+
+    def before_round(self) -> None:
+        """Make and time the baseline's calls where a block begins."""
+        if self._baseline is not None and self._done % self.block == 0:
+            variant_s, baseline_s = self._costs
+            if baseline_s < CACHES_FILLED_S:
+                self._baseline(self._encoding)
+            self.baseline_s += [time_call(self._baseline, self._encoding) for _ in range(self.block)]
+            if variant_s < CACHES_FILLED_S:
+                self._classifier(self._encoding)
+        self._done += 1
+
+    def result(self, variant_s: Sequence[float]) -> dict[str, float]:
+        """Return how the rounds `variant_s` compare with the baseline's calls between them."""
+        if self._baseline is None:
+            return {"speedup": 1.0}
+        return asdict(speedup(self.baseline_s, variant_s, self.block)) | {"baseline_p50_s": float(np.median(self.baseline_s))}
+
+
+def _warm_up(classifier: "Classifier", encoding: "Encoding") -> float:
+    """Call until it is steady; return the median seconds of the later half of the calls."""
+    calls: list[float] = []
+    while len(calls) < 3 or sum(calls) < WARM_UP_S:  # noqa: PLR2004  the first call prepares, the next two tell its cost
+        calls.append(time_call(classifier, encoding))
+    return float(np.median(calls[len(calls) // 2 :]))
+
+
+def speedup(baseline_s: Sequence[float], variant_s: Sequence[float], block: int = 1) -> Speedup:
+    """Return the median over pairs of blocks of (baseline seconds / variant seconds), each block's median.
+
+    Source: the interval is the one that the sign test does not reject (Conover 1999, section 3.2), which
+    supposes nothing of how timings are distributed; below 6 pairs it has no ends (nan).
+    """
+    pairs = min(len(baseline_s), len(variant_s)) // block
+    ratios = np.median(np.reshape(baseline_s[: pairs * block], (pairs, block)), axis=1) / np.median(
+        np.reshape(variant_s[: pairs * block], (pairs, block)), axis=1
+    )
+    ratio = float(np.median(ratios))
+    interval = stats.quantile_test(ratios, q=ratio, p=0.5).confidence_interval(CONFIDENCE)
+    return Speedup(ratio, float(interval.low), float(interval.high), pairs)

@@ -1,0 +1,212 @@
+"""The cells of a run: which models, lengths and variants there are, each built when it is first needed."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qbert import InputError, evaluate, machine, train, variants
+from qbert.cache import build_folder, cache_dir
+from qbert.checkpoint import Checkpoint, Encoder, locate
+from qbert.dataset import Dataset
+from qbert.variants import BASELINE, Classifier, Variant
+
+UNTRAINED = "bert-base"
+"""The built-in model of random weights; every other built-in one is trained on the dataset at first use."""
+DEFAULT_MODELS = ("bert-tiny", UNTRAINED)
+DEFAULT_MAX_LENGTHS = (128, 256, 384)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one `--model` names."""
+
+    name: str
+    """As it stands in test ids."""
+    source: str
+    """A key of train.GEOMETRIES, or a checkpoint's folder."""
+    trained: bool
+    """Whether its head was trained, so that its labels mean something."""
+    seed: int = 0
+    """Of a built-in model's training."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is made here, at first use."""
+        return self.source in train.GEOMETRIES
+
+
+class Suite:
+    """Builds what the cells of one run need, and keeps the classifiers of the model in use."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        models: Sequence[str] = DEFAULT_MODELS,
+        *,
+        max_lengths: Sequence[int] = DEFAULT_MAX_LENGTHS,
+        experiments: int = 1,
+    ) -> None:
+        """Check that `models` (built-in names, folders, hub ids) fit the dataset and the lengths.
+
+        Raises:
+            InputError: a model cannot be used, its labels are not the dataset's, or a length is beyond its positions.
+        """
+        self.dataset = dataset
+        self.max_lengths = tuple(max_lengths)
+        self.models: dict[str, Model] = {}
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._failed: dict[Path, InputError] = {}
+        self._classifiers: dict[tuple[Path, str], Classifier] = {}
+        self._in_use = ""
+        self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
+        for source in dict.fromkeys(models):
+            for model in self._resolve(source, experiments):
+                self.models[model.name] = model
+
+    def _resolve(self, source: str, experiments: int) -> list[Model]:
+        if source == UNTRAINED:
+            return [Model(source, source, trained=False)]
+        if source in train.GEOMETRIES:
+            return [
+                Model(source if seed == 0 else f"{source}-seed{seed}", source, trained=True, seed=seed)
+                for seed in range(experiments)
+            ]
+        try:
+            folder = locate(source)
+        except InputError as error:
+            raise InputError(f"{error}; built in are {', '.join(train.GEOMETRIES)}") from error
+        checkpoint = Checkpoint.open(folder)
+        checkpoint.check_length(*self.max_lengths)
+        if checkpoint.trained:
+            checkpoint.check_labels(self.dataset)
+        name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
+        taken = sum(other == name or other.startswith(f"{name}-copy") for other in self.models)
+        return [Model(f"{name}-copy{taken}" if taken else name, str(folder), checkpoint.trained)]
+
+    def checkpoint(self, model: Model, max_length: int) -> Checkpoint:
+        """Return the checkpoint of `model` for this length; a built-in one is made at first use."""
+        if not model.built_in:
+            return self._checkpoints.setdefault(model.source, Checkpoint(Path(model.source)))
+        recipe = train.recipe_for(model.source, len(self.dataset.train))
+        made_of: list[Any] = [self.dataset.sha256, model.source, model.seed]
+        if model.trained:
+            made_of += [max_length, asdict(recipe)]
+        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+        folder = cache_dir() / "models" / f"{model.name}-{key}"
+        if failed := self._failed.get(folder):
+            raise failed
+        if str(folder) not in self._checkpoints:
+            try:
+                build_folder(folder, lambda stage: self._make(model, max_length, stage))
+            except InputError as error:
+                self._failed[folder] = error  # every cell of this model says so, none tries again
+                raise
+        return self._checkpoints.setdefault(str(folder), Checkpoint(folder))
+
+    def _make(self, model: Model, max_length: int, stage: Path) -> None:
+        if not model.trained:
+            train.write_untrained(self.dataset, model.source, stage, model.seed)
+            return
+        print(f"\ntraining {model.name} at {max_length} tokens on {self.dataset.name}, once", file=sys.stderr, flush=True)
+        # A process of its own has all cores, and leaves this one's threads and memory as every later run finds them.
+        command = ["train", "--dataset", self.dataset.folder, "--base", model.source, "--max-length", max_length]
+        command += ["--seed", model.seed, "--output", stage]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [*sys.path]))}
+        done = subprocess.run([sys.executable, "-W", "ignore", "-m", "qbert", *map(str, command)], env=environment, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise InputError(f"training {model.name} failed with exit code {done.returncode}: see the message above")
+
+    def classifier(self, model: Model, max_length: int, variant: Variant) -> Classifier:
+        """Return the built classifier; those of another model are let go."""
+        if model.name != self._in_use:
+            self._classifiers.clear()
+            self._in_use = model.name
+        checkpoint = self.checkpoint(model, max_length)
+        key = (checkpoint.folder, variant.name)
+        if key not in self._classifiers:
+            self._classifiers[key] = variants.build(variant, checkpoint)
+        return self._classifiers[key]
+
+    def cell(self, model: str, max_length: int, variant: str) -> "Cell":
+        """Return one cell."""
+        return Cell(self, self.models[model], max_length, variants.get(variant))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, maximum length and variant."""
+
+    suite: Suite
+    model: Model
+    max_length: int
+    variant: Variant
+
+    @property
+    def name(self) -> str:
+        """As in test ids."""
+        return f"{self.model.name}-{self.max_length}-{self.variant.name}"
+
+    def introduce(self, benchmark: Any, measured: str) -> None:  # noqa: ANN401  pytest-benchmark's fixture
+        """Group `benchmark` by model, length and what is `measured`, and have the saved run say what it is of."""
+        benchmark.group = f"{measured} {self.model.name}-{self.max_length}"
+        benchmark.extra_info.update(self.describe())
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is what the others of its model and length are held against."""
+        return self.variant.name == BASELINE
+
+    @property
+    def classifier(self) -> Classifier:
+        """The built variant."""
+        return self.suite.classifier(self.model, self.max_length, self.variant)
+
+    @property
+    def baseline(self) -> Classifier:
+        """The built baseline of the same model and length."""
+        return self.suite.classifier(self.model, self.max_length, variants.get(BASELINE))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The tokenizer."""
+        return self.suite.checkpoint(self.model, self.max_length).encoder
+
+    def baseline_logits(self, documents: Any, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # noqa: ANN401  a DataFrame
+        """Return the baseline's logits of `documents`: `logits` where this is the baseline, else run once and kept."""
+        known = self.suite._baseline_logits  # noqa: SLF001  one module's own
+        key = (self.model.name, self.max_length)
+        if self.is_baseline:
+            known[key] = logits
+        elif key not in known:
+            known[key] = evaluate.run(self.baseline, self.encoder, documents, self.max_length)[0]
+        return known[key]
+
+    def describe(self) -> dict[str, Any]:
+        """Return its place, its evidence, and what was measured on what."""
+        checkpoint = self.suite.checkpoint(self.model, self.max_length)
+        return {
+            "model": self.model.name,
+            "trained": self.model.trained,
+            "max_length": self.max_length,
+            "variant": self.variant.name,
+            "baseline": BASELINE,
+            **self.classifier.evidence,
+            "identity": {
+                **machine.identity(),
+                "checkpoint_sha256": checkpoint.sha256,
+                "dataset": self.suite.dataset.name,
+                "dataset_sha256": self.suite.dataset.sha256,
+                "definition": self.variant.definition,
+                "threads": self.classifier.evidence["threads"],
+            },
+        }
