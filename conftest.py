@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--documents", type=positive(int), metavar="N", help="judge by a sample of N test documents, not by all")
     add("--max-f1-drop", type=float, metavar="DROP", help="greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)")
     add("--f1-guard", choices=["point", "interval"], default="point", help="judge the F1 drop or its interval's upper end")
-    add("--seconds-per-cell", type=positive(float), default=3.0, metavar="S", help="time to measure each latency cell for")
+    add("--seconds-per-cell", type=positive(float), default=2.0, metavar="S", help="time to measure each latency cell for")
     add("--experiments", type=positive(int), default=1, metavar="N", help="training seeds of each built-in model")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qbert.checkpoint import Encoding
     from qbert.variants import Classifier
 
-MIN_PAIRS = 10  # the sign test's 95 % interval of a median needs 6; with 10 one outlier at each end is outside it
+MIN_PAIRS = 9  # the least from which the 95 % interval of a median leaves out one outlier at each end
 WARM_UP_S = 0.3  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
 BLOCK_S = 0.02  # calls shorter than this are timed in blocks, so that switching sides costs little
 CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold: what ran before it no longer shows

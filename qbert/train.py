@@ -45,17 +45,21 @@ class Recipe:
     """Share of the steps over which the learning rate rises."""
     masked: float
     """Share of the tokens hidden behind [MASK] at each step, against learning texts by heart."""
+    shortest: float
+    """Each batch of single texts is cut off at a random length from this share of `max_length` on."""
 
 
 def recipe_for(base: str, documents: int) -> Recipe:
     """Return the default settings for `base` on so many training documents.
 
     Source: the published experiment's for pretrained weights. From scratch, about 6,400 texts in small
-    batches: on 370 documents, hiding 15 % of the tokens gained 3 points of F1 over hiding none.
+    batches: on 370 documents, hiding 15 % of the tokens gained 3 points of F1 over hiding none; cutting
+    batches short takes a third off the time, and seeds differ by 2 points of F1 instead of 6.
     """
     if base in GEOMETRIES:
-        return Recipe(epochs=max(3, round(6_400 / documents)), learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15)
-    return Recipe(epochs=3, learning_rate=5e-5, batch_size=32, warmup=0.2, masked=0.0)
+        epochs = max(3, round(6_400 / documents))
+        return Recipe(epochs, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+    return Recipe(epochs=3, learning_rate=5e-5, batch_size=32, warmup=0.2, masked=0.0, shortest=1.0)
 
 
 def train(
@@ -178,6 +182,7 @@ def _start(
         hidden_size=hidden,
         num_attention_heads=hidden // 64,
         intermediate_size=4 * hidden,
+        attention_probs_dropout_prob=0.0,  # dropout there bars the fused attention and nearly doubles a step on CPUs
         pad_token_id=tokenizer.pad_token_id,
         **labels,
     )
@@ -211,8 +216,16 @@ def _run(
 
     pad = DataCollatorWithPadding(tokenizer)
     special = torch.tensor(tokenizer.all_special_ids)
+    shortest = max_length if "text_pair" in dataset.train else max(3, round(recipe.shortest * max_length))
 
     def collate(features: list[dict[str, Any]]) -> Any:  # noqa: ANN401  a BatchEncoding of tensors
+        if model.training and shortest < max_length:
+            length = int(torch.randint(shortest, max_length + 1, ()))
+            features = [
+                # [SEP] stays the last
+                {name: value if name == "labels" else value[: length - 1] + value[length - 1 :][-1:] for name, value in row.items()}
+                for row in features
+            ]
         batch = pad(features)
         if model.training and recipe.masked:
             tokens = batch["input_ids"]

@@ -37,7 +37,7 @@ def load(folder: Path, dtype: str = "float32") -> "Classifier":
     """Return the checkpoint in `folder`, run in `dtype`."""
     import torch
 
-    return _classifier(Checkpoint(folder).load(dtype=getattr(torch, dtype)))
+    return classifier(Checkpoint(folder).load(dtype=getattr(torch, dtype)))
 
 
 def export_dynamic(checkpoint: Checkpoint, folder: Path, *, engine: str, per_channel: bool) -> None:
@@ -80,6 +80,7 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     _choose_engine(engine)
+    warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")  # deprecated likewise
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -107,7 +108,7 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
             model.set_submodule(name, module)
     except (AttributeError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder / WEIGHTS} holds another model's weights ({error}): make it again with qbert quantize") from error
-    return _classifier(model)
+    return classifier(model)
 
 
 def _choose_engine(engine: str) -> None:
@@ -125,7 +126,8 @@ def _quantized(model: Any) -> dict[str, Any]:  # noqa: ANN401  a torch module
     return {name: module for name, module in model.named_modules() if isinstance(module, dynamic.Linear)}
 
 
-def _classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
+def classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
+    """Return `model`, a classifier of transformers in evaluation mode, run on one thread without autograd."""
     import torch
 
     from qbert.variants import Classifier

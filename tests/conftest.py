@@ -1,0 +1,104 @@
+"""Small seeded datasets and checkpoints of several families, made once a session."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from qbert import dataset as datasets
+from qbert import train
+from qbert.checkpoint import Checkpoint
+from qbert.dataset import Dataset
+
+FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests out of the user's cache, and off the network."""
+    os.environ["QBERT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def write_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Write a dataset folder; each file can be given as text or bytes, or None to leave it out."""
+
+    def write(**files: str | bytes | None) -> Path:
+        folder = tmp_path / "dataset"
+        folder.mkdir(exist_ok=True)
+        contents: dict[str, str | bytes | None] = {
+            "train": "text,label\ngood film,1\nbad film,0\n",
+            "test": "text,label\nfine film,1\n",
+            "label": '{"negative": 0, "positive": 1}',
+        }
+        for name, content in (contents | files).items():
+            if content is not None:
+                path = folder / (f"{name}.json" if name == "label" else f"{name}.csv")
+                path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def news(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A sample of the built-in dataset that trains in seconds."""
+    built_in = datasets.load("news_mini")
+    folder = tmp_path_factory.mktemp("data") / "news"
+    folder.mkdir()
+    for split, rows in (("train", built_in.train), ("test", built_in.test)):
+        sample = pd.concat([group.head(40 if split == "train" else 12) for _, group in rows.groupby("label")])
+        sample.to_csv(folder / f"{split}.csv", index=False)
+    (folder / "label.json").write_text(json.dumps({name: label for label, name in enumerate(built_in.label_names)}))
+    return datasets.load(folder)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Dataset:
+    """Sentence pairs: whether two texts are of one topic."""
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    folder.mkdir()
+    for split, rows in (("train", news.train), ("test", news.test)):
+        other = rows.sample(frac=1, random_state=1)
+        same = (rows["label"].to_numpy() == other["label"].to_numpy()).astype(int)
+        pd.DataFrame({"text": rows["text"], "text_pair": other["text"].to_numpy(), "label": same}).to_csv(
+            folder / f"{split}.csv", index=False
+        )
+    (folder / "label.json").write_text('{"other": 0, "same": 1}')
+    return datasets.load(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Checkpoint:
+    """BERT-tiny after one epoch on the sample."""
+    recipe = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+    return train.train(news, "bert-tiny", tmp_path_factory.mktemp("model") / "tiny", max_length=64, recipe=recipe)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Checkpoint:
+    """A small seeded classifier of each architecture, for the dataset's five labels."""
+    import transformers
+
+    tokenizer = train.learn_vocabulary(news.train["text"])
+    shape = {"vocab_size": len(tokenizer), "num_labels": 5, "pad_token_id": tokenizer.pad_token_id}
+    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    name = request.param
+    configuration = {
+        "bert": lambda: transformers.BertConfig(**shape, **size),
+        "roberta": lambda: transformers.RobertaConfig(**shape, **size, max_position_embeddings=514),
+        "distilbert": lambda: transformers.DistilBertConfig(**shape, dim=64, n_layers=2, n_heads=2, hidden_dim=128),
+        "electra": lambda: transformers.ElectraConfig(**shape, **size, embedding_size=32),
+        "modernbert": lambda: transformers.ModernBertConfig(
+            **shape, **size, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
+        ),
+    }[name]()
+    folder = tmp_path_factory.mktemp("family") / name
+    transformers.set_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Checkpoint.open(folder)

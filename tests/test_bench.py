@@ -1,0 +1,186 @@
+"""The benchmarks themselves, run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qbert.checkpoint import Checkpoint
+from qbert.dataset import Dataset
+
+ROOT = Path(__file__).parents[1]
+INT8 = "int8-dynamic-onednn"
+
+
+def bench(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", str(ROOT / "bench"), "-p", "no:cacheprovider", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"COLUMNS": "80"} | environment,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def quick(trained: Checkpoint, news: Dataset) -> list[object]:
+    options: list[object] = ["--model", trained.folder, "--dataset", news.folder, "--variants", f"fp32,{INT8}"]
+    return [*options, "--max-lengths", "16,32", "--seconds-per-cell", "0.1", "--max-f1-drop", "1"]
+
+
+@pytest.fixture(scope="session")
+def saved(quick: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """What one run printed, and what it saved."""
+    folder = tmp_path_factory.mktemp("run")
+    done = bench(*quick, "--benchmark-json", folder / "run.json", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads((folder / "run.json").read_text())
+
+
+def test_the_variant_varies_fastest(saved: tuple[str, dict[str, Any]]) -> None:
+    names = [benchmark["name"] for benchmark in saved[1]["benchmarks"]]
+    assert names == [
+        f"test_{kind}[tiny-{length}-{variant}]" for kind in ("accuracy", "latency") for length in (16, 32) for variant in ("fp32", INT8)
+    ]
+
+
+def test_each_cell_says_what_was_measured_on_what(
+    saved: tuple[str, dict[str, Any]], trained: Checkpoint, news: Dataset
+) -> None:
+    for benchmark in saved[1]["benchmarks"]:
+        info, params = benchmark["extra_info"], benchmark["params"]
+        assert {name: info[name] for name in params} == params
+        assert info["identity"]["checkpoint_sha256"] == trained.sha256
+        assert info["identity"]["dataset_sha256"] == news.sha256
+        assert info["identity"]["threads"] == info["threads"] == 1
+        assert {"definition", "instruction_sets", "processor", "versions"} <= set(info["identity"])
+        assert (info["quantized_ops"] > 0) == (info["variant"] == INT8)
+        assert info["p50_s"] == pytest.approx(benchmark["stats"]["median"])
+        assert len(benchmark["stats"]["data"]) == benchmark["stats"]["rounds"]
+
+
+def test_latency_cells_have_a_speedup_with_its_interval(saved: tuple[str, dict[str, Any]]) -> None:
+    for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("latency")):
+        info = benchmark["extra_info"]
+        if info["variant"] == "fp32":
+            assert info["speedup"] == 1
+        else:
+            assert 0 < info["speedup_low"] <= info["speedup"] <= info["speedup_high"]
+            assert info["pairs"] >= 9
+            assert info["speedup"] == pytest.approx(info["baseline_p50_s"] / info["p50_s"], rel=0.5)
+
+
+def test_accuracy_cells_judge_every_document(saved: tuple[str, dict[str, Any]], news: Dataset) -> None:
+    for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("accuracy")):
+        info = benchmark["extra_info"]
+        assert info["documents"] == benchmark["stats"]["rounds"] == len(news.test)
+        assert info["f1_drop"] == pytest.approx(info["f1_baseline"] - info["f1"])
+        assert info["f1_drop_low"] <= info["f1_drop"] <= info["f1_drop_high"]
+        assert info["flips"] == len(info["flipped"])
+        assert 0 <= info["mcnemar_p"] <= 1
+
+
+def test_the_run_ends_with_one_table_that_fits_80_columns(saved: tuple[str, dict[str, Any]]) -> None:
+    table = saved[0][saved[0].index("qbert: ") :]
+    assert "tiny, 16 tokens" in table
+    assert "tiny, 32 tokens" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_an_f1_drop_over_the_limit_fails_and_shows_the_figures(quick: list[object], tmp_path: Path) -> None:
+    done = bench(*quick, "--max-f1-drop", "-0.5", "-k", f"accuracy and 16 and {INT8}", cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"tiny-16-{INT8}: F1 drop" in done.stdout
+    assert "is over the limit -0.5000" in done.stdout
+    assert "McNemar" in done.stdout
+    by_interval = bench(*quick, "--max-f1-drop", "0", "--f1-guard", "interval", "-k", f"accuracy and 16 and {INT8}", cwd=tmp_path)
+    assert by_interval.returncode == 1
+    assert "upper end of the F1 drop's interval" in by_interval.stdout
+
+
+def test_a_run_is_saved_compared_and_grouped_as_pytest_benchmark_does(quick: list[object], tmp_path: Path) -> None:
+    few = [*quick, "-k", "latency and 16"]
+    assert bench(*few, "--benchmark-autosave", cwd=tmp_path).returncode == 0
+    done = bench(*few, "--benchmark-compare", "--benchmark-group-by", "param:variant", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Comparing against benchmarks from" in done.stdout + done.stderr
+    assert f"benchmark 'variant={INT8}': 2 tests" in done.stdout
+
+
+def test_disabled_benchmarks_are_a_quick_functional_pass(quick: list[object], tmp_path: Path) -> None:
+    done = bench(*quick, "--benchmark-disable", "--max-f1-drop", "-1", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "8 passed" in done.stdout
+
+
+def test_a_variant_comes_from_outside(quick: list[object], tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text(
+        "from qbert.variants import Variant, eager, register\nregister(Variant('mine', 'PyTorch eager', 'fp32', eager.load))\n"
+    )
+    done = bench("-p", "outside", *quick, "--variants", "mine", "-k", "16", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
+    assert "mine" in done.stdout
+
+
+def collected(*arguments: object, cwd: Path) -> list[str]:
+    done = bench("--collect-only", "-q", *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.split("::")[1] for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_the_default_run_judges_the_trained_model_alone(tmp_path: Path) -> None:
+    ids = collected("--variants", "fp32", cwd=tmp_path)
+    assert ids == [
+        f"test_{kind}[{model}-{length}-fp32]"
+        for kind, models in (("accuracy", ["bert-tiny"]), ("latency", ["bert-tiny", "bert-base"]))
+        for model in models
+        for length in (128, 256, 384)
+    ]
+
+
+def test_experiments_are_training_seeds_of_the_built_in_model(tmp_path: Path) -> None:
+    ids = collected("--experiments", "3", "--max-lengths", "128", "--variants", "fp32", "-k", "accuracy", cwd=tmp_path)
+    assert ids == [f"test_accuracy[bert-tiny{seed}-128-fp32]" for seed in ("", "-seed1", "-seed2")]
+
+
+def test_models_of_one_name_are_told_apart(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(trained.folder, tmp_path / "tiny")
+    arguments = ["--model", trained.folder, "--model", copy, "--dataset", news.folder, "--max-lengths", "16"]
+    ids = collected(*arguments, "--variants", "fp32", "-k", "latency", cwd=tmp_path)
+    assert ids == ["test_latency[tiny-16-fp32]", "test_latency[tiny-copy1-16-fp32]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "./missing"], "model './missing' is no folder here"),
+        (["--model", "nobody/nothing"], "Hugging Face hub did not give it"),
+        (["--dataset", "missing"], "dataset 'missing' is no folder"),
+        (["--variants", "int9"], "unknown variant 'int9'"),
+        (["--max-lengths", "513"], "max_length 513 is beyond"),
+        (["--max-lengths", "0"], "invalid lengths value: '0'"),
+        (["--documents", "0"], "invalid positive int value: '0'"),
+        (["--seconds-per-cell", "inf"], "invalid positive float value: 'inf'"),
+        (["--f1-guard", "hope"], "invalid choice: 'hope'"),
+    ],
+)
+def test_a_mistake_is_a_usage_error(quick: list[object], tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = bench(*quick, *arguments, cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_labels_that_are_not_the_datasets_are_a_usage_error(quick: list[object], pairs: Dataset, tmp_path: Path) -> None:
+    done = bench(*quick, "--dataset", pairs.folder, cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "tells 5 labels apart and the dataset pairs has 2" in done.stdout + done.stderr

@@ -1,0 +1,170 @@
+"""The command line: what it prints, what it writes, and one sentence with exit code 2 for a person's mistake."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qbert.checkpoint import Checkpoint
+from qbert.dataset import Dataset
+
+
+def qbert(*arguments: object, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "qbert", *map(str, arguments)],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"COLUMNS": "80"} | environment,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def artefact(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artefact") / "int8"
+    done = qbert("quantize", "--model", trained.folder, "--variant", "int8-dynamic-onednn", "--output", folder)
+    assert done.returncode == 0, done.stderr
+    assert "int8-dynamic-onednn" in done.stdout
+    return folder
+
+
+def test_help_names_every_command() -> None:
+    done = qbert("--help")
+    assert all(command in done.stdout for command in ("train", "evaluate", "quantize", "predict", "variants"))
+
+
+def test_variants_lists_each_with_what_it_needs() -> None:
+    done = qbert("variants")
+    assert done.returncode == 0
+    assert "int8-dynamic-qnnpack" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_train_writes_a_checkpoint_and_says_how_good_it_is(news: Dataset, tmp_path: Path) -> None:
+    done = qbert(
+        "train", "--dataset", news.folder, "--base", "bert-tiny", "--max-length", 16, "--epochs", 1, "--output", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'out'}: weighted F1 0." in done.stdout
+    assert done.stderr == ""  # no bar where no one looks, and no library's warnings
+    assert Checkpoint.open(tmp_path / "out").record["recipe"]["learning_rate"] == 1e-3
+
+
+def test_evaluate_prints_a_table_and_writes_the_figures(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = qbert(
+        "evaluate", "--model", trained.folder, "--dataset", news.folder, "--variants", "int8-dynamic-onednn,fp32",
+        "--max-length", 64, "--documents", 30, "--json", file,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert [figure["variant"] for figure in figures] == ["fp32", "int8-dynamic-onednn"]
+    assert figures[0]["f1"] == figures[1]["f1_baseline"] == pytest.approx(figures[1]["f1"] + figures[1]["f1_drop"])
+    assert figures[1]["documents"] == 30
+    assert figures[1]["quantized_ops"] == 14
+    assert figures[1]["identity"]["dataset_sha256"] == news.sha256
+    assert figures[1]["p50_s"] <= figures[1]["p95_s"] <= figures[1]["p99_s"]
+
+
+def test_predict_gives_label_and_score_of_texts_given_or_piped_in(artefact: Path, trained: Checkpoint) -> None:
+    given = qbert("predict", "--model", artefact, "球队赢了比赛", "汽车发动机")
+    piped = qbert("predict", "--model", artefact, stdin="球队赢了比赛\n\n汽车发动机\n")
+    assert given.returncode == 0, given.stderr
+    assert given.stdout == piped.stdout
+    label, score, text = given.stdout.splitlines()[0].split("\t")
+    assert label in trained.config.id2label.values()
+    assert 0.2 <= float(score) <= 1
+    assert text == "球队赢了比赛"
+
+
+def test_predict_gives_every_score_as_json(trained: Checkpoint) -> None:
+    done = qbert("predict", "--model", trained.folder, "--variant", "fp32", "--json", "一\t二")
+    answer = json.loads(done.stdout)
+    assert answer["text"] == "一\t二"
+    assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-5)
+    assert answer["label"] == max(answer["scores"], key=answer["scores"].__getitem__)
+
+
+def test_artefact_and_checkpoint_predict_the_same(artefact: Path, trained: Checkpoint) -> None:
+    by_artefact = qbert("predict", "--model", artefact, "--json", "学校考试")
+    by_checkpoint = qbert("predict", "--model", trained.folder, "--variant", "int8-dynamic-onednn", "--json", "学校考试")
+    assert by_artefact.stdout == by_checkpoint.stdout
+
+
+def test_an_outside_module_adds_a_variant(tmp_path: Path) -> None:
+    (tmp_path / "outside.py").write_text(
+        "from qbert.variants import Variant, eager, register\nregister(Variant('mine', 'PyTorch eager', 'fp32', eager.load))\n"
+    )
+    assert "mine" in qbert("-p", "outside", "variants", PYTHONPATH=str(tmp_path)).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("evaluate --model ./missing", "model './missing' is no folder here"),
+        ("evaluate --model nobody/nothing", "Hugging Face hub did not give it"),
+        ("evaluate --model {trained} --dataset missing", "dataset 'missing' is no folder"),
+        ("evaluate --model {trained} --dataset {pairs}", "tells 5 labels apart"),
+        ("evaluate --model {trained} --variants int9", "unknown variant 'int9'"),
+        ("evaluate --model {trained} --max-length 513", "max_length 513 is beyond"),
+        ("evaluate --model {trained} --max-length 0", "Invalid value for '--max-length'"),
+        ("evaluate --model bert-base", "has no trained classification head"),
+        ("evaluate --model {trained} --dataset {news} --documents 2 --json /dev/null/x", "/dev/null/x cannot be written"),
+        ("evaluate --model {artefact}", "is no checkpoint, it has no model.safetensors"),
+        ("quantize --model {trained} --variant int9 --output {out}", "unknown variant 'int9'"),
+        ("quantize --model {trained} --variant fp32 --output {trained}", "exists already"),
+        ("quantize --model {news} --variant fp32 --output {out}", "is no checkpoint, it has no config.json"),
+        ("predict --model {artefact} --variant fp32 text", "holds the variant int8-dynamic-onednn"),
+        ("predict --model {damaged} text", "is damaged"),
+        ("train --base {news} --output {out}", "is no checkpoint"),
+        ("train --base bert-tiny --max-length 513 --output {out}", "512 positions"),
+        ("train --base bert-tiny --vocab missing.txt --output {out}", "vocabulary missing.txt cannot be read"),
+        ("train --base bert-tiny --output {trained}", "exists already"),
+        ("-p no_such_module variants", "-p no_such_module cannot be imported"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_exit_code_2(
+    arguments: str, message: str, trained: Checkpoint, news: Dataset, pairs: Dataset, artefact: Path, tmp_path: Path
+) -> None:
+    damaged = Path(shutil.copytree(artefact, tmp_path / "damaged"))
+    (damaged / "quantized.safetensors").write_bytes(b"damaged")
+    out = tmp_path / "nothing" / "out"
+    places = {"trained": trained.folder, "news": news.folder, "pairs": pairs.folder, "artefact": artefact, "out": out, "damaged": damaged}
+    done = qbert(*arguments.format(**places).split())
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert lines[-1].startswith("Error: ")
+    assert message in lines[-1]
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_text_that_is_not_utf_8_is_refused(artefact: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qbert", "predict", "--model", str(artefact)],
+        input="坏".encode("gbk"),
+        capture_output=True,
+        env=os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"pipe in UTF-8" in done.stderr
+
+
+def test_warnings_about_the_dataset_reach_the_person(news: Dataset, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(news.folder, tmp_path / "leaky"))
+    shutil.copy(folder / "train.csv", folder / "test.csv")
+    done = qbert("train", "--dataset", folder, "--base", "bert-tiny", "--max-length", 8, "--epochs", 1, "--output", tmp_path / "out")
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: ")
+    assert "200 of 200 test rows are in train.csv" in done.stderr

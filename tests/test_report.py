@@ -1,0 +1,65 @@
+"""What a person reads: it fits 80 columns, and nothing in a name can change it."""
+
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from qbert import report
+
+
+def benchmark(variant: str, median: float, **info: Any) -> dict[str, Any]:
+    known = {"model": "bert-base", "max_length": 384, "variant": variant, "trained": True, "p95_s": median * 1.1}
+    return {"stats": {"median": median}, "extra_info": known | info}
+
+
+SPEED = {"speedup": 10.444, "speedup_low": 10.01, "speedup_high": 10.99}
+JUDGED = {"f1": 0.9512, "f1_drop": -0.002, "flips": 123, "documents": 495}
+
+
+def draw(drawn: Any) -> str:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(drawn)
+    return console.export_text()
+
+
+def test_latency_and_accuracy_of_a_cell_are_one_row() -> None:
+    table = report.cells([benchmark("fp32", 1.0), benchmark("int8", 0.1, **SPEED), benchmark("int8", 9.9, **JUDGED), {"stats": {}}])
+    assert list(table["variant"]) == ["fp32", "int8"]
+    assert table.loc[1, ["median_s", "speedup", "f1", "flips"]].tolist() == [0.1, 10.444, 0.9512, 123]
+    assert math.isnan(table.loc[0, "f1"])
+
+
+def test_the_longest_variant_fits_80_columns() -> None:
+    rows = [benchmark("fp32", 1.2345, speedup=1.0), benchmark("int8-dynamic-per-channel", 0.118, **SPEED, **JUDGED)]
+    rows[1:] = [benchmark("int8-dynamic-per-channel", 0.118, **SPEED), benchmark("int8-dynamic-per-channel", 1, **JUDGED)]
+    text = draw(report.summary(report.cells(rows), title="t", caption="c"))
+    assert "int8-dynamic-per-channel     118     130  10.44 10.01–10.99  0.9512  -0.0020    123" in " ".join(text.split("\n"))
+    assert max(map(len, text.split("\n"))) <= 80
+    assert "…" not in text
+
+
+def test_untrained_models_are_marked() -> None:
+    text = draw(report.summary(report.cells([benchmark("fp32", 1.0, trained=False)]), title="t", caption="c"))
+    assert "bert-base, 384 tokens  untrained: latency only" in text
+
+
+def test_markup_in_names_is_shown_as_it_is() -> None:
+    text = draw(report.summary(report.cells([benchmark("[red]x[/red]", 1.0, model="[b]m")]), title="[i]t", caption="c"))
+    assert all(name in text for name in ("[red]x[/red]", "[b]m", "[i]t"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(1.4041, "1404"), (0.0504, "50.4"), (0.00123, "1.23"), (0.000012, "0.0120"), (0.0, "0"), (math.nan, "")]
+)
+def test_milliseconds_have_three_digits(seconds: float, shown: str) -> None:
+    assert report.milliseconds(seconds) == shown
+
+
+@pytest.mark.parametrize("module", ["report", "dataset", "cli", "cache", "machine"])
+def test_reading_results_imports_no_torch(module: str) -> None:
+    script = f"import sys, qbert.{module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,128 @@
+"""Trainings end in an ordinary checkpoint, or in nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qbert import InputError, train
+from qbert.checkpoint import Checkpoint
+from qbert.dataset import Dataset
+
+QUICK = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+
+
+def test_the_folder_is_an_ordinary_checkpoint_that_says_what_made_it(trained: Checkpoint, news: Dataset) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(trained.folder)
+    tokenizer = AutoTokenizer.from_pretrained(trained.folder)
+    assert model.config.id2label == dict(enumerate(news.label_names))
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (2, 128)
+    assert len(tokenizer) == model.config.vocab_size <= train.VOCABULARY_SIZE
+    assert trained.record["dataset_sha256"] == news.sha256
+    assert trained.record["seed"] == 0
+    assert trained.record["recipe"]["epochs"] == 1
+    assert 0 < trained.record["metrics"]["test_weighted_f1"] <= 1
+    assert "torch" in trained.record["versions"]
+    assert not [path.name for path in trained.folder.iterdir() if path.suffix in {".bin", ".pt", ".pkl"}]
+
+
+def test_the_seed_decides_the_weights(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    again = train.train(news, "bert-tiny", tmp_path / "again", max_length=64, recipe=QUICK)
+    other = train.train(news, "bert-tiny", tmp_path / "other", max_length=64, recipe=QUICK, seed=1)
+    assert again.sha256 == trained.sha256
+    assert other.sha256 != trained.sha256
+
+
+def test_a_checkpoint_is_fine_tuned_to_other_labels_and_to_pairs(trained: Checkpoint, pairs: Dataset, tmp_path: Path) -> None:
+    tuned = train.train(pairs, str(trained.folder), tmp_path / "tuned", max_length=32, recipe=QUICK)
+    assert tuned.trained
+    assert tuned.config.id2label == {0: "other", 1: "same"}
+    assert tuned.encoder("a", "b", max_length=32)["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
+
+
+def test_every_family_can_be_fine_tuned(family: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    tuned = train.train(news, str(family.folder), tmp_path / "tuned", max_length=16, recipe=QUICK)
+    assert tuned.sha256 != family.sha256
+
+
+def test_a_given_vocabulary_is_used(news: Dataset, tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join([*train.SPECIAL_TOKENS, "体", "育"]), encoding="utf-8")
+    checkpoint = train.train(news, "bert-tiny", tmp_path / "out", max_length=16, vocab=vocab, recipe=QUICK)
+    assert checkpoint.encoder("体育健", max_length=16)["input_ids"].tolist() == [[2, 5, 6, 1, 3]]
+
+
+def test_the_experiments_settings_hold_for_pretrained_weights() -> None:
+    recipe = train.recipe_for("bert-base-chinese", 4000)
+    assert (recipe.epochs, recipe.learning_rate, recipe.warmup, recipe.batch_size) == (3, 5e-5, 0.2, 32)
+
+
+def test_an_untrained_model_says_so_and_has_the_size_of_bert_base_chinese(news: Dataset, tmp_path: Path) -> None:
+    train.write_untrained(news, "bert-base", tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    assert not checkpoint.trained
+    assert sum(_size(shape) for shape in checkpoint.weights.values()) == 102_271_493
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read"), (b"\xff", "cannot be read"), (b"[PAD]\n[UNK]\n", r"lacks \[CLS\], \[SEP\], \[MASK\]")],
+)
+def test_a_bad_vocabulary_is_named(news: Dataset, tmp_path: Path, content: bytes | None, message: str) -> None:
+    vocab = tmp_path / "vocab.txt"
+    if content is not None:
+        vocab.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        train.train(news, "bert-tiny", tmp_path / "out", max_length=16, vocab=vocab)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_already_is_not_overwritten(news: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        train.train(news, "bert-tiny", tmp_path, max_length=16)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("base", "message"), [("bert-tiny", "512 positions"), ("bert-enormous", "from scratch there are bert-tiny")])
+def test_a_base_that_cannot_be_used_is_named(news: Dataset, tmp_path: Path, base: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train.train(news, base, tmp_path / "out", max_length=513)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vocabulary_for_a_pretrained_base_is_refused(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--vocab goes with a base trained from scratch"):
+        train.train(news, str(trained.folder), tmp_path / "out", max_length=16, vocab=tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_killed_training_leaves_nothing_finished_and_starts_over(news: Dataset, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "qbert", "train", "--dataset", str(news.folder), "--base", "bert-tiny"]
+    command += ["--max-length", "16", "--output", str(output)]
+    process = subprocess.Popen([*command, "--epochs", "1000"])
+    stage = tmp_path / ".out.unfinished"
+    deadline = time.monotonic() + 60
+    while not stage.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert stage.exists()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    assert subprocess.run([*command, "--epochs", "1"], check=False).returncode == 0
+    assert Checkpoint.open(output).trained
+    assert not stage.exists()
