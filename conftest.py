@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from qbert.suite import Cell, Suite
 
 SUITE = pytest.StashKey["Suite"]()
-RESULTS = pytest.StashKey[list[dict[str, Any]]]()
+MISTAKE = pytest.StashKey[str]()
+RESULTS = pytest.StashKey["list[dict[str, Any]]"]()
 
 
-def positive(kind: type) -> Any:  # noqa: ANN401  an argparse type
+def positive(kind: type) -> Any:
     """Return an argparse type that takes numbers above 0."""
 
-    def parse(text: str) -> Any:  # noqa: ANN401
+    def parse(text: str) -> Any:
         value = kind(text)
         if not 0 < value < float("inf"):
             raise ValueError
@@ -36,15 +37,52 @@ def lengths(text: str) -> tuple[int, ...]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("qbert", "qbert: quantized BERT text classifiers")
     add = group.addoption
-    add("--model", action="append", metavar="MODEL", help="checkpoint folder, hub id or built-in model; repeatable")
+    add(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="checkpoint folder, hub id or built-in model; repeatable",
+    )
     add("--dataset", default="news_mini", metavar="DIR", help="folder with train.csv, test.csv and label.json")
-    add("--variants", default="default", metavar="LIST", help="names with commas between; also 'default' and 'all'")
+    add(
+        "--variants",
+        default="default",
+        metavar="LIST",
+        help="names with commas between; also 'default' and 'all'",
+    )
     add("--max-lengths", type=lengths, default=(128, 256, 384), metavar="LIST", help="tokens: 128,256,384")
-    add("--documents", type=positive(int), metavar="N", help="judge by a sample of N test documents, not by all")
-    add("--max-f1-drop", type=float, metavar="DROP", help="greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)")
-    add("--f1-guard", choices=["point", "interval"], default="point", help="judge the F1 drop or its interval's upper end")
-    add("--seconds-per-cell", type=positive(float), default=2.0, metavar="S", help="time to measure each latency cell for")
-    add("--experiments", type=positive(int), default=1, metavar="N", help="training seeds of each built-in model")
+    add(
+        "--documents",
+        type=positive(int),
+        metavar="N",
+        help="judge by a sample of N test documents, not by all",
+    )
+    add(
+        "--max-f1-drop",
+        type=float,
+        metavar="DROP",
+        help="greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)",
+    )
+    add(
+        "--f1-guard",
+        choices=["point", "interval"],
+        default="point",
+        help="judge the F1 drop or its interval's upper end",
+    )
+    add(
+        "--seconds-per-cell",
+        type=positive(float),
+        default=2.0,
+        metavar="S",
+        help="time to measure each latency cell for",
+    )
+    add(
+        "--experiments",
+        type=positive(int),
+        default=1,
+        metavar="N",
+        help="training seeds of each built-in model",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,15 +97,12 @@ def suite_of(config: pytest.Config) -> "Suite":
         from qbert.suite import DEFAULT_MODELS, Suite
 
         options = config.option
-        try:
-            config.stash[SUITE] = Suite(
-                dataset.load(options.dataset),
-                options.model or DEFAULT_MODELS,
-                max_lengths=options.max_lengths,
-                experiments=options.experiments,
-            )
-        except InputError as error:
-            raise pytest.UsageError(str(error)) from error
+        config.stash[SUITE] = Suite(
+            dataset.load(options.dataset),
+            options.model or DEFAULT_MODELS,
+            max_lengths=options.max_lengths,
+            experiments=options.experiments,
+        )
     return config.stash[SUITE]
 
 
@@ -76,20 +111,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from qbert import variants
 
-    suite = suite_of(metafunc.config)
-    try:
-        chosen = variants.select(metafunc.config.option.variants)
-    except InputError as error:
-        raise pytest.UsageError(str(error)) from error
     trained_only = metafunc.definition.get_closest_marker("trained_models") is not None
-    cells = [
-        pytest.param(model.name, max_length, variant.name, id=f"{model.name}-{max_length}-{variant.name}")
-        for model in suite.models.values()
-        if model.trained or not trained_only
-        for max_length in suite.max_lengths
-        for variant in chosen
-    ]
+    cells = []
+    try:
+        suite = suite_of(metafunc.config)
+        cells = [
+            pytest.param(model.name, max_length, variant.name, id=f"{model.name}-{max_length}-{variant.name}")
+            for model in suite.models.values()
+            if model.trained or not trained_only
+            for max_length in suite.max_lengths
+            for variant in variants.select(metafunc.config.option.variants)
+        ]
+    except InputError as error:
+        metafunc.config.stash[MISTAKE] = str(error)
     metafunc.parametrize(("model", "max_length", "variant"), cells)
+
+
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    if MISTAKE in config.stash:  # raised while a file is collected, it would come with a traceback
+        raise pytest.UsageError(config.stash[MISTAKE])
 
 
 @pytest.fixture
@@ -114,19 +154,20 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
-    """The test documents to judge by."""
+    """Return the test documents to judge by."""
     return suite_of(request.config).dataset.documents(request.config.option.documents)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if not config.stash[RESULTS]:
+    results = config.stash[RESULTS]
+    if not results:
         return
     from qbert import report
 
     suite = suite_of(config)
     table = report.summary(
-        report.cells(config.stash[RESULTS]),
+        report.cells(results),
         title=f"qbert: {suite.dataset.name}, batch 1, one thread",
         caption="ms: one encoding of that many tokens to logits. Speedup, F1 drop and flips: against fp32.",
     )

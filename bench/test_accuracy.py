@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qbert import evaluate
+from qbert import dataset, evaluate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ def test_accuracy(cell: "Cell", benchmark: Any, documents: "pd.DataFrame", pytes
     """F1 drops by no more than the limit; a round is a document."""
     cell.introduce(benchmark, "accuracy")
     classifier, encoder, max_length = cell.classifier, cell.encoder, cell.max_length
-    texts = iter(evaluate.text_rows(documents))
+    texts = iter(dataset.text_rows(documents))
     logits = []
 
     def classify(*text: str) -> None:

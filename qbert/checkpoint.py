@@ -63,7 +63,10 @@ def locate(source: str) -> Path:
     try:
         # Nothing that would run code or unpickle is downloaded.
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except (OSError, HFValidationError) as error:  # the hub's errors, requests' and a missing cache are OSErrors
+    except (
+        OSError,
+        HFValidationError,
+    ) as error:  # the hub's errors, requests' and a missing cache are OSErrors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{wanted}, and the Hugging Face hub did not give it ({reason}): check the path or the hub id"
@@ -91,7 +94,10 @@ class Checkpoint:
             if not any((folder / name).is_file() for name in needed):
                 raise InputError(f"{folder} is no checkpoint, it has no {needed[0]}: {remedy}")
         checkpoint = cls(folder)
-        _ = checkpoint.expected_weights, checkpoint.weights  # damage is found here, not in the middle of a run
+        _ = (
+            checkpoint.expected_weights,
+            checkpoint.weights,
+        )  # damage is found here, not in the middle of a run
         return checkpoint
 
     @cached_property
@@ -104,7 +110,9 @@ class Checkpoint:
                 return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{self.folder / 'config.json'} cannot be used ({reason}): is it a BERT-like model's?") from error
+            raise InputError(
+                f"{self.folder / 'config.json'} cannot be used ({reason}): is it a BERT-like model's?"
+            ) from error
 
     @cached_property
     def weights(self) -> dict[str, tuple[int, ...]]:
@@ -143,7 +151,9 @@ class Checkpoint:
                 return AutoModelForSequenceClassification.from_config(self.config)
         except (ValueError, TypeError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{self.folder / 'config.json'}: no text classifier can be made of it ({reason})") from error
+            raise InputError(
+                f"{self.folder / 'config.json'}: no text classifier can be made of it ({reason})"
+            ) from error
 
     @cached_property
     def expected_weights(self) -> set[str]:
@@ -185,7 +195,11 @@ class Checkpoint:
     def sha256(self) -> str:
         """Of configuration, weights and tokenizer."""
         digest = hashlib.sha256()
-        for path in (self.folder / "config.json", *self.weight_files, *(self.folder / name for name in TOKENIZER_FILES)):
+        for path in (
+            self.folder / "config.json",
+            *self.weight_files,
+            *(self.folder / name for name in TOKENIZER_FILES),
+        ):
             if path.is_file():
                 with path.open("rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -206,7 +220,12 @@ class Checkpoint:
             warnings.simplefilter("ignore")
             model = AutoModelForSequenceClassification.from_pretrained(
                 self.folder,
-                **{"dtype": torch.float32, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+                **{
+                    "dtype": torch.float32,
+                    "use_safetensors": True,
+                    "local_files_only": True,
+                    "trust_remote_code": False,
+                }
                 | options,
             )
         return model.eval()
@@ -230,7 +249,9 @@ class Checkpoint:
         """Raise InputError where one of `max_lengths` is beyond the model's positions."""
         for max_length in max_lengths:
             if max_length > self.positions:
-                raise InputError(f"max_length {max_length} is beyond {self.folder}'s {self.positions} positions: take less")
+                raise InputError(
+                    f"max_length {max_length} is beyond {self.folder}'s {self.positions} positions: take less"
+                )
 
 
 @dataclass(frozen=True)
@@ -251,9 +272,11 @@ class Encoder:
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # noqa: BLE001  the tokenizers library raises bare Exception on a damaged file
+        except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"the tokenizer in {folder} cannot be read ({reason}): save it beside the weights") from error
+            raise InputError(
+                f"the tokenizer in {folder} cannot be read ({reason}): save it beside the weights"
+            ) from error
         taken = inspect.signature(forward).parameters
         return cls(tokenizer, tuple(name for name in tokenizer.model_input_names if name in taken))
 

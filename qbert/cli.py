@@ -16,7 +16,6 @@ from qbert import InputError, __version__
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Encoder
-    from qbert.dataset import Dataset
     from qbert.variants import Classifier
 
 
@@ -24,6 +23,7 @@ class Command(click.Group):
     """A group that reports an InputError in one sentence, with exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except InputError as error:
@@ -45,34 +45,83 @@ def main(plugins: tuple[str, ...]) -> None:
 
     The measuring itself is `pytest bench/`.
     """
-    warnings.showwarning = _warn  # type: ignore[assignment]
+    warnings.showwarning = _warn
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     sys.path.insert(0, "")
     for name in plugins:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise InputError(f"-p {name} cannot be imported ({error}): give a module that Python finds from here") from error
+            raise InputError(
+                f"-p {name} cannot be imported ({error}): give a module that Python finds from here"
+            ) from error
 
 
-_dataset = click.option("--dataset", default="news_mini", show_default=True, metavar="DIR", help="Folder with train.csv, test.csv and label.json.")
+_dataset = click.option(
+    "--dataset",
+    default="news_mini",
+    show_default=True,
+    metavar="DIR",
+    help="Folder with train.csv, test.csv and label.json.",
+)
 _model = click.option("--model", required=True, metavar="MODEL", help="Checkpoint folder, hub id or built-in model.")
-_max_length = click.option("--max-length", type=click.IntRange(min=1), default=384, show_default=True, metavar="L", help="Tokens at which texts are cut off.")
+_max_length = click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    default=384,
+    show_default=True,
+    metavar="L",
+    help="Tokens at which texts are cut off.",
+)
 
 
 @main.command()
 @_dataset
-@click.option("--base", required=True, metavar="BASE", help="Hub id or folder with weights; or, from scratch: bert-tiny, -mini, -small, -medium, -base.")
+@click.option(
+    "--base",
+    required=True,
+    metavar="BASE",
+    help="Hub id or folder with weights; or, from scratch: bert-tiny, -mini, -small, -medium, -base.",
+)
 @_max_length
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Checkpoint folder to write.")
-@click.option("--vocab", type=click.Path(path_type=Path), metavar="FILE", help="WordPiece vocabulary to use instead of learning one.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Pretrained: 3. From scratch: until 6,400 texts were seen, at least 3.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Pretrained: 5e-5. From scratch: 1e-3.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Checkpoint folder to write.",
+)
+@click.option(
+    "--vocab",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="WordPiece vocabulary to use instead of learning one.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Pretrained: 3. From scratch: until 6,400 texts were seen, at least 3.",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Pretrained: 5e-5. From scratch: 1e-3.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Pretrained: 32. From scratch: 16.")
-@click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), help="Share of the steps. Pretrained: 0.2. From scratch: 0.1.")
+@click.option(
+    "--warmup",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the steps. Pretrained: 0.2. From scratch: 0.1.",
+)
 def train(
-    dataset: str, base: str, max_length: int, seed: int, output: Path, vocab: Path | None, **settings: float | None
+    dataset: str,
+    base: str,
+    max_length: int,
+    seed: int,
+    output: Path,
+    vocab: Path | None,
+    **settings: float | None,
 ) -> None:
     """Fine-tune BASE on a dataset, or train it from scratch."""
     import dataclasses
@@ -91,11 +140,30 @@ def train(
 @main.command()
 @_model
 @_dataset
-@click.option("--variants", default="default", show_default=True, metavar="LIST", help="Names with commas between; also 'default' and 'all'.")
+@click.option(
+    "--variants",
+    default="default",
+    show_default=True,
+    metavar="LIST",
+    help="Names with commas between; also 'default' and 'all'.",
+)
 @_max_length
-@click.option("--documents", type=click.IntRange(min=1), metavar="N", help="Judge by a sample of N test documents, not by all.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the figures to FILE too.")
-def evaluate(model: str, dataset: str, variants: str, max_length: int, documents: int | None, json_file: Path | None) -> None:
+@click.option(
+    "--documents",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Judge by a sample of N test documents, not by all.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the figures to FILE too.",
+)
+def evaluate(
+    model: str, dataset: str, variants: str, max_length: int, documents: int | None, json_file: Path | None
+) -> None:
     """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document."""
     import dataclasses
 
@@ -128,7 +196,9 @@ def evaluate(model: str, dataset: str, variants: str, max_length: int, documents
             json_file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{json_file} cannot be written ({error.strerror}): name another file") from error
-    report.show(report.accuracy(results, title=f"{name} on {loaded.name}, {len(rows)} documents, {max_length} tokens at most"))
+    report.show(
+        report.accuracy(results, title=f"{name} on {loaded.name}, {len(rows)} documents, {max_length} tokens at most")
+    )
 
 
 @main.command()
@@ -156,21 +226,25 @@ def quantize(model: str, variant: str, output: Path, dataset: str, max_length: i
 
 @main.command()
 @click.argument("texts", nargs=-1)
-@click.option("--model", required=True, metavar="MODEL", help="Folder from `qbert quantize`, checkpoint folder, hub id or built-in model.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="Folder from `qbert quantize`, checkpoint folder, hub id or built-in model.",
+)
 @click.option("--variant", metavar="NAME", help="How to run a checkpoint; fp32 unless told.")
 @_dataset
 @_max_length
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the score of every label.")
-def predict(texts: tuple[str, ...], model: str, variant: str | None, dataset: str, max_length: int, as_json: bool) -> None:
+def predict(
+    texts: tuple[str, ...], model: str, variant: str | None, dataset: str, max_length: int, *, as_json: bool
+) -> None:
     """Print label and score of each of TEXTS, or of each line piped in.
 
     A tab separates the two texts of a pair. Dataset and length tell which built-in model is meant; the
     length is also where texts are cut off.
     """
     from scipy.special import softmax
-
-    from qbert import dataset as datasets
-    from qbert.checkpoint import Checkpoint
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
@@ -184,7 +258,12 @@ def predict(texts: tuple[str, ...], model: str, variant: str | None, dataset: st
             best = int(scores.argmax())
             if as_json:
                 ranked = {names[label]: round(float(scores[label]), 6) for label in scores.argsort()[::-1]}
-                click.echo(json.dumps({"text": text.rstrip("\r\n"), "label": names[best], "scores": ranked}, ensure_ascii=False))
+                click.echo(
+                    json.dumps(
+                        {"text": text.rstrip("\r\n"), "label": names[best], "scores": ranked},
+                        ensure_ascii=False,
+                    )
+                )
             else:
                 click.echo(f"{names[best]}\t{scores[best]:.4f}\t{first[:60]}")
 
@@ -230,7 +309,9 @@ def _checkpoint(model: str, dataset: str, max_length: int) -> Any:  # noqa: ANN4
     return suite.checkpoint(suite.models[model], max_length)
 
 
-def _open(model: str, variant: str | None, dataset: str, max_length: int) -> "tuple[Classifier, Encoder, dict[int, str]]":
+def _open(
+    model: str, variant: str | None, dataset: str, max_length: int
+) -> "tuple[Classifier, Encoder, dict[int, str]]":
     """Return classifier, tokenizer and label names of an artefact or of a checkpoint run as `variant`."""
     from qbert import variants as table
     from qbert.checkpoint import Checkpoint

@@ -81,6 +81,12 @@ def load(source: str | Path) -> Dataset:
     return Dataset(folder.resolve(), label_names, train, test, digest.hexdigest())
 
 
+def text_rows(documents: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Return the text, or the two texts of a pair, of each document."""
+    columns = [name for name in ("text", "text_pair") if name in documents]
+    return list(documents[columns].itertuples(index=False, name=None))
+
+
 def _locate(source: str | Path) -> Path:
     if source == BUILT_IN:
         package = Path(__file__).parent
@@ -98,7 +104,9 @@ def _text(path: Path, content: bytes) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 (byte {error.object[error.start]:#04x}): save it as UTF-8") from error
+        raise InputError(
+            f"{path}, line {line}: not UTF-8 (byte {error.object[error.start]:#04x}): save it as UTF-8"
+        ) from error
 
 
 def _label_names(path: Path, content: bytes) -> tuple[str, ...]:
@@ -109,7 +117,9 @@ def _label_names(path: Path, content: bytes) -> tuple[str, ...]:
     if not isinstance(ids, dict) or any(type(value) is not int for value in ids.values()):
         raise InputError(f'{path} has to map each label\'s name to its id, as in {{"sport": 0, "health": 1}}')
     if len(ids) < 2 or sorted(ids.values()) != list(range(len(ids))):  # noqa: PLR2004  one label is no choice
-        raise InputError(f"{path} has the ids {sorted(ids.values())}: at least two are needed, 0, 1, 2 and so on, each once")
+        raise InputError(
+            f"{path} has the ids {sorted(ids.values())}: at least two are needed, 0, 1, 2 and so on, each once"
+        )
     return tuple(sorted(ids, key=ids.__getitem__))
 
 
@@ -141,7 +151,9 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
                 rows.append(values)
             start = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}, line {start}: broken CSV ({error}): double the quotes inside a quoted text") from error
+        raise InputError(
+            f"{path}, line {start}: broken CSV ({error}): double the quotes inside a quoted text"
+        ) from error
     if not rows:
         raise InputError(f"{path} has no rows below its first line: add documents")
     return pd.DataFrame(rows, columns=columns, index=lines, dtype=str)

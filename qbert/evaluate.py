@@ -1,7 +1,7 @@
 """Judge a variant by the test documents: F1, F1 drop with its interval, flips, and what they cannot tell."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from scipy import stats
 
 from qbert import CONFIDENCE
 from qbert.checkpoint import Encoder
+from qbert.dataset import text_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,13 +69,7 @@ def run(
     return np.concatenate(logits), np.array(seconds)
 
 
-def text_rows(documents: "pd.DataFrame") -> list[tuple[str, ...]]:
-    """Return the text, or the two texts of a pair, of each document."""
-    columns = [name for name in ("text", "text_pair") if name in documents]
-    return list(documents[columns].itertuples(index=False, name=None))
-
-
-def percentiles(seconds: npt.ArrayLike) -> dict[str, float]:
+def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:
     """Return `p50_s`, `p95_s` and `p99_s`."""
     p50, p95, p99 = np.percentile(seconds, [50, 95, 99])
     return {"p50_s": float(p50), "p95_s": float(p95), "p99_s": float(p99)}
@@ -132,7 +127,9 @@ def f1_drop_interval(
     return float(low), float(high)
 
 
-def _weighted_f1(counts: npt.NDArray[np.int64], labels: Ids, predicted: Ids, num_labels: int) -> npt.NDArray[np.float64]:
+def _weighted_f1(
+    counts: npt.NDArray[np.int64], labels: Ids, predicted: Ids, num_labels: int
+) -> npt.NDArray[np.float64]:
     """Return the weighted F1 of each row of `counts` `(samples, cells)`, how often each cell's pair occurs."""
     one_hot = np.eye(num_labels)
     support = counts @ one_hot[labels]
@@ -143,7 +140,10 @@ def _weighted_f1(counts: npt.NDArray[np.int64], labels: Ids, predicted: Ids, num
 
 
 def flipped(
-    documents: "pd.DataFrame", baseline: npt.NDArray[np.float32], variant: npt.NDArray[np.float32], names: tuple[str, ...]
+    documents: "pd.DataFrame",
+    baseline: npt.NDArray[np.float32],
+    variant: npt.NDArray[np.float32],
+    names: tuple[str, ...],
 ) -> list[dict[str, Any]]:
     """Return the documents whose label differs, with the name of each label and the logits' margins."""
     rows = []
@@ -151,7 +151,7 @@ def flipped(
         document = documents.iloc[row]
         rows.append(
             {
-                "row": int(documents.index[row]),
+                "row": int(documents.index[int(row)]),
                 "label": names[document["label"]],
                 "baseline": names[baseline[row].argmax()],
                 "baseline_margin": _margin(baseline[row]),
@@ -178,12 +178,12 @@ def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, 
     if judged <= limit:
         return ""
     named = "upper end of the F1 drop's interval" if by == "interval" else "F1 drop"
+    moved = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
     lines = [
         f"{what}: {named} {judged:+.4f} is over the limit {limit:.4f}",
-        f"  weighted F1 {comparison.f1_baseline:.4f} -> {comparison.f1:.4f}, drop {comparison.f1_drop:+.4f} "
-        f"(95 % interval {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f})",
-        f"  {comparison.flips} of {comparison.documents} documents flipped, {comparison.lost} lost and "
-        f"{comparison.gained} gained (exact McNemar p = {comparison.mcnemar_p:.3f})",
+        f"  weighted F1 {comparison.f1_baseline:.4f} -> {comparison.f1:.4f}, drop {comparison.f1_drop:+.4f}",
+        f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
+        f"  {comparison.flips} of {comparison.documents} documents flipped: {moved} (p = {comparison.mcnemar_p:.3f})",
     ]
     shown = 5
     for flip in flips[:shown]:

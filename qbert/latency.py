@@ -103,7 +103,9 @@ class Interleaved:
         """Return how the rounds `variant_s` compare with the baseline's calls between them."""
         if self._baseline is None:
             return {"speedup": 1.0}
-        return asdict(speedup(self.baseline_s, variant_s, self.block)) | {"baseline_p50_s": float(np.median(self.baseline_s))}
+        return asdict(speedup(self.baseline_s, variant_s, self.block)) | {
+            "baseline_p50_s": float(np.median(self.baseline_s))
+        }
 
 
 def _warm_up(classifier: "Classifier", encoding: "Encoding") -> float:

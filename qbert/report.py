@@ -46,18 +46,20 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     for (model, max_length), group in table.groupby(["model", "max_length"], sort=False):
         untrained = "" if group["trained"].all() else "  untrained: latency only"
         parts.append(Text.assemble("\n", (f"{model}, {max_length} tokens", "bold"), (untrained, "yellow")))
-        drawn = Table(box=None, pad_edge=False, show_header=len(parts) == 2)  # noqa: PLR2004  the first one
-        for heading, width in zip(COLUMNS, (variant_width, 6, 6, 14, 6, 7, 5), strict=True):
-            drawn.add_column(heading, justify="left" if heading == "variant" else "right", min_width=width, no_wrap=True)
-        for row in group.itertuples():
+        drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=len(parts) == 2)  # noqa: PLR2004  the first one
+        for heading, width in zip(COLUMNS, (variant_width, 6, 6, 17, 6, 7, 5), strict=True):
+            drawn.add_column(
+                heading, justify="left" if heading == "variant" else "right", min_width=width, no_wrap=True
+            )
+        for row in group.to_dict("records"):
             drawn.add_row(
-                escape(row.variant),
-                milliseconds(row.median_s),
-                milliseconds(row.p95_s),
+                escape(row["variant"]),
+                milliseconds(row["median_s"]),
+                milliseconds(row["p95_s"]),
                 _speedup(row),
-                _number(row.f1, ".4f"),
-                _number(row.f1_drop, "+.4f"),
-                _number(row.flips, ".0f"),
+                _number(row["f1"], ".4f"),
+                _number(row["f1_drop"], "+.4f"),
+                _number(row["flips"], ".0f"),
             )
         parts.append(drawn)
     return Group(*parts, Text(f"\n{caption}", style="dim"))
@@ -66,7 +68,17 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
 def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
     """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison."""
     drawn = Table(box=None, pad_edge=False)
-    for heading in ("variant", "p50\nms", "p95\nms", "p99\nms", "F1\n", "F1\ndrop", "F1 drop\n95 %", "flips\n", "McNemar\np"):
+    for heading in (
+        "variant",
+        "p50\nms",
+        "p95\nms",
+        "p99\nms",
+        "F1\n",
+        "F1\ndrop",
+        "F1 drop\n95 %",
+        "flips\n",
+        "McNemar\np",
+    ):
         drawn.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     documents, visible = 0, 0.0
     for result in results:
@@ -87,7 +99,12 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
             ),
         )
     told = f"{documents} documents cannot tell an F1 drop below about {visible:.3f} from chance."
-    return Group(Text(title, style="bold"), "", drawn, Text(f"\nms: text to logits, tokenizing included. {told}", style="dim"))
+    return Group(
+        Text(title, style="bold"),
+        "",
+        drawn,
+        Text(f"\nms: text to logits, tokenizing included. {told}", style="dim"),
+    )
 
 
 def show(drawn: RenderableType) -> None:
@@ -101,12 +118,12 @@ def milliseconds(seconds: float) -> str:
     return "" if math.isnan(value) else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
-def _speedup(row: Any) -> str:  # noqa: ANN401  itertuples has no type of its own
-    if math.isnan(row.speedup):
+def _speedup(row: Mapping[Any, Any]) -> str:
+    if math.isnan(row["speedup"]):
         return ""
-    if math.isnan(row.speedup_low):
-        return f"{row.speedup:.2f}"
-    return f"{row.speedup:.2f} {row.speedup_low:.2f}–{row.speedup_high:.2f}"
+    if math.isnan(row["speedup_low"]):
+        return f"{row['speedup']:.2f}"
+    return f"{row['speedup']:.2f} {row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
 
 
 def _number(value: float, form: str) -> str:

@@ -18,6 +18,7 @@ from qbert import InputError, evaluate, machine, train, variants
 from qbert.cache import build_folder, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
+from qbert.terminal import say
 from qbert.variants import BASELINE, Classifier, Variant
 
 UNTRAINED = "bert-base"
@@ -117,12 +118,16 @@ class Suite:
         if not model.trained:
             train.write_untrained(self.dataset, model.source, stage, model.seed)
             return
-        print(f"\ntraining {model.name} at {max_length} tokens on {self.dataset.name}, once", file=sys.stderr, flush=True)
+        say(f"training {model.name} at {max_length} tokens on {self.dataset.name}, once")
         # A process of its own has all cores, and leaves this one's threads and memory as every later run finds them.
-        command = ["train", "--dataset", self.dataset.folder, "--base", model.source, "--max-length", max_length]
-        command += ["--seed", model.seed, "--output", stage]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [*sys.path]))}
-        done = subprocess.run([sys.executable, "-W", "ignore", "-m", "qbert", *map(str, command)], env=environment, stdout=subprocess.DEVNULL, check=False)
+        command = f"-m qbert train --base {model.source} --max-length {max_length} --seed {model.seed}".split()
+        command += ["--dataset", str(self.dataset.folder), "--output", str(stage)]
+        done = subprocess.run(  # noqa: S603  our own command
+            [sys.executable, "-W", "ignore", *command],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
         if done.returncode:
             raise InputError(f"training {model.name} failed with exit code {done.returncode}: see the message above")
 

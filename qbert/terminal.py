@@ -1,10 +1,24 @@
 """What a person sees while waiting: rich's consoles, and progress that is silent where no one looks."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+def say(what: str) -> None:
+    """Tell on standard error, on a line of its own, what will take a while."""
+    sys.stderr.write(f"\n{what}\n")
+    sys.stderr.flush()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qbert import InputError, machine
 from qbert.cache import build_folder, is_filled
 from qbert.checkpoint import Checkpoint, locate, quiet_transformers, write_record
-from qbert.dataset import Dataset
+from qbert.dataset import Dataset, text_rows
 from qbert.terminal import progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ GEOMETRIES = {
 Source: Turc et al. 2019, "Well-Read Students Learn Better", table 1.
 """
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+UNKNOWN = "[UNK]"
+SPECIAL_TOKENS = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_SIZE = 8_000  # every Chinese character of a news collection, or the common words of an alphabet
 BERT_BASE_CHINESE_VOCABULARY_SIZE = 21_128
 
@@ -124,15 +125,25 @@ def learn_vocabulary(texts: Iterable[str]) -> "BertTokenizer":
     from tokenizers.trainers import WordPieceTrainer
     from transformers import BertTokenizer
 
+    texts = list(texts)
     bert = BertTokenizer().backend_tokenizer
-    learner = Tokenizer(WordPiece(unk_token="[UNK]"))
+    learner = Tokenizer(WordPiece(unk_token=UNKNOWN))
     learner.normalizer, learner.pre_tokenizer = bert.normalizer, bert.pre_tokenizer
-    learner.train_from_iterator(
-        texts,
-        WordPieceTrainer(
-            vocab_size=VOCABULARY_SIZE, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-        ),
+    # The trainer numbers continuations in the order of a hash table, another each time, and ties follow the
+    # numbers. Given as special tokens they are numbered beforehand, and equal texts give an equal vocabulary.
+    continuations = {
+        character
+        for text in texts
+        for word, _ in bert.pre_tokenizer.pre_tokenize_str(bert.normalizer.normalize_str(text))
+        for character in word[1:]
+    }
+    trainer = WordPieceTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        min_frequency=2,
+        special_tokens=[*SPECIAL_TOKENS, *(f"##{character}" for character in sorted(continuations))],
+        show_progress=False,
     )
+    learner.train_from_iterator(texts, trainer)
     return BertTokenizer(vocab=learner.get_vocab())
 
 
@@ -147,7 +158,9 @@ def read_vocabulary(path: Path) -> "BertTokenizer":
     try:
         tokens = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"vocabulary {path} cannot be read ({error}): give a text file with a token on each line") from error
+        raise InputError(
+            f"vocabulary {path} cannot be read ({error}): give a text file with a token on each line"
+        ) from error
     lacking = [token for token in SPECIAL_TOKENS if token not in tokens]
     if lacking:
         raise InputError(f"vocabulary {path} lacks {', '.join(lacking)}: give a BERT vocabulary (vocab.txt)")
@@ -161,10 +174,12 @@ def _start(
     from transformers import BertConfig, BertForSequenceClassification, set_seed
 
     names = dict(enumerate(dataset.label_names))
-    labels = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    labels: dict[str, Any] = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
     if base not in GEOMETRIES:
         if vocab is not None:
-            raise InputError(f"--vocab goes with a base trained from scratch ({', '.join(GEOMETRIES)}): leave it out for {base}")
+            raise InputError(
+                f"--vocab goes with a base trained from scratch ({', '.join(GEOMETRIES)}): leave it out for {base}"
+            )
         try:
             checkpoint = Checkpoint.open(locate(base))
         except InputError as error:
@@ -174,8 +189,8 @@ def _start(
         model = checkpoint.load(num_labels=len(names), ignore_mismatched_sizes=True, **labels)
         return model, checkpoint.encoder.tokenizer
     layers, hidden = GEOMETRIES[base]
-    pairs = dataset.train.get("text_pair", [])
-    tokenizer = read_vocabulary(vocab) if vocab else learn_vocabulary([*dataset.train["text"], *pairs])
+    texts = [text for row in text_rows(dataset.train) for text in row]
+    tokenizer = read_vocabulary(vocab) if vocab else learn_vocabulary(texts)
     config = BertConfig(
         vocab_size=max(len(tokenizer), vocabulary_size),
         num_hidden_layers=layers,
@@ -187,7 +202,9 @@ def _start(
         **labels,
     )
     if max_length > config.max_position_embeddings:
-        raise InputError(f"max_length {max_length} is beyond {base}'s {config.max_position_embeddings} positions: take less")
+        raise InputError(
+            f"max_length {max_length} is beyond {base}'s {config.max_position_embeddings} positions: take less"
+        )
     set_seed(seed)
     return BertForSequenceClassification(config), tokenizer
 
@@ -211,7 +228,8 @@ def _run(
         pairs = list(rows["text_pair"]) if "text_pair" in rows else None
         tokens = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=max_length)
         return [
-            {name: tokens[name][row] for name in tokens} | {"labels": int(label)} for row, label in enumerate(rows["label"])
+            {name: tokens[name][row] for name in tokens} | {"labels": int(label)}
+            for row, label in enumerate(rows["label"])
         ]
 
     pad = DataCollatorWithPadding(tokenizer)
@@ -223,7 +241,10 @@ def _run(
             length = int(torch.randint(shortest, max_length + 1, ()))
             features = [
                 # [SEP] stays the last
-                {name: value if name == "labels" else value[: length - 1] + value[length - 1 :][-1:] for name, value in row.items()}
+                {
+                    name: value if name == "labels" else value[: length - 1] + value[length - 1 :][-1:]
+                    for name, value in row.items()
+                }
                 for row in features
             ]
         batch = pad(features)
@@ -248,7 +269,7 @@ def _run(
                 learning_rate=recipe.learning_rate,
                 per_device_train_batch_size=recipe.batch_size,
                 per_device_eval_batch_size=recipe.batch_size,
-                warmup_steps=recipe.warmup if recipe.warmup else 0,
+                warmup_steps=recipe.warmup or 0,
                 weight_decay=0.01,
                 seed=seed,
                 save_strategy="no",
@@ -257,13 +278,12 @@ def _run(
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=encode(dataset.train),  # type: ignore[arg-type]  any sequence will do
+            train_dataset=encode(dataset.train),
             data_collator=collate,
             callbacks=[Show()],
         )
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
     predicted = trainer.predict(encode(dataset.test)).predictions.argmax(axis=-1)  # type: ignore[arg-type, union-attr]
-    model.to("cpu")
     score = f1_score(dataset.test["label"], predicted, average="weighted")
     return {"training_loss": round(float(loss), 4), "test_weighted_f1": round(float(score), 4)}

@@ -44,6 +44,16 @@ def write_dataset(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """Give a folder with the module `outside`, which adds the variant `mine`."""
+    (tmp_path / "outside.py").write_text("""
+from qbert.variants import Variant, eager, register
+register(Variant("mine", "PyTorch eager", "fp32", eager.load))
+""")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def news(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """A sample of the built-in dataset that trains in seconds."""
@@ -63,7 +73,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Dataset:
     folder = tmp_path_factory.mktemp("data") / "pairs"
     folder.mkdir()
     for split, rows in (("train", news.train), ("test", news.test)):
-        other = rows.sample(frac=1, random_state=1)
+        short = rows.assign(text=rows["text"].str[:80])
+        other = short.sample(frac=1, random_state=1)
         same = (rows["label"].to_numpy() == other["label"].to_numpy()).astype(int)
         pd.DataFrame({"text": rows["text"], "text_pair": other["text"].to_numpy(), "label": same}).to_csv(
             folder / f"{split}.csv", index=False

@@ -58,7 +58,10 @@ def test_a_checkpoint_without_weights_for_the_head_is_untrained(copy: Path) -> N
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(copy / "model.safetensors")
-    save_file({name: tensor for name, tensor in tensors.items() if "classifier" not in name}, copy / "model.safetensors")
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if "classifier" not in name},
+        copy / "model.safetensors",
+    )
     assert not Checkpoint.open(copy).trained
 
 
@@ -78,7 +81,7 @@ def test_damaged_files_are_named(copy: Path, file: str) -> None:
 
 def test_a_damaged_tokenizer_is_named(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match="the tokenizer in .* cannot be read"):
+    with pytest.raises(InputError, match=r"the tokenizer in .* cannot be read"):
         _ = Checkpoint.open(copy).encoder
 
 
@@ -97,7 +100,9 @@ def test_a_model_that_classifies_no_text_is_refused(copy: Path) -> None:
         Checkpoint.open(copy)
 
 
-def test_labels_that_are_not_the_datasets_are_refused(copy: Path, trained: Checkpoint, news: Dataset, pairs: Dataset) -> None:
+def test_labels_that_are_not_the_datasets_are_refused(
+    copy: Path, trained: Checkpoint, news: Dataset, pairs: Dataset
+) -> None:
     trained.check_labels(news)
     with pytest.raises(InputError, match="tells 5 labels apart and the dataset pairs has 2"):
         Suite(pairs, [str(trained.folder)], max_lengths=[64])
@@ -108,11 +113,13 @@ def test_labels_that_are_not_the_datasets_are_refused(copy: Path, trained: Check
 
 
 def test_a_length_beyond_the_positions_is_refused(trained: Checkpoint, news: Dataset) -> None:
-    with pytest.raises(InputError, match="max_length 513 is beyond .* 512 positions"):
+    with pytest.raises(InputError, match=r"max_length 513 is beyond .* 512 positions"):
         Suite(news, [str(trained.folder)], max_lengths=[128, 513])
 
 
-@pytest.mark.parametrize("source", ["bert-base-chinese", "nobody/nothing", "./missing", "/missing", "a/b/c", "not a name"])
+@pytest.mark.parametrize(
+    "source", ["bert-base-chinese", "nobody/nothing", "./missing", "/missing", "a/b/c", "not a name"]
+)
 def test_a_model_that_is_nowhere_is_named(source: str) -> None:
     with pytest.raises(InputError) as error:
         locate(source)

@@ -17,7 +17,9 @@ SHARED = Path(__file__).parents[2] / "shared" / "datasets"
 
 def test_labels_are_read_as_ids_and_as_names(write_dataset: Write) -> None:
     by_id = dataset.load(write_dataset())
-    by_name = dataset.load(write_dataset(train="text,label\ngood film,positive\nbad film,negative\n"))
+    by_name = dataset.load(
+        write_dataset(train="text,label\ngood film,positive\nbad film,negative\n", test="text,label\nfine,positive\n")
+    )
     assert list(by_id.train["label"]) == [1, 0]
     assert list(by_name.train["label"]) == [1, 0]
 
@@ -29,8 +31,10 @@ def test_names_that_are_numbers_are_told_from_ids_by_what_explains_more(write_da
     assert list(as_names.train["label"]) == list(as_ids.train["label"]) == [0, 1, 2]
 
 
-def test_column_order_extra_columns_blank_lines_and_a_byte_order_mark_do_not_matter(write_dataset: Write) -> None:
-    loaded = dataset.load(write_dataset(train="\ufefflabel,id,text\n\n1,7,\"good, film\"\n0,8,bad\n"))
+def test_column_order_extra_columns_blank_lines_and_a_byte_order_mark_do_not_matter(
+    write_dataset: Write,
+) -> None:
+    loaded = dataset.load(write_dataset(train='\ufefflabel,id,text\n\n1,7,"good, film"\n0,8,bad\n'))
     assert loaded.train.to_dict("list") == {"text": ["good, film", "bad"], "label": [1, 0]}
 
 
@@ -66,7 +70,10 @@ def test_rows_in_both_splits_are_counted_in_a_warning(write_dataset: Write) -> N
         ({"train": 'text,label\n"two\nlines",1\n,0\n'}, "train.csv, line 4: text is empty"),
         ({"train": "text,label\ngood,\n"}, "train.csv, line 2: label is empty"),
         ({"train": "text,label\ngood,1\nbad,7\n"}, "train.csv, line 3: label '7' is not in label.json"),
-        ({"train": "text,label\ngood,positive\nbad,awful\n", "test": "text,label\nx,positive\n"}, "label 'awful'"),
+        (
+            {"train": "text,label\ngood,positive\nbad,awful\n", "test": "text,label\nx,positive\n"},
+            "label 'awful'",
+        ),
         ({"train": "text,label\ngood, film,1\n"}, "line 2: 3 fields where the first line has 2"),
         ({"train": "text,label\ngood\n"}, "line 2: 1 fields"),
         ({"train": 'text,label\n"good" film,1\n'}, "line 2: broken CSV"),
@@ -74,7 +81,10 @@ def test_rows_in_both_splits_are_counted_in_a_warning(write_dataset: Write) -> N
         ({"train": "text,label\ngood,1\n坏,0\n".encode("gbk")}, "train.csv, line 3: not UTF-8"),
         ({"train": "text,label\ngood,1\n"}, "'negative', of which train.csv has no row"),
         ({"train": "text,text_pair,label\na,b,1\n"}, "'text_pair' has to be in both"),
-        ({"train": "text,text_pair,label\na,,1\n", "test": "text,text_pair,label\na,b,1\n"}, "line 2: text_pair is empty"),
+        (
+            {"train": "text,text_pair,label\na,,1\n", "test": "text,text_pair,label\na,b,1\n"},
+            "line 2: text_pair is empty",
+        ),
         ({"label": "{"}, "label.json is not JSON"),
         ({"label": "[1]"}, "has to map each label's name"),
         ({"label": '{"a": "0", "b": 1}'}, "has to map each label's name"),
@@ -99,7 +109,9 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         dataset.load(tmp_path / "missing")
 
 
-texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(lambda text: bool(text.strip()))
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(
+    lambda text: bool(text.strip())
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -113,7 +125,10 @@ def test_any_text_that_was_written_as_csv_is_read_back(write_dataset: Write, wri
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real datasets are not here")
-@pytest.mark.parametrize(("name", "rows"), [("sougou", (370, 125)), ("thucnews_titles", (8000, 2000)), ("sst2", (6920, 872)), ("mrpc", (3680, 400))])
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("sougou", (370, 125)), ("thucnews_titles", (8000, 2000)), ("sst2", (6920, 872)), ("mrpc", (3680, 400))],
+)
 @pytest.mark.filterwarnings("ignore::qbert.dataset.DatasetWarning")
 def test_real_datasets_load(name: str, rows: tuple[int, int]) -> None:
     loaded = dataset.load(SHARED / name)

@@ -65,7 +65,9 @@ def outcome(both: int, lost: int, gained: int, neither: int) -> evaluate.Compari
     return evaluate.compare(labels, baseline, variant, 2)
 
 
-@pytest.mark.parametrize(("lost", "gained", "p"), [(1, 7, 0.0703), (7, 1, 0.0703), (10, 0, 0.00195), (0, 0, 1.0), (3, 3, 1.0)])
+@pytest.mark.parametrize(
+    ("lost", "gained", "p"), [(1, 7, 0.0703), (7, 1, 0.0703), (10, 0, 0.00195), (0, 0, 1.0), (3, 3, 1.0)]
+)
 def test_mcnemar_is_exact(lost: int, gained: int, p: float) -> None:
     """Doubled binomial tails; 1 against 7 is the airway hyper-responsiveness example of Fagerland et al. 2013."""
     assert outcome(50, lost, gained, 5).mcnemar_p == pytest.approx(p, abs=5e-5)
@@ -95,7 +97,11 @@ def test_the_interval_covers_the_true_drop(lost: float, gained: float, documents
         labels = rng.integers(classes, size=size)
         wrong = (labels + rng.integers(1, classes, size=size)) % classes
         kind = rng.choice(4, p=outcomes, size=size)
-        return labels, np.where((kind == 0) | (kind == 1), labels, wrong), np.where((kind == 0) | (kind == 2), labels, wrong)
+        return (
+            labels,
+            np.where((kind == 0) | (kind == 1), labels, wrong),
+            np.where((kind == 0) | (kind == 2), labels, wrong),
+        )
 
     labels, baseline, variant = draw(2_000_000)
     truth = f1_score(labels, baseline, average="weighted") - f1_score(labels, variant, average="weighted")

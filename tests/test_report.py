@@ -12,7 +12,13 @@ from qbert import report
 
 
 def benchmark(variant: str, median: float, **info: Any) -> dict[str, Any]:
-    known = {"model": "bert-base", "max_length": 384, "variant": variant, "trained": True, "p95_s": median * 1.1}
+    known = {
+        "model": "bert-base",
+        "max_length": 384,
+        "variant": variant,
+        "trained": True,
+        "p95_s": median * 1.1,
+    }
     return {"stats": {"median": median}, "extra_info": known | info}
 
 
@@ -27,17 +33,25 @@ def draw(drawn: Any) -> str:
 
 
 def test_latency_and_accuracy_of_a_cell_are_one_row() -> None:
-    table = report.cells([benchmark("fp32", 1.0), benchmark("int8", 0.1, **SPEED), benchmark("int8", 9.9, **JUDGED), {"stats": {}}])
+    table = report.cells(
+        [
+            benchmark("fp32", 1.0),
+            benchmark("int8", 0.1, **SPEED),
+            benchmark("int8", 9.9, **JUDGED),
+            {"stats": {}},
+        ]
+    )
     assert list(table["variant"]) == ["fp32", "int8"]
     assert table.loc[1, ["median_s", "speedup", "f1", "flips"]].tolist() == [0.1, 10.444, 0.9512, 123]
     assert math.isnan(table.loc[0, "f1"])
 
 
 def test_the_longest_variant_fits_80_columns() -> None:
-    rows = [benchmark("fp32", 1.2345, speedup=1.0), benchmark("int8-dynamic-per-channel", 0.118, **SPEED, **JUDGED)]
-    rows[1:] = [benchmark("int8-dynamic-per-channel", 0.118, **SPEED), benchmark("int8-dynamic-per-channel", 1, **JUDGED)]
+    name = "int8-dynamic-per-channel"
+    rows = [benchmark("fp32", 1.2345, speedup=1.0), benchmark(name, 0.118, **SPEED), benchmark(name, 1.0, **JUDGED)]
     text = draw(report.summary(report.cells(rows), title="t", caption="c"))
-    assert "int8-dynamic-per-channel     118     130  10.44 10.01–10.99  0.9512  -0.0020    123" in " ".join(text.split("\n"))
+    (row,) = [line for line in text.splitlines() if line.startswith(name)]
+    assert row.split() == [name, "118", "130", "10.44", "10.01–10.99", "0.9512", "-0.0020", "123"]
     assert max(map(len, text.split("\n"))) <= 80
     assert "…" not in text
 
@@ -53,7 +67,8 @@ def test_markup_in_names_is_shown_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(1.4041, "1404"), (0.0504, "50.4"), (0.00123, "1.23"), (0.000012, "0.0120"), (0.0, "0"), (math.nan, "")]
+    ("seconds", "shown"),
+    [(1.4041, "1404"), (0.0504, "50.4"), (0.00123, "1.23"), (0.000012, "0.0120"), (0.0, "0"), (math.nan, "")],
 )
 def test_milliseconds_have_three_digits(seconds: float, shown: str) -> None:
     assert report.milliseconds(seconds) == shown

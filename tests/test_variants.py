@@ -32,7 +32,9 @@ def test_logits_agree_with_the_baseline_on_every_family_length_and_pair(
     variant: Variant, family: Checkpoint, news: Dataset, pairs: Dataset
 ) -> None:
     baseline, classifier = (variants.build(one, family) for one in (VARIANTS["fp32"], variant))
-    bound = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.05}[variant.precision]  # of the small models' logits, which are within 1
+    bound = {"fp32": 1e-6, "bf16": 0.02, "int8": 0.05}[
+        variant.precision
+    ]  # of the small models' logits, which are within 1
     for encoding in (
         family.encoder.fill(news, 128),
         family.encoder.fill(pairs, 64),
@@ -61,7 +63,9 @@ def test_precision_and_threads_are_as_claimed(variant: Variant, trained: Checkpo
 
 
 @pytest.mark.parametrize("variant", HERE, **names)
-def test_an_artefact_gives_identical_logits_in_a_new_process(variant: Variant, trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+def test_an_artefact_gives_identical_logits_in_a_new_process(
+    variant: Variant, trained: Checkpoint, news: Dataset, tmp_path: Path
+) -> None:
     encoding = trained.encoder.fill(news, 64)
     folder = tmp_path / "artefact"
     folder.mkdir()
@@ -82,8 +86,9 @@ def test_what_quantize_dynamic_makes_is_what_runs(variant: Variant, trained: Che
     torch.backends.quantized.engine = variant.options["engine"]
     per_channel = variant.options["per_channel"]
     how = quantization.per_channel_dynamic_qconfig if per_channel else quantization.default_dynamic_qconfig
-    with pytest.warns(Warning), torch.inference_mode():  # deprecated, and what this is about
+    with pytest.warns(DeprecationWarning, match="quantiz"):
         model = quantization.quantize_dynamic(trained.load(), {torch.nn.Linear: how}, dtype=torch.qint8)
+    with torch.inference_mode():
         expected = model(**{name: torch.from_numpy(array) for name, array in encoding.items()}).logits.numpy()
     assert np.array_equal(logits, expected)
 
@@ -91,7 +96,9 @@ def test_what_quantize_dynamic_makes_is_what_runs(variant: Variant, trained: Che
 def test_int8_weights_take_a_quarter_of_the_space(trained: Checkpoint, tmp_path: Path) -> None:
     variants.write_artefact(VARIANTS["int8-dynamic-onednn"], trained, tmp_path)
     linear = sum(
-        shape[0] * shape[1] for name, shape in trained.weights.items() if name.endswith("weight") and len(shape) == 2 and "embeddings" not in name
+        shape[0] * shape[1]
+        for name, shape in trained.weights.items()
+        if name.endswith("weight") and len(shape) == 2 and "embeddings" not in name
     )
     saved = (trained.folder / "model.safetensors").stat().st_size - (tmp_path / "quantized.safetensors").stat().st_size
     assert saved == pytest.approx(3 * linear, rel=0.05)
@@ -105,7 +112,7 @@ def test_a_variant_that_claims_int8_and_has_none_is_refused(trained: Checkpoint)
 
 @pytest.mark.parametrize("names_given", ["int8-imaginary", "fp32,", ""])
 def test_unknown_variants_are_named_with_those_there_are(names_given: str) -> None:
-    with pytest.raises(InputError, match="unknown variant .* there are fp32, bf16"):
+    with pytest.raises(InputError, match=r"unknown variant .* there are fp32, bf16"):
         variants.select(names_given)
 
 
@@ -168,7 +175,9 @@ def test_a_checkpoint_is_no_artefact(trained: Checkpoint) -> None:
         variants.load_artefact(trained.folder)
 
 
-def test_a_damaged_export_in_the_cache_is_named(trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_export_in_the_cache_is_named(
+    trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
     variants.build(VARIANTS["int8-dynamic-onednn"], trained)
     (weights,) = tmp_path.rglob("quantized.safetensors")
@@ -187,7 +196,12 @@ def test_instruction_sets_are_the_processors() -> None:
 
 
 def test_the_table_is_read_without_any_runtime() -> None:
-    script = "import sys, qbert.variants as v; [r.missing() for r in v.VARIANTS.values()]; assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    script = """
+import sys, qbert.variants
+for row in qbert.variants.VARIANTS.values():
+    row.missing()
+assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)
+"""
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -212,15 +212,21 @@ def load_artefact(folder: Path) -> tuple[Variant, Classifier]:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         name, definition = record["variant"], record["definition"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} is no quantized artefact (no 'variant' in its {RECORD}): make one with qbert quantize") from error
+        raise InputError(
+            f"{folder} is no quantized artefact (no 'variant' in its {RECORD}): make one with qbert quantize"
+        ) from error
     variant = get(name)
     if definition != json.loads(json.dumps(variant.definition)):
-        raise InputError(f"{folder} was made by another definition of variant {name}: make it again with qbert quantize")
+        raise InputError(
+            f"{folder} was made by another definition of variant {name}: make it again with qbert quantize"
+        )
     return variant, _load(variant, folder)
 
 
 def _load(variant: Variant, folder: Path) -> Classifier:
     classifier = variant.load(folder, **variant.options)
     if variant.precision.startswith("int8") and not classifier.evidence.get("quantized_ops"):
-        raise InputError(f"variant {variant.name} claims int8 and runs no quantized operation: it would only seem to be")
+        raise InputError(
+            f"variant {variant.name} claims int8 and runs no quantized operation: it would only seem to be"
+        )
     return classifier

@@ -55,14 +55,14 @@ def export_dynamic(checkpoint: Checkpoint, folder: Path, *, engine: str, per_cha
     for name, module in _quantized(model).items():
         weight, bias = module._weight_bias()  # noqa: SLF001  torch has no public reader of both
         tensors[f"{name}.weight"] = weight.int_repr()
-        tensors[f"{name}.scales"] = weight.q_per_channel_scales() if per_channel else torch.tensor(weight.q_scale(), dtype=torch.float64)
+        tensors[f"{name}.scales"] = (
+            weight.q_per_channel_scales() if per_channel else torch.tensor(weight.q_scale(), dtype=torch.float64)
+        )
         if bias is not None:
             tensors[f"{name}.bias"] = bias
     quantized = tuple(f"{name}." for name in _quantized(model))
     tensors |= {
-        name: tensor.contiguous()
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(quantized)
+        name: tensor.contiguous() for name, tensor in model.state_dict().items() if not name.startswith(quantized)
     }
     save_file(tensors, folder / WEIGHTS)
 
@@ -80,7 +80,9 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     _choose_engine(engine)
-    warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel")  # deprecated likewise
+    warnings.filterwarnings(
+        "ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel"
+    )  # deprecated likewise
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -88,26 +90,29 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
     with quiet_transformers():
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForSequenceClassification.from_config(config).eval()
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    layers = {}
     try:
-        layers = {name: {part: tensors.pop(f"{name}.{part}", None) for part in ("weight", "scales", "bias")} for name in linears}
-        lacking = set(model.load_state_dict(tensors, strict=False).missing_keys)
-        lacking -= {f"{name}.{part}" for name in linears for part in ("weight", "bias")}
-        if lacking:
-            raise KeyError(*lacking)
-        for name, linear in linears.items():
-            scales = layers[name]["scales"]
+        for name, linear in linears:
+            scales = tensors.pop(f"{name}.scales")
             # From whole steps of the scale, quantizing gives back the very int8 values that were written.
-            weight = (layers[name]["weight"].double() * scales.reshape(-1, 1)).float()
+            weight = (tensors.pop(f"{name}.weight").double() * scales.reshape(-1, 1)).float()
             if per_channel:
-                weight = torch.quantize_per_channel(weight, scales, torch.zeros(len(scales), dtype=torch.int64), 0, torch.qint8)
+                points = torch.zeros(len(scales), dtype=torch.int64)
+                weight = torch.quantize_per_channel(weight, scales, points, 0, torch.qint8)
             else:
                 weight = torch.quantize_per_tensor(weight, float(scales), 0, torch.qint8)
-            module = dynamic.Linear(linear.in_features, linear.out_features, dtype=torch.qint8)
-            module.set_weight_bias(weight, layers[name]["bias"])
-            model.set_submodule(name, module)
-    except (AttributeError, KeyError, RuntimeError) as error:
-        raise InputError(f"{folder / WEIGHTS} holds another model's weights ({error}): make it again with qbert quantize") from error
+            layers[name] = dynamic.Linear(linear.in_features, linear.out_features, dtype=torch.qint8)
+            layers[name].set_weight_bias(weight, tensors.pop(f"{name}.bias", None))
+            model.set_submodule(name, torch.nn.Identity())  # the rest of the weights is loaded without it
+        model.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(
+            f"{folder / WEIGHTS} holds another model's weights ({reason}): make it again with qbert quantize"
+        ) from error
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
     return classifier(model)
 
 
