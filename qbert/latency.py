@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 MIN_PAIRS = 9  # the least from which the 95 % interval of a median leaves out one outlier at each end
 WARM_UP_S = 0.3  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
-BLOCK_S = 0.02  # calls shorter than this are timed in blocks, so that switching sides costs little
+# After the other side's calls, the first 8 calls of BERT-tiny are up to 15 % slow (caches, clock: AMD Zen 5). So calls are
+# timed in blocks, and those of a block's first 30 ms are made and not timed.
+BLOCK_S = 0.1
+SETTLE_S = 0.03
 CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold: what ran before it no longer shows
 
 
@@ -63,8 +67,7 @@ def time_call(classifier: "Classifier", encoding: "Encoding") -> float:
 class Interleaved:
     """The plan of one cell: blocks of the variant's rounds, and before each a block of the baseline's.
 
-    The first call of a block finds the caches full of the other side's weights: it is made and not timed,
-    unless calls are so long that it cannot matter. Call `before_round` before each of `rounds` rounds.
+    Call `before_round` before each of `rounds` rounds.
     """
 
     def __init__(
@@ -81,21 +84,20 @@ class Interleaved:
         sides = [classifier] if baseline is None else [classifier, baseline]
         costs = [_warm_up(side, encoding) for side in sides]
         self.block = 1 if baseline is None else max(1, round(BLOCK_S / costs[0]))
-        untimed = sum(cost for cost in costs if cost < CACHES_FILLED_S) if baseline else 0.0
-        blocks = max(round(seconds / (self.block * sum(costs) + untimed)), MIN_PAIRS, -(-min_rounds // self.block))
-        self.rounds = blocks * self.block
+        self._settling = [_settling_calls(cost) if baseline else 0 for cost in costs]
+        pair_s = sum(cost * (self.block + settling) for cost, settling in zip(costs, self._settling, strict=True))
+        self.rounds = self.block * max(round(seconds / pair_s), MIN_PAIRS, -(-min_rounds // self.block))
         self.baseline_s: list[float] = []
-        self._costs = costs
         self._done = 0
 
     def before_round(self) -> None:
         """Make and time the baseline's calls where a block begins."""
         if self._baseline is not None and self._done % self.block == 0:
-            variant_s, baseline_s = self._costs
-            if baseline_s < CACHES_FILLED_S:
+            variant_settling, baseline_settling = self._settling
+            for _ in range(baseline_settling):
                 self._baseline(self._encoding)
             self.baseline_s += [time_call(self._baseline, self._encoding) for _ in range(self.block)]
-            if variant_s < CACHES_FILLED_S:
+            for _ in range(variant_settling):
                 self._classifier(self._encoding)
         self._done += 1
 
@@ -106,6 +108,11 @@ class Interleaved:
         return asdict(speedup(self.baseline_s, variant_s, self.block)) | {
             "baseline_p50_s": float(np.median(self.baseline_s))
         }
+
+
+def _settling_calls(cost_s: float) -> int:
+    """Return how many calls of `cost_s` seconds each are made and not timed when a block begins."""
+    return 0 if cost_s >= CACHES_FILLED_S else math.ceil(SETTLE_S / cost_s)
 
 
 def _warm_up(classifier: "Classifier", encoding: "Encoding") -> float:
