@@ -1,5 +1,7 @@
 """Folders that are either absent or whole: built beside their place under a lock, then renamed."""
 
+import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +13,9 @@ from filelock import FileLock
 from qbert import InputError
 
 
+CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+
+
 def cache_dir() -> Path:
     """Return the folder that keeps trained built-in models and quantized variants (`QBERT_CACHE`)."""
     return Path(os.environ.get("QBERT_CACHE") or platformdirs.user_cache_dir("qbert"))
@@ -19,6 +24,13 @@ def cache_dir() -> Path:
 def is_filled(target: Path) -> bool:
     """Whether something is at `target`, an empty folder aside."""
     return target.exists() and not (target.is_dir() and not any(target.iterdir()))
+
+
+def _lock(target: Path) -> FileLock:
+    """Return the lock of `target`; lock files stay, so they are kept apart from a person's folders."""
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:32])
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
@@ -35,7 +47,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     stage = target.with_name(f".{target.name}.unfinished")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):
+        with _lock(target):
             if is_filled(target):
                 return target
             shutil.rmtree(stage, ignore_errors=True)
@@ -48,7 +60,9 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
     except OSError as error:
-        if error.filename is not None and not str(error.filename).startswith(str(target.parent)):
+        if error.errno not in CANNOT_WRITE:
             raise
-        raise InputError(f"{target} cannot be written ({error.strerror or error}): name another place") from error
+        raise InputError(
+            f"{error.filename or target} cannot be written ({error.strerror}): name another place (QBERT_CACHE names the cache)"
+        ) from error
     return target

@@ -163,7 +163,8 @@ class Cell:
 
     def introduce(self, benchmark: Any, measured: str) -> None:  # noqa: ANN401  pytest-benchmark's fixture
         """Group `benchmark` by model, length and what is `measured`, and have the saved run say what it is of."""
-        benchmark.group = f"{measured} {self.model.name}-{self.max_length}"
+        untrained = "" if self.model.trained else " (untrained)"
+        benchmark.group = f"{measured} {self.model.name}-{self.max_length}{untrained}"
         benchmark.extra_info.update(self.describe())
 
     @property

@@ -68,7 +68,19 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "built\n"
 
 
+def test_nothing_but_the_folder_itself_is_left_beside_it(tmp_path: Path) -> None:
+    build_folder(tmp_path / "folder", write)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a special file")
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QBERT_CACHE", "/dev/null")
+    with pytest.raises(InputError, match=r"/dev/null/locks cannot be written .*QBERT_CACHE"):
+        build_folder(tmp_path / "folder", write)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs a special file")
 def test_a_place_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(InputError, match="/dev/null/folder cannot be written"):
+    with pytest.raises(InputError, match=r"/dev/null.* cannot be written"):
         build_folder(Path("/dev/null/folder"), write)

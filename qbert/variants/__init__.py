@@ -94,6 +94,7 @@ for row in (
         "PyTorch eager",
         "bf16",
         eager.load,
+        eager.export,
         options={"dtype": "bfloat16"},
         needs="bf16 instructions",
         missing=eager.no_bf16,
@@ -185,12 +186,9 @@ def build(variant: Variant, checkpoint: Checkpoint) -> Classifier:
 
 def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path) -> None:
     """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer, and a record."""
-    if variant.export is None:
-        checkpoint.load().save_pretrained(folder)
-    else:
-        variant.export(checkpoint, folder, **variant.options)
     checkpoint.config.save_pretrained(folder)
     checkpoint.encoder.tokenizer.save_pretrained(folder)
+    (variant.export or eager.export)(checkpoint, folder, **variant.options)
     write_record(
         folder,
         {

@@ -40,6 +40,14 @@ def load(folder: Path, dtype: str = "float32") -> "Classifier":
     return classifier(Checkpoint(folder).load(dtype=getattr(torch, dtype)))
 
 
+def export(checkpoint: Checkpoint, folder: Path, dtype: str = "float32") -> None:
+    """Write the weights of `checkpoint` to `folder` as `dtype`."""
+    import torch
+
+    with quiet_transformers():
+        checkpoint.load(dtype=getattr(torch, dtype)).save_pretrained(folder)
+
+
 def export_dynamic(checkpoint: Checkpoint, folder: Path, *, engine: str, per_channel: bool) -> None:
     """Quantize every nn.Linear of `checkpoint` and write the weights to `folder`."""
     import torch
