@@ -1,5 +1,6 @@
 """Options and fixtures of the benchmarks in bench/; what they do is in the package qbert."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -158,18 +159,19 @@ def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
     return suite_of(request.config).dataset.documents(request.config.option.documents)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    results = config.stash[RESULTS]
-    if not results:
-        return
-    from qbert import report
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+    try:
+        yield
+    finally:  # pytest-benchmark raises here where --benchmark-compare-fail fails
+        results = config.stash[RESULTS]
+        if results:
+            from qbert import report
 
-    suite = suite_of(config)
-    table = report.summary(
-        report.cells(results),
-        title=f"qbert: {suite.dataset.name}, batch 1, one thread",
-        caption="ms: one encoding of that many tokens to logits. Speedup, F1 drop and flips: against fp32.",
-    )
-    terminalreporter.write_line("")
-    report.show(table)
+            table = report.summary(
+                report.cells(results),
+                title=f"qbert: {suite_of(config).dataset.name}, batch 1, one thread",
+                caption="ms: one encoding of that many tokens to logits. Speedup, F1 drop and flips: against fp32.",
+            )
+            terminalreporter.write_line("")
+            report.show(table)

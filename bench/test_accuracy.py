@@ -5,12 +5,13 @@ Not timed: building and loading; the baseline's own pass; statistics.
 """
 
 import dataclasses
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from qbert import dataset, evaluate
+from qbert import dataset, evaluate, latency
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,23 +25,22 @@ def test_accuracy(cell: "Cell", benchmark: Any, documents: "pd.DataFrame", pytes
     """F1 drops by no more than the limit; a round is a document."""
     cell.introduce(benchmark, "accuracy")
     classifier, encoder, max_length = cell.classifier, cell.encoder, cell.max_length
-    texts = iter(dataset.text_rows(documents))
+    rows = dataset.text_rows(documents)
+    texts = itertools.cycle(rows)
     logits = []
 
     def classify(*text: str) -> None:
         logits.append(classifier(encoder(*text, max_length=max_length)))
 
-    benchmark.pedantic(classify, setup=lambda: (next(texts), {}), rounds=len(documents))
+    with latency.one_core():
+        for text in rows[: evaluate.WARM_UP_DOCUMENTS]:
+            classifier(encoder(*text, max_length=max_length))
+        benchmark.pedantic(classify, setup=lambda: (next(texts), {}), rounds=len(rows))
     assert all(np.isfinite(row).all() for row in logits)
     if benchmark.disabled:
         return  # one document was classified: it works, and there is nothing to judge
 
-    answers = np.concatenate(logits)
-    baseline = cell.baseline_logits(documents, answers)
-    comparison = evaluate.compare(
-        documents["label"].to_numpy(), baseline.argmax(axis=1), answers.argmax(axis=1), answers.shape[1]
-    )
-    flips = evaluate.flipped(documents, baseline, answers, cell.suite.dataset.label_names)
+    comparison, flips = cell.judge(documents, np.concatenate(logits[: len(rows)]))
     options = pytestconfig.option
     limit = cell.variant.max_f1_drop if options.max_f1_drop is None else options.max_f1_drop
     benchmark.extra_info.update(
@@ -50,5 +50,6 @@ def test_accuracy(cell: "Cell", benchmark: Any, documents: "pd.DataFrame", pytes
         f1_guard=options.f1_guard,
         flipped=flips,
     )
-    if over := evaluate.guard(comparison, flips, limit=limit, by=options.f1_guard, what=cell.name):
+    over = evaluate.guard(comparison, flips, limit=limit, by=options.f1_guard, what=cell.name)
+    if over and not cell.is_baseline:
         pytest.fail(over, pytrace=False)

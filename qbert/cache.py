@@ -12,7 +12,6 @@ from filelock import FileLock
 
 from qbert import InputError
 
-
 CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 
 
@@ -30,7 +29,7 @@ def _lock(target: Path) -> FileLock:
     """Return the lock of `target`; lock files stay, so they are kept apart from a person's folders."""
     locks = cache_dir() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / hashlib.sha256(str(target.resolve()).encode()).hexdigest()[:32])
+    return FileLock(locks / hashlib.sha256(str(target).encode()).hexdigest()[:32])
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
@@ -42,6 +41,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         InputError: the place cannot be written to.
     """
+    target = target.resolve()
     if is_filled(target):
         return target
     stage = target.with_name(f".{target.name}.unfinished")
@@ -63,6 +63,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
         if error.errno not in CANNOT_WRITE:
             raise
         raise InputError(
-            f"{error.filename or target} cannot be written ({error.strerror}): name another place (QBERT_CACHE names the cache)"
+            f"{error.filename or target} cannot be written ({error.strerror}): "
+            "name another place (QBERT_CACHE names the cache)"
         ) from error
     return target

@@ -26,7 +26,15 @@ Encoding = dict[str, npt.NDArray[np.int64]]
 RECORD = "qbert.json"
 """What made a folder of ours: beside a checkpoint's or an artefact's own files."""
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 @contextlib.contextmanager
@@ -58,15 +66,11 @@ def locate(source: str) -> Path:
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise InputError(f"{wanted}: give a checkpoint's folder (with config.json and model.safetensors) or a hub id")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
         # Nothing that would run code or unpickle is downloaded.
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except (
-        OSError,
-        HFValidationError,
-    ) as error:  # the hub's errors, requests' and a missing cache are OSErrors
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{wanted}, and the Hugging Face hub did not give it ({reason}): check the path or the hub id"
@@ -94,10 +98,8 @@ class Checkpoint:
             if not any((folder / name).is_file() for name in needed):
                 raise InputError(f"{folder} is no checkpoint, it has no {needed[0]}: {remedy}")
         checkpoint = cls(folder)
-        _ = (
-            checkpoint.expected_weights,
-            checkpoint.weights,
-        )  # damage is found here, not in the middle of a run
+        # Damage is found here, not in the middle of a run.
+        _ = checkpoint.expected_weights, checkpoint.weights, checkpoint.encoder
         return checkpoint
 
     @cached_property
@@ -131,9 +133,9 @@ class Checkpoint:
     @property
     def weight_files(self) -> list[Path]:
         """The safetensors files, in the order of their names."""
-        index = self.folder / "model.safetensors.index.json"
-        if not index.is_file():
-            return [self.folder / "model.safetensors"]
+        index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
+        if single.is_file() or not index.is_file():  # transformers looks in this order
+            return [single]
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError) as error:
@@ -210,24 +212,38 @@ class Checkpoint:
         """The tokenizer of this checkpoint, giving what its model takes."""
         return Encoder.open(self.folder, self._skeleton.forward)
 
-    def load(self, **options: Any) -> Any:  # noqa: ANN401
-        """Return the model in evaluation mode, float32 unless `options` (of from_pretrained) say otherwise."""
+    @property
+    def max_length(self) -> int:
+        """The length that it was trained at, where its record tells; else 384, or its positions if fewer."""
+        return int(self.record.get("max_length") or min(384, self.positions))
+
+    def load(self, *, seed: int = 0, **options: Any) -> Any:  # noqa: ANN401
+        """Return the model in evaluation mode, float32 unless `options` (of from_pretrained) say otherwise.
+
+        Weights of a head that the file lacks are drawn at random by `seed`.
+
+        Raises:
+            InputError: the weights do not fit the configuration.
+        """
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        torch.manual_seed(0)  # a head that the file lacks is drawn at random, the same in every process
-        with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = AutoModelForSequenceClassification.from_pretrained(
-                self.folder,
-                **{
-                    "dtype": torch.float32,
-                    "use_safetensors": True,
-                    "local_files_only": True,
-                    "trust_remote_code": False,
-                }
-                | options,
-            )
+        torch.manual_seed(seed)
+        wanted = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+        try:
+            with quiet_transformers(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model, report = AutoModelForSequenceClassification.from_pretrained(
+                    self.folder, output_loading_info=True, **wanted | options
+                )
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"{self.folder}: weights and config.json do not fit ({reason}): save both again"
+            ) from error
+        if self.trained and report["missing_keys"] and "num_labels" not in options:
+            lacking = min(report["missing_keys"])
+            raise InputError(f"{self.folder}: the weights lack {lacking}, which config.json has: save both again")
         return model.eval()
 
     def check_labels(self, dataset: "Dataset") -> None:
@@ -246,12 +262,15 @@ class Checkpoint:
             )
 
     def check_length(self, *max_lengths: int) -> None:
-        """Raise InputError where one of `max_lengths` is beyond the model's positions."""
+        """Raise InputError where one of `max_lengths` is beyond the model's positions or leaves no room for text."""
+        special = self.encoder.tokenizer.num_special_tokens_to_add()
         for max_length in max_lengths:
             if max_length > self.positions:
                 raise InputError(
                     f"max_length {max_length} is beyond {self.folder}'s {self.positions} positions: take less"
                 )
+            if max_length <= special:
+                raise InputError(f"max_length {max_length} holds no text beside {special} special tokens: take more")
 
 
 @dataclass(frozen=True)

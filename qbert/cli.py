@@ -15,8 +15,11 @@ import click
 from qbert import InputError, __version__
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Encoder
+    from qbert.checkpoint import Checkpoint
     from qbert.variants import Classifier
+
+
+DEFAULT_MAX_LENGTH = 384
 
 
 class Command(click.Group):
@@ -24,10 +27,12 @@ class Command(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except InputError as error:
-            raise click.UsageError(str(error)) from error
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            try:
+                return super().invoke(ctx)
+            except InputError as error:
+                raise click.UsageError(str(error)) from error
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
@@ -45,9 +50,7 @@ def main(plugins: tuple[str, ...]) -> None:
 
     The measuring itself is `pytest bench/`.
     """
-    warnings.showwarning = _warn
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    sys.path.insert(0, "")
     for name in plugins:
         try:
             importlib.import_module(name)
@@ -68,10 +71,18 @@ _model = click.option("--model", required=True, metavar="MODEL", help="Checkpoin
 _max_length = click.option(
     "--max-length",
     type=click.IntRange(min=1),
-    default=384,
+    default=DEFAULT_MAX_LENGTH,
     show_default=True,
     metavar="L",
     help="Tokens at which texts are cut off.",
+)
+
+
+_served_length = click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    metavar="L",
+    help="Tokens at which texts are cut off; unless told, as many as the model was trained at, or 384.",
 )
 
 
@@ -147,7 +158,7 @@ def train(
     metavar="LIST",
     help="Names with commas between; also 'default' and 'all'.",
 )
-@_max_length
+@_served_length
 @click.option(
     "--documents",
     type=click.IntRange(min=1),
@@ -162,7 +173,7 @@ def train(
     help="Write the figures to FILE too.",
 )
 def evaluate(
-    model: str, dataset: str, variants: str, max_length: int, documents: int | None, json_file: Path | None
+    model: str, dataset: str, variants: str, max_length: int | None, documents: int | None, json_file: Path | None
 ) -> None:
     """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document."""
     import dataclasses
@@ -176,6 +187,7 @@ def evaluate(
 
     chosen = table.select(variants)
     loaded = datasets.load(dataset)
+    max_length = max_length or _served(model)
     suite = Suite(loaded, [model], max_lengths=[max_length])
     (name,) = suite.models
     if not suite.models[name].trained:
@@ -186,9 +198,7 @@ def evaluate(
         cell = suite.cell(name, max_length, variant.name)
         with progress(variant.name, len(rows)) as advance:
             logits, seconds = judging.run(cell.classifier, cell.encoder, rows, max_length, advance)
-            baseline = cell.baseline_logits(rows, logits)
-        comparison = judging.compare(rows["label"].to_numpy(), baseline.argmax(1), logits.argmax(1), logits.shape[1])
-        flips = judging.flipped(rows, baseline, logits, loaded.label_names)
+        comparison, flips = cell.judge(rows, logits)
         times = judging.percentiles(seconds)
         results.append(cell.describe() | dataclasses.asdict(comparison) | times | {"flipped": flips})
     if json_file:
@@ -206,8 +216,8 @@ def evaluate(
 @click.option("--variant", required=True, metavar="NAME", help="One of `qbert variants`.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
 @_dataset
-@_max_length
-def quantize(model: str, variant: str, output: Path, dataset: str, max_length: int) -> None:
+@_served_length
+def quantize(model: str, variant: str, output: Path, dataset: str, max_length: int | None) -> None:
     """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read.
 
     Dataset and length only tell which built-in model is meant.
@@ -234,10 +244,10 @@ def quantize(model: str, variant: str, output: Path, dataset: str, max_length: i
 )
 @click.option("--variant", metavar="NAME", help="How to run a checkpoint; fp32 unless told.")
 @_dataset
-@_max_length
+@_served_length
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the score of every label.")
 def predict(
-    texts: tuple[str, ...], model: str, variant: str | None, dataset: str, max_length: int, *, as_json: bool
+    texts: tuple[str, ...], model: str, variant: str | None, dataset: str, max_length: int | None, *, as_json: bool
 ) -> None:
     """Print label and score of each of TEXTS, or of each line piped in.
 
@@ -248,7 +258,10 @@ def predict(
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
-    classifier, encoder, names = _open(model, variant, dataset, max_length)
+    classifier, checkpoint = _open(model, variant, dataset, max_length)
+    encoder, names = checkpoint.encoder, checkpoint.config.id2label
+    max_length = max_length or checkpoint.max_length
+    checkpoint.check_length(max_length)
     with _reading(sys.stdin) as lines:
         for text in texts or lines:
             first, _, second = text.rstrip("\r\n").partition("\t")
@@ -294,7 +307,15 @@ def _reading(stream: Any) -> Iterator[Any]:  # noqa: ANN401  a text stream
         raise InputError(f"standard input is not {error.encoding} text: pipe in UTF-8") from error
 
 
-def _checkpoint(model: str, dataset: str, max_length: int) -> Any:  # noqa: ANN401  a Checkpoint
+def _served(model: str) -> int:
+    """Return the length at which the texts for `model` are cut off where nobody said another."""
+    from qbert import train as training
+    from qbert.checkpoint import Checkpoint, locate
+
+    return DEFAULT_MAX_LENGTH if model in training.GEOMETRIES else Checkpoint.open(locate(model)).max_length
+
+
+def _checkpoint(model: str, dataset: str, max_length: int | None) -> "Checkpoint":
     """Return the checkpoint that `model` names, without asking whether it fits the dataset."""
     from qbert import dataset as datasets
     from qbert import train as training
@@ -302,26 +323,21 @@ def _checkpoint(model: str, dataset: str, max_length: int) -> Any:  # noqa: ANN4
     from qbert.suite import Suite
 
     if model not in training.GEOMETRIES:
-        checkpoint = Checkpoint.open(locate(model))
-        checkpoint.check_length(max_length)
-        return checkpoint
+        return Checkpoint.open(locate(model))
+    max_length = max_length or DEFAULT_MAX_LENGTH
     suite = Suite(datasets.load(dataset), [model], max_lengths=[max_length])
     return suite.checkpoint(suite.models[model], max_length)
 
 
-def _open(
-    model: str, variant: str | None, dataset: str, max_length: int
-) -> "tuple[Classifier, Encoder, dict[int, str]]":
-    """Return classifier, tokenizer and label names of an artefact or of a checkpoint run as `variant`."""
+def _open(model: str, variant: str | None, dataset: str, max_length: int | None) -> "tuple[Classifier, Checkpoint]":
+    """Return the classifier of an artefact, or of a checkpoint run as `variant`, and its folder."""
     from qbert import variants as table
     from qbert.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(Path(model))
-    if "variant" in checkpoint.record:
-        if variant not in (None, checkpoint.record["variant"]):
-            raise InputError(f"{model} holds the variant {checkpoint.record['variant']}: leave out --variant {variant}")
-        _, classifier = table.load_artefact(Path(model))
-    else:
+    if "variant" not in checkpoint.record:
         checkpoint = _checkpoint(model, dataset, max_length)
-        classifier = table.build(table.get(variant or table.BASELINE), checkpoint)
-    return classifier, checkpoint.encoder, checkpoint.config.id2label
+        return table.build(table.get(variant or table.BASELINE), checkpoint), checkpoint
+    if variant not in (None, checkpoint.record["variant"]):
+        raise InputError(f"{model} holds the variant {checkpoint.record['variant']}: leave out --variant {variant}")
+    return table.load_artefact(Path(model))[1], checkpoint

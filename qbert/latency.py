@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 MIN_PAIRS = 9  # the least from which the 95 % interval of a median leaves out one outlier at each end
 WARM_UP_S = 0.3  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
-# After the other side's calls, the first 8 of BERT-tiny are up to 15 % slow (caches, clock; AMD Zen 5). So calls are timed
-# in blocks, and those of a block's first 30 ms are made and not timed.
+# After the other side's calls, the first 8 of BERT-tiny are up to 15 % slow (caches, clock; AMD Zen 5). So calls are
+# timed in blocks, and those of a block's first 30 ms are made and not timed.
 BLOCK_S = 0.1
 SETTLE_S = 0.03
 CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold: what ran before it no longer shows

@@ -26,8 +26,8 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         if not all(name in info for name in CELL):
             continue
         row = rows.setdefault(tuple(info[name] for name in CELL), {name: info[name] for name in [*CELL, "trained"]})
-        if "f1" in info:
-            row |= {name: info[name] for name in ACCURACY}
+        if info.get("measured") == "accuracy":
+            row |= {name: info[name] for name in ACCURACY if name in info}
         else:
             row |= {"median_s": benchmark["stats"]["median"]} | {name: info[name] for name in LATENCY if name in info}
     return pd.DataFrame(rows.values(), columns=[*CELL, "trained", *LATENCY, *ACCURACY])

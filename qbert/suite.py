@@ -7,9 +7,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
 from qbert.terminal import say
 from qbert.variants import BASELINE, Classifier, Variant
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNTRAINED = "bert-base"
 """The built-in model of random weights; every other built-in one is trained on the dataset at first use."""
@@ -72,9 +75,14 @@ class Suite:
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
         for source in dict.fromkeys(models):
             for model in self._resolve(source, experiments):
-                self.models[model.name] = model
+                taken = sum(name == model.name or name.startswith(f"{model.name}-copy") for name in self.models)
+                name = f"{model.name}-copy{taken}" if taken else model.name
+                self.models[name] = replace(model, name=name)
 
     def _resolve(self, source: str, experiments: int) -> list[Model]:
+        if source in train.GEOMETRIES:
+            for max_length in self.max_lengths:
+                train.check_length(source, max_length)
         if source == UNTRAINED:
             return [Model(source, source, trained=False)]
         if source in train.GEOMETRIES:
@@ -91,8 +99,7 @@ class Suite:
         if checkpoint.trained:
             checkpoint.check_labels(self.dataset)
         name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
-        taken = sum(other == name or other.startswith(f"{name}-copy") for other in self.models)
-        return [Model(f"{name}-copy{taken}" if taken else name, str(folder), checkpoint.trained)]
+        return [Model(name, str(folder.resolve()), checkpoint.trained)]
 
     def checkpoint(self, model: Model, max_length: int) -> Checkpoint:
         """Return the checkpoint of `model` for this length; a built-in one is made at first use."""
@@ -123,7 +130,7 @@ class Suite:
         command = f"-m qbert train --base {model.source} --max-length {max_length} --seed {model.seed}".split()
         command += ["--dataset", str(self.dataset.folder), "--output", str(stage)]
         done = subprocess.run(  # noqa: S603  our own command
-            [sys.executable, "-W", "ignore", *command],
+            [sys.executable, "-P", "-W", "ignore", *command],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             stdout=subprocess.DEVNULL,
             check=False,
@@ -141,6 +148,17 @@ class Suite:
         if key not in self._classifiers:
             self._classifiers[key] = variants.build(variant, checkpoint)
         return self._classifiers[key]
+
+    def baseline_logits(
+        self, cell: "Cell", documents: "pd.DataFrame", logits: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Return the baseline's logits of `documents`: `logits` where `cell` is it, else run once and kept."""
+        key = (cell.model.name, cell.max_length)
+        if cell.is_baseline:
+            self._baseline_logits[key] = logits
+        elif key not in self._baseline_logits:
+            self._baseline_logits[key] = evaluate.run(cell.baseline, cell.encoder, documents, cell.max_length)[0]
+        return self._baseline_logits[key]
 
     def cell(self, model: str, max_length: int, variant: str) -> "Cell":
         """Return one cell."""
@@ -165,7 +183,7 @@ class Cell:
         """Group `benchmark` by model, length and what is `measured`, and have the saved run say what it is of."""
         untrained = "" if self.model.trained else " (untrained)"
         benchmark.group = f"{measured} {self.model.name}-{self.max_length}{untrained}"
-        benchmark.extra_info.update(self.describe())
+        benchmark.extra_info.update(self.describe(), measured=measured)
 
     @property
     def is_baseline(self) -> bool:
@@ -187,15 +205,17 @@ class Cell:
         """The tokenizer."""
         return self.suite.checkpoint(self.model, self.max_length).encoder
 
-    def baseline_logits(self, documents: Any, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:  # noqa: ANN401  a DataFrame
-        """Return the baseline's logits of `documents`: `logits` where this is the baseline, else run once and kept."""
-        known = self.suite._baseline_logits  # noqa: SLF001  one module's own
-        key = (self.model.name, self.max_length)
-        if self.is_baseline:
-            known[key] = logits
-        elif key not in known:
-            known[key] = evaluate.run(self.baseline, self.encoder, documents, self.max_length)[0]
-        return known[key]
+    def judge(
+        self,
+        documents: "pd.DataFrame",
+        logits: npt.NDArray[np.float32],
+    ) -> tuple[evaluate.Comparison, list[dict[str, Any]]]:
+        """Compare `logits` `(documents, num_labels)` of this cell with the baseline's: the figures, and the flips."""
+        baseline = self.suite.baseline_logits(self, documents, logits)
+        comparison = evaluate.compare(
+            documents["label"].to_numpy(), baseline.argmax(axis=1), logits.argmax(axis=1), logits.shape[1]
+        )
+        return comparison, evaluate.flipped(documents, baseline, logits, self.suite.dataset.label_names)
 
     def describe(self) -> dict[str, Any]:
         """Return its place, its evidence, and what was measured on what."""
@@ -213,6 +233,6 @@ class Cell:
                 "dataset": self.suite.dataset.name,
                 "dataset_sha256": self.suite.dataset.sha256,
                 "definition": self.variant.definition,
-                "threads": self.classifier.evidence["threads"],
+                "threads": self.classifier.evidence.get("threads"),
             },
         }

@@ -29,6 +29,7 @@ GEOMETRIES = {
 Source: Turc et al. 2019, "Well-Read Students Learn Better", table 1.
 """
 
+POSITIONS = 512
 UNKNOWN = "[UNK]"
 SPECIAL_TOKENS = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_SIZE = 8_000  # every Chinese character of a news collection, or the common words of an alphabet
@@ -111,11 +112,19 @@ def train(
 
 def write_untrained(dataset: Dataset, base: str, folder: Path, seed: int = 0) -> None:
     """Write a checkpoint of random weights to the empty `folder`: good for latency, its answers mean nothing."""
-    model, tokenizer = _start(dataset, base, 1, seed, None, vocabulary_size=BERT_BASE_CHINESE_VOCABULARY_SIZE)
+    model, tokenizer = _start(dataset, base, POSITIONS, seed, None, vocabulary_size=BERT_BASE_CHINESE_VOCABULARY_SIZE)
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     write_record(folder, {"base": base, "seed": seed, "untrained": True, "versions": machine.versions()})
+
+
+def check_length(base: str, max_length: int) -> None:
+    """Raise InputError where a model of GEOMETRIES cannot take texts of `max_length` tokens."""
+    if max_length > POSITIONS:
+        raise InputError(f"max_length {max_length} is beyond {base}'s {POSITIONS} positions: take less")
+    if max_length < 3:  # noqa: PLR2004  [CLS], a token, [SEP]
+        raise InputError(f"max_length {max_length} leaves no room for text beside [CLS] and [SEP]: take more")
 
 
 def learn_vocabulary(texts: Iterable[str]) -> "BertTokenizer":
@@ -156,7 +165,7 @@ def read_vocabulary(path: Path) -> "BertTokenizer":
     from transformers import BertTokenizer
 
     try:
-        tokens = path.read_text(encoding="utf-8").splitlines()
+        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # U+2028 is a token, no end of line
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"vocabulary {path} cannot be read ({error}): give a text file with a token on each line"
@@ -174,7 +183,11 @@ def _start(
     from transformers import BertConfig, BertForSequenceClassification, set_seed
 
     names = dict(enumerate(dataset.label_names))
-    labels: dict[str, Any] = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    labels: dict[str, Any] = {
+        "id2label": names,
+        "label2id": {name: label for label, name in names.items()},
+        "problem_type": "single_label_classification",
+    }
     if base not in GEOMETRIES:
         if vocab is not None:
             raise InputError(
@@ -185,14 +198,15 @@ def _start(
         except InputError as error:
             raise InputError(f"{error}; from scratch there are {', '.join(GEOMETRIES)}") from error
         checkpoint.check_length(max_length)
-        set_seed(seed)  # the new head
-        model = checkpoint.load(num_labels=len(names), ignore_mismatched_sizes=True, **labels)
+        model = checkpoint.load(seed=seed, num_labels=len(names), ignore_mismatched_sizes=True, **labels)
         return model, checkpoint.encoder.tokenizer
+    check_length(base, max_length)
     layers, hidden = GEOMETRIES[base]
     texts = [text for row in text_rows(dataset.train) for text in row]
     tokenizer = read_vocabulary(vocab) if vocab else learn_vocabulary(texts)
     config = BertConfig(
-        vocab_size=max(len(tokenizer), vocabulary_size),
+        vocab_size=max(*tokenizer.get_vocab().values(), vocabulary_size - 1) + 1,
+        max_position_embeddings=POSITIONS,
         num_hidden_layers=layers,
         hidden_size=hidden,
         num_attention_heads=hidden // 64,
@@ -201,10 +215,6 @@ def _start(
         pad_token_id=tokenizer.pad_token_id,
         **labels,
     )
-    if max_length > config.max_position_embeddings:
-        raise InputError(
-            f"max_length {max_length} is beyond {base}'s {config.max_position_embeddings} positions: take less"
-        )
     set_seed(seed)
     return BertForSequenceClassification(config), tokenizer
 

@@ -109,18 +109,12 @@ def test_an_f1_drop_over_the_limit_fails_and_shows_the_figures(quick: list[objec
     assert f"tiny-16-{INT8}: F1 drop" in done.stdout
     assert "is over the limit -0.5000" in done.stdout
     assert "McNemar" in done.stdout
-    by_interval = bench(
-        *quick,
-        "--max-f1-drop",
-        "0",
-        "--f1-guard",
-        "interval",
-        "-k",
-        f"accuracy and 16 and {INT8}",
-        cwd=tmp_path,
-    )
+    strict = [*quick, "--max-f1-drop", "0", "--f1-guard", "interval"]
+    by_interval = bench(*strict, "-k", f"accuracy and 16 and {INT8}", cwd=tmp_path)
     assert by_interval.returncode == 1
     assert "upper end of the F1 drop's interval" in by_interval.stdout
+    baseline = bench(*strict, "-k", "accuracy and 16 and fp32", cwd=tmp_path)
+    assert baseline.returncode == 0  # nothing to hold it against
 
 
 def test_a_run_is_saved_compared_and_grouped_as_pytest_benchmark_does(quick: list[object], tmp_path: Path) -> None:
@@ -130,6 +124,19 @@ def test_a_run_is_saved_compared_and_grouped_as_pytest_benchmark_does(quick: lis
     assert done.returncode == 0
     assert "Comparing against benchmarks from" in done.stdout + done.stderr
     assert f"benchmark 'variant={INT8}': 2 tests" in done.stdout
+
+
+def test_a_regression_fails_the_session_and_the_table_still_comes(quick: list[object], tmp_path: Path) -> None:
+    few = [*quick, "-k", "latency and 16 and fp32"]
+    assert bench(*few, "--benchmark-autosave", cwd=tmp_path).returncode == 0
+    (saved,) = (tmp_path / ".benchmarks").rglob("*.json")
+    run = json.loads(saved.read_text())
+    run["benchmarks"][0]["stats"]["median"] /= 1000
+    saved.write_text(json.dumps(run))
+    done = bench(*few, "--benchmark-compare", "--benchmark-compare-fail=median:5%", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Performance has regressed" in done.stdout + done.stderr
+    assert "tiny, 16 tokens" in done.stdout
 
 
 def test_disabled_benchmarks_are_a_quick_functional_pass(quick: list[object], tmp_path: Path) -> None:

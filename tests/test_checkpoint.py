@@ -26,7 +26,7 @@ def configure(folder: Path, **changes: object) -> None:
 def test_every_family_is_read_and_fills_any_length(family: Checkpoint, news: Dataset) -> None:
     assert family.trained
     assert family.num_labels == 5
-    for max_length in (2, 3, 17, 128):
+    for max_length in (3, 4, 17, 128):
         encoding = family.encoder.fill(news, max_length)
         assert {array.shape for array in encoding.values()} == {(1, max_length)}
         assert np.isfinite(family.load()(**_tensors(encoding)).logits.detach().numpy()).all()
@@ -50,8 +50,16 @@ def test_text_is_cut_off_and_never_padded(trained: Checkpoint) -> None:
 
 def test_the_hash_changes_with_weights_tokenizer_and_configuration(copy: Path, trained: Checkpoint) -> None:
     assert Checkpoint(copy).sha256 == trained.sha256
+    before = {trained.sha256}
     configure(copy, hidden_dropout_prob=0.2)
-    assert Checkpoint(copy).sha256 != trained.sha256
+    before.add(Checkpoint(copy).sha256)
+    (copy / "tokenizer.json").write_text((copy / "tokenizer.json").read_text() + " ")
+    before.add(Checkpoint(copy).sha256)
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    before.add(Checkpoint(copy).sha256)
+    assert len(before) == 4
 
 
 def test_a_checkpoint_without_weights_for_the_head_is_untrained(copy: Path) -> None:
@@ -82,7 +90,41 @@ def test_damaged_files_are_named(copy: Path, file: str) -> None:
 def test_a_damaged_tokenizer_is_named(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"the tokenizer in .* cannot be read"):
-        _ = Checkpoint.open(copy).encoder
+        Checkpoint.open(copy)
+
+
+def test_weights_that_lack_a_layer_are_refused(copy: Path) -> None:
+    configure(copy, num_hidden_layers=3)
+    with pytest.raises(InputError, match=r"the weights lack bert\.encoder\.layer\.2"):
+        Checkpoint.open(copy).load()
+
+
+def test_weights_of_another_shape_are_refused(copy: Path) -> None:
+    configure(copy, intermediate_size=256)
+    with pytest.raises(InputError, match=r"weights and config\.json do not fit"):
+        Checkpoint.open(copy).load()
+
+
+def test_a_length_without_room_for_text_is_refused(trained: Checkpoint) -> None:
+    with pytest.raises(InputError, match="max_length 2 holds no text beside 2 special tokens"):
+        trained.check_length(2)
+
+
+def test_built_in_models_are_held_to_their_positions(news: Dataset) -> None:
+    for model in ("bert-tiny", "bert-base"):
+        with pytest.raises(InputError, match="max_length 513 is beyond"):
+            Suite(news, [model], max_lengths=[128, 513])
+
+
+def test_a_folder_that_is_called_like_a_built_in_model_is_the_folder(
+    trained: Checkpoint, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.folder, tmp_path / "bert-base")
+    monkeypatch.chdir(tmp_path)
+    suite = Suite(news, ["./bert-base", "bert-base"], max_lengths=[16])
+    models = {name: model.trained for name, model in suite.models.items()}
+    assert models == {"bert-base": True, "bert-base-copy1": False}
+    assert suite.checkpoint(suite.models["bert-base"], 16).folder == tmp_path / "bert-base"
 
 
 def test_an_unknown_architecture_is_refused_and_its_code_not_run(copy: Path) -> None:

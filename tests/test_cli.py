@@ -94,7 +94,9 @@ def test_predict_gives_label_and_score_of_texts_given_or_piped_in(artefact: Path
     assert given.stdout == piped.stdout
     label, score, text = given.stdout.splitlines()[0].split("\t")
     assert label in trained.config.id2label.values()
-    assert 0.2 <= float(score) <= 1
+    assert 0.2 <= float(score) < 1
+    scores = json.loads(qbert("predict", "--model", artefact, "--json", text).stdout)["scores"]
+    assert scores[label] == max(scores.values()) == pytest.approx(float(score), abs=1e-4)
     assert text == "球队赢了比赛"
 
 
@@ -114,6 +116,13 @@ def test_artefact_and_checkpoint_predict_the_same(artefact: Path, trained: Check
     assert by_artefact.stdout == by_checkpoint.stdout
 
 
+def test_texts_are_cut_off_where_the_model_was_trained_to(trained: Checkpoint) -> None:
+    text = "体育新闻" * 40
+    unsaid = qbert("predict", "--model", trained.folder, "--json", text)
+    said = qbert("predict", "--model", trained.folder, "--max-length", 64, "--json", text)
+    assert unsaid.stdout == said.stdout != ""
+
+
 def test_an_outside_module_adds_a_variant(outside: Path) -> None:
     assert "mine" in qbert("-p", "outside", "variants", PYTHONPATH=str(outside)).stdout
 
@@ -127,6 +136,8 @@ def test_an_outside_module_adds_a_variant(outside: Path) -> None:
         ("evaluate --model {trained} --dataset {pairs}", "tells 5 labels apart"),
         ("evaluate --model {trained} --variants int9", "unknown variant 'int9'"),
         ("evaluate --model {trained} --max-length 513", "max_length 513 is beyond"),
+        ("predict --model {artefact} --max-length 600 text", "max_length 600 is beyond"),
+        ("evaluate --model bert-tiny --max-length 513", "max_length 513 is beyond bert-tiny's 512 positions"),
         ("evaluate --model {trained} --max-length 0", "Invalid value for '--max-length'"),
         ("evaluate --model bert-base", "has no trained classification head"),
         (

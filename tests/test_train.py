@@ -52,7 +52,16 @@ def test_a_checkpoint_is_fine_tuned_to_other_labels_and_to_pairs(
 
 def test_every_family_can_be_fine_tuned(family: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     tuned = train.train(news, str(family.folder), tmp_path / "tuned", max_length=16, recipe=QUICK)
-    assert tuned.sha256 != family.sha256
+    before, after = family.load().state_dict(), tuned.load().state_dict()
+    name = next(name for name in before if "attention" in name or "attn" in name)
+    assert not before[name].equal(after[name])
+
+
+def test_the_seed_decides_a_new_head(trained: Checkpoint) -> None:
+    new = {"num_labels": 2, "ignore_mismatched_sizes": True}
+    heads = [trained.load(seed=seed, **new).classifier.weight for seed in (0, 0, 1)]
+    assert heads[0].equal(heads[1])
+    assert not heads[0].equal(heads[2])
 
 
 def test_a_given_vocabulary_is_used(news: Dataset, tmp_path: Path) -> None:
@@ -60,6 +69,12 @@ def test_a_given_vocabulary_is_used(news: Dataset, tmp_path: Path) -> None:
     vocab.write_text("\n".join([*train.SPECIAL_TOKENS, "体", "育"]), encoding="utf-8")
     checkpoint = train.train(news, "bert-tiny", tmp_path / "out", max_length=16, vocab=vocab, recipe=QUICK)
     assert checkpoint.encoder("体育健", max_length=16)["input_ids"].tolist() == [[2, 5, 6, 1, 3]]
+
+
+def test_a_line_separator_in_a_vocabulary_is_a_token(tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join([*train.SPECIAL_TOKENS, "\u2028", "体"]) + "\n", encoding="utf-8")
+    assert train.read_vocabulary(vocab).get_vocab()["体"] == 6
 
 
 def test_the_experiments_settings_hold_for_pretrained_weights() -> None:

@@ -6,6 +6,7 @@ function, `export(checkpoint, folder, **options)`, writes it, and `load` reads t
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class Variant:
     def definition(self) -> dict[str, Any]:
         """What identifies this way of running in a saved run."""
         return {
+            "export": self.export and f"{self.export.__module__}.{self.export.__qualname__}",
             "load": f"{self.load.__module__}.{self.load.__qualname__}",
             "options": dict(self.options),
             "precision": self.precision,
@@ -116,6 +118,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "onednn", "per_channel": False},
+        missing=eager.no_onednn,
     ),
     Variant(
         "int8-dynamic-per-channel",
@@ -178,7 +181,8 @@ def build(variant: Variant, checkpoint: Checkpoint) -> Classifier:
     """Return `checkpoint` as `variant` runs it; what its export wrote is kept in the cache."""
     if variant.export is None:
         return _load(variant, checkpoint.folder)
-    key = json.dumps([checkpoint.sha256, variant.definition, machine.versions()], sort_keys=True)
+    source = Path(inspect.getfile(variant.export)).read_text(encoding="utf-8")  # an edited export is made anew
+    key = json.dumps([checkpoint.sha256, variant.definition, source, machine.versions()], sort_keys=True)
     name = f"{variant.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     folder = build_folder(cache_dir() / "variants" / name, lambda stage: write_artefact(variant, checkpoint, stage))
     return _load(variant, folder)
@@ -194,6 +198,8 @@ def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path) -> No
         {
             "checkpoint_sha256": checkpoint.sha256,
             "definition": variant.definition,
+            "max_length": checkpoint.max_length,
+            "untrained": not checkpoint.trained,
             "variant": variant.name,
             "versions": machine.versions(),
         },

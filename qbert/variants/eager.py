@@ -5,6 +5,7 @@ It is called here and nowhere else. Its result is kept as safetensors: each quan
 beside its scales, everything else in fp32.
 """
 
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from qbert.checkpoint import Checkpoint, Encoding, quiet_transformers
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
 
     from qbert.variants import Classifier
 
@@ -31,6 +33,11 @@ def no_bf16() -> str:
 def no_avx2() -> str:
     """Say why PyTorch's engine x86 cannot run here; empty where it can."""
     return "" if machine.has("avx2") else "PyTorch's engine x86 needs a processor with AVX2"
+
+
+def no_onednn() -> str:
+    """Say why PyTorch's engine onednn cannot run here; empty where it can."""
+    return "" if machine.is_x86() or sys.platform == "linux" else "PyTorch has no oneDNN on this system"
 
 
 def load(folder: Path, dtype: str = "float32") -> "Classifier":
@@ -75,7 +82,7 @@ def export_dynamic(checkpoint: Checkpoint, folder: Path, *, engine: str, per_cha
     save_file(tensors, folder / WEIGHTS)
 
 
-def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier":
+def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier":  # noqa: ARG001  the scales tell
     """Return the model whose weights export_dynamic wrote to `folder`.
 
     Raises:
@@ -88,28 +95,18 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     _choose_engine(engine)
-    warnings.filterwarnings(
-        "ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel"
-    )  # deprecated likewise
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS} is damaged ({error}): make it again with qbert quantize") from error
     with quiet_transformers():
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_config(config).eval()
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     layers = {}
     try:
         for name, linear in linears:
-            scales = tensors.pop(f"{name}.scales")
-            # From whole steps of the scale, quantizing gives back the very int8 values that were written.
-            weight = (tensors.pop(f"{name}.weight").double() * scales.reshape(-1, 1)).float()
-            if per_channel:
-                points = torch.zeros(len(scales), dtype=torch.int64)
-                weight = torch.quantize_per_channel(weight, scales, points, 0, torch.qint8)
-            else:
-                weight = torch.quantize_per_tensor(weight, float(scales), 0, torch.qint8)
+            weight = _quantize(tensors.pop(f"{name}.weight"), tensors.pop(f"{name}.scales"))
             layers[name] = dynamic.Linear(linear.in_features, linear.out_features, dtype=torch.qint8)
             layers[name].set_weight_bias(weight, tensors.pop(f"{name}.bias", None))
             model.set_submodule(name, torch.nn.Identity())  # the rest of the weights is loaded without it
@@ -122,6 +119,20 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     return classifier(model)
+
+
+def _quantize(steps: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
+    """Return the quantized weight of these int8 steps `(out, in)` and their scale, one in all or one for each row."""
+    import torch
+
+    # From whole steps of the scale, quantizing gives back the very int8 values that were written.
+    weight = (steps.double() * scales.reshape(-1, 1)).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated likewise
+        if not scales.ndim:
+            return torch.quantize_per_tensor(weight, float(scales), 0, torch.qint8)
+        points = torch.zeros(len(scales), dtype=torch.int64)
+        return torch.quantize_per_channel(weight, scales, points, 0, torch.qint8)
 
 
 def _choose_engine(engine: str) -> None:
