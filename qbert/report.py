@@ -67,32 +67,22 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
 
 def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
     """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison."""
-    drawn = Table(box=None, pad_edge=False)
-    for heading in (
-        "variant",
-        "p50\nms",
-        "p95\nms",
-        "p99\nms",
-        "F1\n",
-        "F1\ndrop",
-        "F1 drop\n95 %",
-        "flips\n",
-        "McNemar\np",
-    ):
+    drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("variant", "p50\nms", "p95\nms", "F1\n", "F1\ndrop", "F1 drop\n95 %", "flips\n", "McNemar\np"):
         drawn.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     documents, visible = 0, 0.0
     for result in results:
         documents, visible = result["documents"], result["smallest_visible_drop"]
         drawn.add_row(
             escape(result["variant"]),
-            *(milliseconds(result[name]) for name in ("p50_s", "p95_s", "p99_s")),
+            *(milliseconds(result[name]) for name in ("p50_s", "p95_s")),
             f"{result['f1']:.4f}",
             *(
                 ["", "", "", ""]
                 if result["variant"] == result["baseline"]
                 else [
                     f"{result['f1_drop']:+.4f}",
-                    f"{result['f1_drop_low']:+.3f}…{result['f1_drop_high']:+.3f}",
+                    f"{result['f1_drop_low']:+.3f} {result['f1_drop_high']:+.3f}",
                     str(result["flips"]),
                     f"{result['mcnemar_p']:.3f}",
                 ]

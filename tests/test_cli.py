@@ -78,6 +78,7 @@ def test_evaluate_prints_a_table_and_writes_the_figures(trained: Checkpoint, new
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout  # nothing was cut off
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert [figure["variant"] for figure in figures] == ["fp32", "int8-dynamic-onednn"]
     assert figures[0]["f1"] == figures[1]["f1_baseline"] == pytest.approx(figures[1]["f1"] + figures[1]["f1_drop"])

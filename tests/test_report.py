@@ -56,6 +56,21 @@ def test_the_longest_variant_fits_80_columns() -> None:
     assert "…" not in text
 
 
+def test_the_accuracy_table_fits_80_columns() -> None:
+    judged = {
+        "variant": "int8-dynamic-per-channel",
+        "baseline": "fp32",
+        "p50_s": 1.2345,
+        "p95_s": 1.4,
+        "mcnemar_p": 0.281,
+    }
+    interval = {"f1_drop_low": -0.0051, "f1_drop_high": 0.0123, "smallest_visible_drop": 0.012}
+    text = draw(report.accuracy([judged | interval | JUDGED], title="t"))
+    (row,) = [line for line in text.splitlines() if line.startswith("int8")]
+    assert row.split()[1:] == ["1234", "1400", "0.9512", "-0.0020", "-0.005", "+0.012", "123", "0.281"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_untrained_models_are_marked() -> None:
     text = draw(report.summary(report.cells([benchmark("fp32", 1.0, trained=False)]), title="t", caption="c"))
     assert "bert-base, 384 tokens  untrained: latency only" in text
