@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from qbert.dataset import Dataset, text_rows
 from qbert.terminal import progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 GEOMETRIES = {
@@ -219,6 +220,44 @@ def _start(
     return BertForSequenceClassification(config), tokenizer
 
 
+def _encode(tokenizer: "PreTrainedTokenizerBase", rows: "pd.DataFrame", max_length: int) -> list[dict[str, Any]]:
+    """Return the tokens and the label of each row, as Trainer takes them."""
+    pairs = list(rows["text_pair"]) if "text_pair" in rows else None
+    tokens = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=max_length)
+    return [
+        {name: tokens[name][row] for name in tokens} | {"labels": int(label)} for row, label in enumerate(rows["label"])
+    ]
+
+
+def _collator(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", shortest: int, longest: int, masked: float
+) -> Callable[[list[dict[str, Any]]], Any]:
+    """Return what makes a padded batch of rows; in training cut off at a random length, with tokens hidden."""
+    import torch
+    from transformers import DataCollatorWithPadding
+
+    pad = DataCollatorWithPadding(tokenizer)
+    special = torch.tensor(tokenizer.all_special_ids)
+
+    def cut(values: list[int], length: int) -> list[int]:
+        return values[: length - 1] + values[length - 1 :][-1:]  # [SEP] stays the last
+
+    def collate(rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401  a BatchEncoding of tensors
+        if model.training and shortest < longest:
+            length = int(torch.randint(shortest, longest + 1, ()))
+            rows = [
+                {name: value if name == "labels" else cut(value, length) for name, value in row.items()} for row in rows
+            ]
+        batch = pad(rows)
+        if model.training and masked:
+            tokens = batch["input_ids"]
+            hidden = (torch.rand(tokens.shape) < masked) & ~torch.isin(tokens, special)
+            batch["input_ids"] = tokens.masked_fill(hidden, tokenizer.mask_token_id)
+        return batch
+
+    return collate
+
+
 def _run(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -231,39 +270,10 @@ def _run(
     """Train `model` in place and return how well it does on the test split."""
     import torch
     from sklearn.metrics import f1_score
-    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    def encode(rows: Any) -> list[dict[str, Any]]:  # noqa: ANN401  pandas-stubs has no name for it
-        pairs = list(rows["text_pair"]) if "text_pair" in rows else None
-        tokens = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=max_length)
-        return [
-            {name: tokens[name][row] for name in tokens} | {"labels": int(label)}
-            for row, label in enumerate(rows["label"])
-        ]
-
-    pad = DataCollatorWithPadding(tokenizer)
-    special = torch.tensor(tokenizer.all_special_ids)
     shortest = max_length if "text_pair" in dataset.train else max(3, round(recipe.shortest * max_length))
-
-    def collate(features: list[dict[str, Any]]) -> Any:  # noqa: ANN401  a BatchEncoding of tensors
-        if model.training and shortest < max_length:
-            length = int(torch.randint(shortest, max_length + 1, ()))
-            features = [
-                # [SEP] stays the last
-                {
-                    name: value if name == "labels" else value[: length - 1] + value[length - 1 :][-1:]
-                    for name, value in row.items()
-                }
-                for row in features
-            ]
-        batch = pad(features)
-        if model.training and recipe.masked:
-            tokens = batch["input_ids"]
-            hidden = (torch.rand(tokens.shape) < recipe.masked) & ~torch.isin(tokens, special)
-            batch["input_ids"] = tokens.masked_fill(hidden, tokenizer.mask_token_id)
-        return batch
-
     steps = recipe.epochs * math.ceil(len(dataset.train) / recipe.batch_size)
     with progress(f"training at {max_length} tokens, step", steps) as advance:
 
@@ -288,12 +298,13 @@ def _run(
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=encode(dataset.train),
-            data_collator=collate,
+            train_dataset=_encode(tokenizer, dataset.train, max_length),
+            data_collator=_collator(model, tokenizer, shortest, max_length, recipe.masked),
             callbacks=[Show()],
         )
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
-    predicted = trainer.predict(encode(dataset.test)).predictions.argmax(axis=-1)  # type: ignore[arg-type, union-attr]
+    test = _encode(tokenizer, dataset.test, max_length)
+    predicted = trainer.predict(test).predictions.argmax(axis=-1)  # type: ignore[arg-type, union-attr]
     score = f1_score(dataset.test["label"], predicted, average="weighted")
     return {"training_loss": round(float(loss), 4), "test_weighted_f1": round(float(score), 4)}
