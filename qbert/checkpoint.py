@@ -70,7 +70,7 @@ def locate(source: str) -> Path:
     try:
         # Nothing that would run code or unpickle is downloaded.
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as error:
+    except Exception as error:  # the hub's client passes on whatever its HTTP library raises, without a common class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{wanted}, and the Hugging Face hub did not give it ({reason}): check the path or the hub id"
@@ -291,7 +291,7 @@ class Encoder:
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:
+        except Exception as error:  # the tokenizers library raises no more than that on a damaged file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"the tokenizer in {folder} cannot be read ({reason}): save it beside the weights"

@@ -142,7 +142,8 @@ def train(
 
     loaded = datasets.load(dataset)
     recipe = training.recipe_for(base, len(loaded.train))
-    recipe = dataclasses.replace(recipe, **{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+    given = {name: value for name, value in settings.items() if value is not None}
+    recipe = dataclasses.replace(recipe, **given)  # type: ignore[arg-type] # click has checked each option's type
     checkpoint = training.train(loaded, base, output, max_length=max_length, seed=seed, vocab=vocab, recipe=recipe)
     metrics = checkpoint.record["metrics"]
     click.echo(f"{output}: weighted F1 {metrics['test_weighted_f1']:.4f} on the test split, {metrics['seconds']:.0f} s")

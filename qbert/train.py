@@ -305,6 +305,7 @@ def _run(
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
     test = _encode(tokenizer, dataset.test, max_length)
+    # Any sequence will do as a dataset, and of a classifier the predictions are one array.
     predicted = trainer.predict(test).predictions.argmax(axis=-1)  # type: ignore[arg-type, union-attr]
     score = f1_score(dataset.test["label"], predicted, average="weighted")
     return {"training_loss": round(float(loss), 4), "test_weighted_f1": round(float(score), 4)}
