@@ -11,7 +11,10 @@ import platformdirs
 from filelock import FileLock
 
 from qbert import InputError
+from qbert.terminal import say
 
+MANIFEST = "files.sha256"
+FULL = 1 << 20  # bytes left on a disk that was written to until it was full
 CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 
 
@@ -32,28 +35,31 @@ def _lock(target: Path) -> FileLock:
     return FileLock(locks / hashlib.sha256(str(target).encode()).hexdigest()[:32])
 
 
-def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
-    """Return `target`; where it is missing or empty, let `build` fill an empty folder beside it and rename that.
+def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callable[[Path], bool] = is_filled) -> Path:
+    """Return `target`; where it is not `intact`, let `build` fill an empty folder beside it and rename that.
 
     A second process that wants the same folder waits and then uses the first one's work. What a killed
     process left beside `target` is removed by the next one that builds it.
 
     Raises:
-        InputError: the place cannot be written to.
+        InputError: the place cannot be written to, or is full.
     """
     target = target.resolve()
-    if is_filled(target):
+    if intact(target):
         return target
     stage = target.with_name(f".{target.name}.unfinished")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target):
-            if is_filled(target):
+            if intact(target):
                 return target
+            if is_filled(target):
+                say(f"{target} is damaged: making it again")
+                shutil.rmtree(target)
             shutil.rmtree(stage, ignore_errors=True)
             stage.mkdir()
             try:
-                build(stage)
+                _build(build, stage)
                 if target.is_dir():
                     target.rmdir()
                 stage.rename(target)
@@ -67,3 +73,40 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
             "name another place (QBERT_CACHE names the cache)"
         ) from error
     return target
+
+
+def build_kept(target: Path, build: Callable[[Path], None]) -> Path:
+    """Do as build_folder for a folder of the cache, which is built again where one of its files was changed."""
+
+    def seal(stage: Path) -> None:
+        build(stage)
+        (stage / MANIFEST).write_text(_manifest(stage), encoding="utf-8")
+
+    return build_folder(target, seal, intact=_is_sealed)
+
+
+def _is_sealed(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).read_text(encoding="utf-8") == _manifest(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _manifest(folder: Path) -> str:
+    """Return a line for each file below `folder`, as sha256sum writes them."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
+    return "".join(lines)
+
+
+def _build(build: Callable[[Path], None], stage: Path) -> None:
+    """Call `build`; of whatever it raises on a full disk, make the error that says so."""
+    try:
+        build(stage)
+    except Exception as error:  # native writers raise what they like
+        if shutil.disk_usage(stage).free < FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(stage.parent)) from error
+        raise

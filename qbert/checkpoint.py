@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import InputError
+from qbert import InputError, reason
+from qbert.terminal import quiet
 
 if TYPE_CHECKING:
     from qbert.dataset import Dataset
@@ -39,16 +39,15 @@ TOKENIZER_FILES = (
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the loading bars and reports of transformers from the terminal."""
+    """Keep from the terminal what transformers, and what it imports, report while loading."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with quiet():
+            yield
     finally:
-        logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
 
@@ -71,9 +70,8 @@ def locate(source: str) -> Path:
         # Nothing that would run code or unpickle is downloaded.
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises, without a common class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{wanted}, and the Hugging Face hub did not give it ({reason}): check the path or the hub id"
+            f"{wanted}, and the Hugging Face hub did not give it ({reason(error)}): check the path or the hub id"
         ) from error
 
 
@@ -111,9 +109,8 @@ class Checkpoint:
             with quiet_transformers():
                 return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"{self.folder / 'config.json'} cannot be used ({reason}): is it a BERT-like model's?"
+                f"{self.folder / 'config.json'} cannot be used ({reason(error)}): is it a BERT-like model's?"
             ) from error
 
     @cached_property
@@ -146,15 +143,15 @@ class Checkpoint:
     def _skeleton(self) -> Any:  # noqa: ANN401  a torch module, and torch is not imported here for its name alone
         """The classifier of this configuration without its weights (on torch's meta device)."""
         import torch
-        from transformers import AutoModelForSequenceClassification
 
         try:
             with torch.device("meta"), quiet_transformers():
+                from transformers import AutoModelForSequenceClassification
+
                 return AutoModelForSequenceClassification.from_config(self.config)
         except (ValueError, TypeError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"{self.folder / 'config.json'}: no text classifier can be made of it ({reason})"
+                f"{self.folder / 'config.json'}: no text classifier can be made of it ({reason(error)})"
             ) from error
 
     @cached_property
@@ -226,20 +223,19 @@ class Checkpoint:
             InputError: the weights do not fit the configuration.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification
 
         torch.manual_seed(seed)
         wanted = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
         try:
-            with quiet_transformers(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet_transformers():
+                from transformers import AutoModelForSequenceClassification
+
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     self.folder, output_loading_info=True, **wanted | options
                 )
         except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"{self.folder}: weights and config.json do not fit ({reason}): save both again"
+                f"{self.folder}: weights and config.json do not fit ({reason(error)}): save both again"
             ) from error
         if self.trained and report["missing_keys"] and "num_labels" not in options:
             lacking = min(report["missing_keys"])
@@ -292,9 +288,8 @@ class Encoder:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the tokenizers library raises no more than that on a damaged file
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"the tokenizer in {folder} cannot be read ({reason}): save it beside the weights"
+                f"the tokenizer in {folder} cannot be read ({reason(error)}): save it beside the weights"
             ) from error
         taken = inspect.signature(forward).parameters
         return cls(tokenizer, tuple(name for name in tokenizer.model_input_names if name in taken))

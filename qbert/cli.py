@@ -16,7 +16,8 @@ from qbert import InputError, __version__
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Checkpoint
-    from qbert.variants import Classifier
+    from qbert.dataset import Dataset
+    from qbert.variants import Classifier, Variant
 
 
 DEFAULT_MAX_LENGTH = 384
@@ -78,6 +79,11 @@ _max_length = click.option(
 )
 
 
+_served_dataset = click.option(
+    "--dataset",
+    metavar="DIR",
+    help="Folder of the dataset that a calibrated variant sees, or a built-in model learns (unless told: news_mini).",
+)
 _served_length = click.option(
     "--max-length",
     type=click.IntRange(min=1),
@@ -197,8 +203,9 @@ def evaluate(
     results = []
     for variant in sorted(chosen, key=lambda variant: variant.name != table.BASELINE):
         cell = suite.cell(name, max_length, variant.name)
+        classifier = cell.classifier
         with progress(variant.name, len(rows)) as advance:
-            logits, seconds = judging.run(cell.classifier, cell.encoder, rows, max_length, advance)
+            logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
         comparison, flips = cell.judge(rows, logits)
         times = judging.percentiles(seconds)
         results.append(cell.describe() | dataclasses.asdict(comparison) | times | {"flipped": flips})
@@ -216,21 +223,24 @@ def evaluate(
 @_model
 @click.option("--variant", required=True, metavar="NAME", help="One of `qbert variants`.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
-@_dataset
+@_served_dataset
 @_served_length
-def quantize(model: str, variant: str, output: Path, dataset: str, max_length: int | None) -> None:
+def quantize(model: str, variant: str, output: Path, dataset: str | None, max_length: int | None) -> None:
     """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read.
 
-    Dataset and length only tell which built-in model is meant.
+    A length only tells which built-in model is meant.
     """
     from qbert import variants as table
     from qbert.cache import build_folder, is_filled
+    from qbert.terminal import say
 
     chosen = table.get(variant)
     if is_filled(output):
         raise InputError(f"{output} exists already: remove it or name another folder")
     checkpoint = _checkpoint(model, dataset, max_length)
-    build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage))
+    seen = _calibration(chosen, model, dataset)
+    say(f"making {variant} of {model}")
+    build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage, seen))
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     click.echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
 
@@ -244,16 +254,21 @@ def quantize(model: str, variant: str, output: Path, dataset: str, max_length: i
     help="Folder from `qbert quantize`, checkpoint folder, hub id or built-in model.",
 )
 @click.option("--variant", metavar="NAME", help="How to run a checkpoint; fp32 unless told.")
-@_dataset
+@_served_dataset
 @_served_length
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the score of every label.")
 def predict(
-    texts: tuple[str, ...], model: str, variant: str | None, dataset: str, max_length: int | None, *, as_json: bool
+    texts: tuple[str, ...],
+    model: str,
+    variant: str | None,
+    dataset: str | None,
+    max_length: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Print label and score of each of TEXTS, or of each line piped in.
 
-    A tab separates the two texts of a pair. Dataset and length tell which built-in model is meant; the
-    length is also where texts are cut off.
+    A tab separates the two texts of a pair. The length also tells which built-in model is meant.
     """
     from scipy.special import softmax
 
@@ -285,18 +300,19 @@ def predict(
 @main.command()
 def variants() -> None:
     """List the ways to run a model: which can run here, and what the others lack."""
+    from rich.markup import escape
     from rich.table import Table
 
     from qbert import report
     from qbert import variants as table
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("variant", "runtime", "precision", "here", "needs"):
-        drawn.add_column(heading, no_wrap=heading == "variant")
+    for heading in ("variant", "runtime", "here", "needs"):
+        drawn.add_column(heading, no_wrap=heading != "needs")
     for row in table.VARIANTS.values():
         reason = row.missing()
-        here = f"no: {reason}" if reason else "yes" if row.default else "by name"
-        drawn.add_row(row.name, row.runtime, row.precision, here, row.needs)
+        here = "no" if reason else "yes" if row.default else "by name"
+        drawn.add_row(escape(row.name), escape(row.runtime), here, escape(reason or row.needs))
     report.show(drawn)
 
 
@@ -316,7 +332,17 @@ def _served(model: str) -> int:
     return DEFAULT_MAX_LENGTH if model in training.GEOMETRIES else Checkpoint.open(locate(model)).max_length
 
 
-def _checkpoint(model: str, dataset: str, max_length: int | None) -> "Checkpoint":
+def _calibration(variant: "Variant", model: str, dataset: str | None) -> "Dataset | None":
+    """Return the dataset that `variant` is calibrated on: the one named, or a built-in model's own."""
+    from qbert import dataset as datasets
+    from qbert import train as training
+
+    if not variant.calibrated or (dataset is None and model not in training.GEOMETRIES):
+        return None
+    return datasets.load(dataset or datasets.BUILT_IN)
+
+
+def _checkpoint(model: str, dataset: str | None, max_length: int | None) -> "Checkpoint":
     """Return the checkpoint that `model` names, without asking whether it fits the dataset."""
     from qbert import dataset as datasets
     from qbert import train as training
@@ -326,11 +352,13 @@ def _checkpoint(model: str, dataset: str, max_length: int | None) -> "Checkpoint
     if model not in training.GEOMETRIES:
         return Checkpoint.open(locate(model))
     max_length = max_length or DEFAULT_MAX_LENGTH
-    suite = Suite(datasets.load(dataset), [model], max_lengths=[max_length])
+    suite = Suite(datasets.load(dataset or datasets.BUILT_IN), [model], max_lengths=[max_length])
     return suite.checkpoint(suite.models[model], max_length)
 
 
-def _open(model: str, variant: str | None, dataset: str, max_length: int | None) -> "tuple[Classifier, Checkpoint]":
+def _open(
+    model: str, variant: str | None, dataset: str | None, max_length: int | None
+) -> "tuple[Classifier, Checkpoint]":
     """Return the classifier of an artefact, or of a checkpoint run as `variant`, and its folder."""
     from qbert import variants as table
     from qbert.checkpoint import Checkpoint
@@ -338,7 +366,8 @@ def _open(model: str, variant: str | None, dataset: str, max_length: int | None)
     checkpoint = Checkpoint(Path(model))
     if "variant" not in checkpoint.record:
         checkpoint = _checkpoint(model, dataset, max_length)
-        return table.build(table.get(variant or table.BASELINE), checkpoint), checkpoint
+        chosen = table.get(variant or table.BASELINE)
+        return table.build(chosen, checkpoint, _calibration(chosen, model, dataset)), checkpoint
     if variant not in (None, checkpoint.record["variant"]):
         raise InputError(f"{model} holds the variant {checkpoint.record['variant']}: leave out --variant {variant}")
     return table.load_artefact(Path(model))[1], checkpoint

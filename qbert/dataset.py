@@ -47,6 +47,10 @@ class Dataset:
             return self.test
         return self.test.sample(count, random_state=0).sort_index()
 
+    def training_texts(self, count: int) -> list[tuple[str, ...]]:
+        """Return the text, or the two texts of a pair, of `count` training documents: the same ones each time."""
+        return text_rows(self.train.sample(min(count, len(self.train)), random_state=0))
+
 
 def load(source: str | Path) -> Dataset:
     """Load the dataset folder `source`, or the built-in one by its name.

@@ -57,10 +57,10 @@ def processor() -> str:
     return str(cpuinfo.get_cpu_info().get("brand_raw") or platform.processor() or platform.machine())
 
 
-def versions() -> dict[str, str]:
-    """Return the version of each library that a figure depends on."""
+def versions(*packages: str) -> dict[str, str]:
+    """Return the version of each library that a figure depends on, and of `packages`, where they are installed."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *packages):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -68,7 +68,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-@cache
-def identity() -> dict[str, Any]:
-    """Return what has to agree before two runs can be compared."""
-    return {"processor": processor(), "instruction_sets": list(instruction_sets()), "versions": versions()}
+def identity(*packages: str) -> dict[str, Any]:
+    """Return what has to agree before two runs can be compared; of `packages`, the versions too."""
+    return {"processor": processor(), "instruction_sets": list(instruction_sets()), "versions": versions(*packages)}

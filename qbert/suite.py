@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qbert import InputError, evaluate, machine, train, variants
-from qbert.cache import build_folder, cache_dir
+from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
 from qbert.terminal import say
@@ -115,7 +115,7 @@ class Suite:
             raise failed
         if str(folder) not in self._checkpoints:
             try:
-                build_folder(folder, lambda stage: self._make(model, max_length, stage))
+                build_kept(folder, lambda stage: self._make(model, max_length, stage))
             except InputError as error:
                 self._failed[folder] = error  # every cell of this model says so, none tries again
                 raise
@@ -146,7 +146,7 @@ class Suite:
         checkpoint = self.checkpoint(model, max_length)
         key = (checkpoint.folder, variant.name)
         if key not in self._classifiers:
-            self._classifiers[key] = variants.build(variant, checkpoint)
+            self._classifiers[key] = variants.build(variant, checkpoint, self.dataset)
         return self._classifiers[key]
 
     def baseline_logits(
@@ -228,7 +228,7 @@ class Cell:
             "baseline": BASELINE,
             **self.classifier.evidence,
             "identity": {
-                **machine.identity(),
+                **machine.identity(*self.variant.packages),
                 "checkpoint_sha256": checkpoint.sha256,
                 "dataset": self.suite.dataset.name,
                 "dataset_sha256": self.suite.dataset.sha256,

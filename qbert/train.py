@@ -177,6 +177,7 @@ def read_vocabulary(path: Path) -> "BertTokenizer":
     return BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
 
 
+@quiet_transformers()
 def _start(
     dataset: Dataset, base: str, max_length: int, seed: int, vocab: Path | None, vocabulary_size: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -76,7 +76,7 @@ def test_evaluate_prints_a_table_and_writes_the_figures(trained: Checkpoint, new
         "--max-length", 64, "--documents", 30, "--json", file,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert done.stderr.strip() in ("", "making int8-dynamic-onednn of tiny, once")
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout  # nothing was cut off
     figures = json.loads(file.read_text(encoding="utf-8"))

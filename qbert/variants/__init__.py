@@ -6,23 +6,29 @@ function, `export(checkpoint, folder, **options)`, writes it, and `load` reads t
 """
 
 import hashlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qbert import InputError, machine
-from qbert.cache import build_folder, cache_dir
+from qbert import InputError, machine, reason
+from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import RECORD, Checkpoint, Encoding, write_record
-from qbert.variants import eager
+from qbert.terminal import say, silent
+from qbert.variants import eager, inductor, onnxruntime, openvino
+
+if TYPE_CHECKING:
+    from qbert.dataset import Dataset
 
 BASELINE = "fp32"
 MAX_F1_DROP = 0.01  # what users of quantized classifiers commonly accept; 500 documents can just tell it from 0
+CALIBRATION_DOCUMENTS = 128  # 300, NNCF's default, take twice the time and flip as many labels of sst2 and mrpc
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,23 @@ class Variant:
     name: str
     runtime: str
     precision: str
-    """`fp32`, `bf16` or `int8`; one that says int8 has to show quantized operations."""
+    """`fp32`, `bf16`, `int8`, or `int8-bf16`; one that says int8 has to show quantized operations."""
     load: Callable[..., Classifier]
     """`load(folder, **options)`: read what `export` wrote, or the checkpoint itself where there is no export."""
     export: Callable[..., None] | None = None
     """`export(checkpoint, folder, **options)`: fill an empty folder with what `load` reads."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Passed to `load` and `export`."""
+    """For `load` and `export`; each is passed those that it takes."""
+    calibrated: bool = False
+    """Whether `export` also takes `calibration`, a list of encodings of training documents."""
+    packages: tuple[str, ...] = ()
+    """What has to be installed beside this project's own dependencies."""
+    extra: str = ""
+    """The extra of this project that brings them."""
     needs: str = "nothing more"
     """What it needs, in words."""
-    missing: Callable[[], str] = lambda: ""
-    """Why it cannot run here, in words; empty where it can. Answers at once, without importing the runtime."""
+    unsupported: Callable[[], str] = lambda: ""
+    """Why this machine cannot run it, in words; empty where it can. Answers at once, without importing the runtime."""
     default: bool = True
     """Whether it runs where nobody chose variants and it is available."""
     max_f1_drop: float = MAX_F1_DROP
@@ -65,12 +77,24 @@ class Variant:
     def definition(self) -> dict[str, Any]:
         """What identifies this way of running in a saved run."""
         return {
-            "export": self.export and f"{self.export.__module__}.{self.export.__qualname__}",
-            "load": f"{self.load.__module__}.{self.load.__qualname__}",
+            "export": self.export and _qualified(self.export),
+            "load": _qualified(self.load),
             "options": dict(self.options),
             "precision": self.precision,
             "runtime": self.runtime,
         }
+
+    def missing(self) -> str:
+        """Say why it cannot run here; empty where it can."""
+        absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if absent:
+            wanted = f"'qbert[{self.extra}]'" if self.extra else " ".join(self.packages)
+            return f"{' and '.join(absent)} not installed: pip install {wanted}"
+        return self.unsupported()
+
+
+def _qualified(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 VARIANTS: dict[str, Variant] = {}
@@ -99,7 +123,7 @@ for row in (
         eager.export,
         options={"dtype": "bfloat16"},
         needs="bf16 instructions",
-        missing=eager.no_bf16,
+        unsupported=eager.no_bf16,
     ),
     Variant(
         "int8-dynamic",
@@ -109,7 +133,7 @@ for row in (
         eager.export_dynamic,
         options={"engine": "x86", "per_channel": False},
         needs="x86 with AVX2",
-        missing=eager.no_avx2,
+        unsupported=eager.no_avx2,
     ),
     Variant(
         "int8-dynamic-onednn",
@@ -118,7 +142,8 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "onednn", "per_channel": False},
-        missing=eager.no_onednn,
+        unsupported=eager.no_onednn,
+        default=not machine.is_x86(),  # there engine x86 is the published one, and as fast
     ),
     Variant(
         "int8-dynamic-per-channel",
@@ -128,7 +153,8 @@ for row in (
         eager.export_dynamic,
         options={"engine": "x86", "per_channel": True},
         needs="x86 with AVX2",
-        missing=eager.no_avx2,
+        unsupported=eager.no_avx2,
+        default=False,  # as int8-dynamic in all but its weights' scales
     ),
     Variant(
         "int8-dynamic-qnnpack",
@@ -139,6 +165,82 @@ for row in (
         options={"engine": "qnnpack", "per_channel": False},
         needs="made for ARM, slow elsewhere",
         default=not machine.is_x86(),  # on x86 it takes 1.8 times as long as fp32 (BERT-base, AMD Zen 5)
+    ),
+    *(
+        Variant(
+            f"{precision}-onnxruntime",
+            "ONNX Runtime",
+            precision,
+            onnxruntime.load,
+            onnxruntime.export,
+            options={"int8": precision == "int8"},
+            packages=("onnx", "onnxruntime"),
+            extra="onnxruntime",
+            needs="onnxruntime",
+        )
+        for precision in ("fp32", "int8")
+    ),
+    *(
+        Variant(
+            f"{precision}-openvino",
+            "OpenVINO",
+            precision,
+            openvino.load,
+            openvino.export_int8 if "int8" in precision else openvino.export,
+            options={"hint": "bf16" if "bf16" in precision else "f32"},
+            calibrated="int8" in precision,
+            packages=("openvino", "nncf") if "int8" in precision else ("openvino",),
+            extra="openvino",
+            needs="openvino" + (", bf16 instructions" if "bf16" in precision else ""),
+            unsupported=openvino.no_bf16 if "bf16" in precision else lambda: "",
+        )
+        for precision in ("fp32", "bf16", "int8", "int8-bf16")
+    ),
+    Variant(
+        "fp32-inductor",
+        "TorchInductor",
+        "fp32",
+        inductor.load,
+        inductor.export,
+        needs="a C++ compiler",
+        unsupported=inductor.no_compiler,
+        default=False,
+    ),
+    Variant(
+        "bf16-inductor",
+        "TorchInductor",
+        "bf16",
+        inductor.load,
+        inductor.export,
+        options={"dtype": "bfloat16"},
+        needs="a C++ compiler, bf16 instructions",
+        unsupported=inductor.no_bf16,
+        default=False,
+    ),
+    Variant(
+        "int8-inductor",
+        "TorchInductor",
+        "int8",
+        inductor.load,
+        inductor.export_static,
+        calibrated=True,
+        packages=("torchao",),
+        extra="torchao",
+        needs="torchao, a C++ compiler",
+        unsupported=inductor.no_int8,
+        default=False,
+    ),
+    Variant(
+        "int8-torchao",
+        "TorchInductor",
+        "int8",
+        inductor.load,
+        inductor.export_torchao,
+        packages=("torchao",),
+        extra="torchao",
+        needs="torchao, a C++ compiler",
+        unsupported=inductor.no_compiler,
+        default=False,
     ),
 ):
     register(row)
@@ -177,33 +279,99 @@ def get(name: str) -> Variant:
     return variant
 
 
-def build(variant: Variant, checkpoint: Checkpoint) -> Classifier:
-    """Return `checkpoint` as `variant` runs it; what its export wrote is kept in the cache."""
+def build(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None) -> Classifier:
+    """Return `checkpoint` as `variant` runs it; what its export wrote is kept in the cache.
+
+    A calibrated variant sees training documents of `dataset`.
+    """
     if variant.export is None:
-        return _load(variant, checkpoint.folder)
-    source = Path(inspect.getfile(variant.export)).read_text(encoding="utf-8")  # an edited export is made anew
-    key = json.dumps([checkpoint.sha256, variant.definition, source, machine.versions()], sort_keys=True)
-    name = f"{variant.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    folder = build_folder(cache_dir() / "variants" / name, lambda stage: write_artefact(variant, checkpoint, stage))
-    return _load(variant, folder)
+        return _tried(variant, checkpoint, _load(variant, checkpoint.folder))
+    module = Path(inspect.getfile(variant.export))
+    made_of = [
+        checkpoint.sha256,
+        _qualified(variant.export),
+        module.read_text(encoding="utf-8"),  # an edited export is made anew
+        _taken(variant.export, variant.options),
+        _calibration(variant, dataset),
+        machine.instruction_sets(),
+        machine.versions(*variant.packages),
+    ]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+    def fill(stage: Path) -> None:
+        say(f"making {variant.name} of {checkpoint.folder.name}, once")
+        _export(variant, checkpoint, stage, dataset)
+
+    # Variants that differ in how the same thing is loaded share it.
+    folder = build_kept(cache_dir() / "variants" / f"{module.stem}-{variant.export.__name__}-{key}", fill)
+    return _tried(variant, checkpoint, _load(variant, folder))
 
 
-def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path) -> None:
+def _tried(variant: Variant, checkpoint: Checkpoint, classifier: Classifier) -> Classifier:
+    """Return `classifier` after one call: a model that its runtime cannot run is known before anything is timed."""
+    encoding = checkpoint.encoder("a", max_length=checkpoint.positions)
+    try:
+        classifier(encoding)
+    except Exception as error:  # likewise
+        raise InputError(_cannot(variant, "run", checkpoint, error)) from error
+    return classifier
+
+
+def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Dataset | None" = None) -> None:
     """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer, and a record."""
-    checkpoint.config.save_pretrained(folder)
-    checkpoint.encoder.tokenizer.save_pretrained(folder)
-    (variant.export or eager.export)(checkpoint, folder, **variant.options)
+    calibration = _calibration(variant, dataset)
+    _export(variant, checkpoint, folder, dataset)
     write_record(
         folder,
         {
+            "calibration": calibration,
             "checkpoint_sha256": checkpoint.sha256,
             "definition": variant.definition,
             "max_length": checkpoint.max_length,
             "untrained": not checkpoint.trained,
             "variant": variant.name,
-            "versions": machine.versions(),
+            "versions": machine.versions(*variant.packages),
         },
     )
+
+
+def _export(variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Dataset | None") -> None:
+    export, options = variant.export or eager.export, dict(variant.options)
+    if dataset is not None and variant.calibrated:
+        options["calibration"] = [
+            checkpoint.encoder(*text, max_length=checkpoint.max_length)
+            for text in dataset.training_texts(CALIBRATION_DOCUMENTS)
+        ]
+    try:
+        with silent():  # exporters print bars, advice, and graphs that they cannot do
+            export(checkpoint, folder, **_taken(export, options))
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # each runtime raises its own, without a common class
+        raise InputError(_cannot(variant, "be made of", checkpoint, error)) from error
+    checkpoint.config.save_pretrained(folder)
+    checkpoint.encoder.tokenizer.save_pretrained(folder)
+
+
+def _cannot(variant: Variant, what: str, checkpoint: Checkpoint, error: Exception) -> str:
+    family = checkpoint.config.model_type
+    return f"variant {variant.name} cannot {what} {checkpoint.folder}, a {family} ({reason(error)}): leave it out"
+
+
+def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `options` that `function` takes."""
+    parameters = inspect.signature(function).parameters
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in options.items() if every or name in parameters}
+
+
+def _calibration(variant: Variant, dataset: "Dataset | None") -> dict[str, Any] | None:
+    """Return what identifies the documents that `variant` is calibrated on, where it is."""
+    if not variant.calibrated:
+        return None
+    if dataset is None:
+        raise InputError(f"variant {variant.name} is calibrated on training documents: name their dataset (--dataset)")
+    return {"dataset_sha256": dataset.sha256, "documents": CALIBRATION_DOCUMENTS}
 
 
 def load_artefact(folder: Path) -> tuple[Variant, Classifier]:
@@ -228,7 +396,7 @@ def load_artefact(folder: Path) -> tuple[Variant, Classifier]:
 
 
 def _load(variant: Variant, folder: Path) -> Classifier:
-    classifier = variant.load(folder, **variant.options)
+    classifier = variant.load(folder, **_taken(variant.load, variant.options))
     if variant.precision.startswith("int8") and not classifier.evidence.get("quantized_ops"):
         raise InputError(
             f"variant {variant.name} claims int8 and runs no quantized operation: it would only seem to be"

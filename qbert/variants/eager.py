@@ -5,13 +5,15 @@ It is called here and nowhere else. Its result is kept as safetensors: each quan
 beside its scales, everything else in fp32.
 """
 
+import os
 import sys
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import InputError, machine
+from qbert import InputError, machine, reason
 from qbert.checkpoint import Checkpoint, Encoding, quiet_transformers
+from qbert.terminal import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from qbert.variants import Classifier
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the engine qnnpack warns of nothing that a person could change
 
 WEIGHTS = "quantized.safetensors"
 
@@ -63,8 +67,7 @@ def export_dynamic(checkpoint: Checkpoint, folder: Path, *, engine: str, per_cha
 
     _choose_engine(engine)
     how = quantization.per_channel_dynamic_qconfig if per_channel else quantization.default_dynamic_qconfig
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the function is deprecated is said where a user looks
+    with quiet():  # that the function is deprecated is said where a user looks
         model = quantization.quantize_dynamic(checkpoint.load(), {torch.nn.Linear: how}, dtype=torch.qint8)
     tensors = {}
     for name, module in _quantized(model).items():
@@ -82,7 +85,7 @@ def export_dynamic(checkpoint: Checkpoint, folder: Path, *, engine: str, per_cha
     save_file(tensors, folder / WEIGHTS)
 
 
-def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier":  # noqa: ARG001  the scales tell
+def load_dynamic(folder: Path, *, engine: str) -> "Classifier":
     """Return the model whose weights export_dynamic wrote to `folder`.
 
     Raises:
@@ -92,7 +95,6 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from torch.ao.nn.quantized import dynamic
-    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     _choose_engine(engine)
     try:
@@ -100,6 +102,8 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder / WEIGHTS} is damaged ({error}): make it again with qbert quantize") from error
     with quiet_transformers():
+        from transformers import AutoConfig, AutoModelForSequenceClassification
+
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -112,9 +116,8 @@ def load_dynamic(folder: Path, *, engine: str, per_channel: bool) -> "Classifier
             model.set_submodule(name, torch.nn.Identity())  # the rest of the weights is loaded without it
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(
-            f"{folder / WEIGHTS} holds another model's weights ({reason}): make it again with qbert quantize"
+            f"{folder / WEIGHTS} holds another model's weights ({reason(error, -1)}): make it again with qbert quantize"
         ) from error
     for name, layer in layers.items():
         model.set_submodule(name, layer)
@@ -127,8 +130,7 @@ def _quantize(steps: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
 
     # From whole steps of the scale, quantizing gives back the very int8 values that were written.
     weight = (steps.double() * scales.reshape(-1, 1)).float()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated likewise
+    with quiet():  # deprecated likewise
         if not scales.ndim:
             return torch.quantize_per_tensor(weight, float(scales), 0, torch.qint8)
         points = torch.zeros(len(scales), dtype=torch.int64)
@@ -150,15 +152,45 @@ def _quantized(model: Any) -> dict[str, Any]:  # noqa: ANN401  a torch module
     return {name: module for name, module in model.named_modules() if isinstance(module, dynamic.Linear)}
 
 
+def one_thread() -> None:
+    """Keep all of torch's work in this process on one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    if torch.get_num_interop_threads() != 1:
+        torch.set_num_interop_threads(1)
+
+
+def positional(model: Any, names: Sequence[str]) -> Any:  # noqa: ANN401  torch modules
+    """Return `model` as exporters want it: taking the arrays of an encoding in their order, giving the logits alone."""
+    import torch
+
+    class Positional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.model(**dict(zip(names, arrays, strict=True))).logits
+            return logits.float()
+
+    return Positional().eval()
+
+
+def example(checkpoint: Checkpoint) -> "tuple[torch.Tensor, ...]":
+    """Return the arrays of a short encoding, for exporters to trace with."""
+    import torch
+
+    return tuple(map(torch.from_numpy, checkpoint.encoder("a b c d e f", max_length=16).values()))
+
+
 def classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
     """Return `model`, a classifier of transformers in evaluation mode, run on one thread without autograd."""
     import torch
 
     from qbert.variants import Classifier
 
-    torch.set_num_threads(1)
-    if torch.get_num_interop_threads() != 1:
-        torch.set_num_interop_threads(1)
+    one_thread()
 
     def run(encoding: Encoding) -> "npt.NDArray[np.float32]":
         with torch.inference_mode():

@@ -1,0 +1,158 @@
+"""TorchInductor: the model exported and compiled ahead of time, in fp32, bf16, and int8 made by torchao.
+
+Compiled for this processor and one thread, any length. It takes a C++ compiler and minutes for a large model, so
+these variants run by name only.
+"""
+
+import collections
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbert import InputError, machine, reason
+from qbert.cache import cache_dir
+from qbert.checkpoint import Checkpoint, Encoding
+from qbert.variants import eager
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from qbert.variants import Classifier
+
+PACKAGE = "model.pt2"
+INSTRUCTION_SETS = "instruction_sets.txt"
+COMPILERS = ("c++", "g++", "clang++")
+QUANTIZED = ("_qlinear_pointwise_tensor", "_qlinear_pointwise_binary_tensor", "_int_mm_out")
+FUSED = ("_linear_pointwise", "_linear_pointwise_binary", "_scaled_dot_product_flash_attention_for_cpu")
+
+
+def no_compiler() -> str:
+    """Say what TorchInductor lacks; empty where there is a C++ compiler."""
+    if any(shutil.which(name) for name in (os.environ.get("CXX", ""), *COMPILERS)):
+        return ""
+    return "no C++ compiler: install g++ or clang++ (on Debian apt install g++), or name one in CXX"
+
+
+def no_bf16() -> str:
+    """Say what bf16 lacks here; empty where nothing."""
+    return eager.no_bf16() or no_compiler()
+
+
+def no_int8() -> str:
+    """Say what torchao's quantizer for x86 lacks here; empty where nothing."""
+    return no_compiler() if machine.is_x86() else "torchao's X86InductorQuantizer is for x86"
+
+
+def export(checkpoint: Checkpoint, folder: Path, *, dtype: str = "float32") -> None:
+    """Compile `checkpoint` in `dtype`."""
+    import torch
+
+    model = eager.positional(checkpoint.load(dtype=getattr(torch, dtype)), checkpoint.encoder.inputs)
+    _compile(model, checkpoint, folder)
+
+
+def export_static(checkpoint: Checkpoint, folder: Path, *, calibration: Sequence[Encoding]) -> None:
+    """Compile `checkpoint` with int8 linear layers whose activations have the ranges that `calibration` showed.
+
+    Source: the PyTorch 2 export quantization tutorial for x86 CPUs, with its default configuration.
+    """
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    exported = _export(eager.positional(checkpoint.load(), checkpoint.encoder.inputs), checkpoint)
+    with torch.no_grad():
+        prepared = prepare_pt2e(exported.module(), quantizer)
+        for encoding in calibration:
+            prepared(*map(torch.from_numpy, encoding.values()))
+        model = convert_pt2e(prepared)
+    _compile(model, checkpoint, folder)
+
+
+def export_torchao(checkpoint: Checkpoint, folder: Path) -> None:
+    """Compile `checkpoint` with torchao's dynamic int8: a scale for each token and for each output channel."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    from torchao.utils import unwrap_tensor_subclass
+
+    model = eager.positional(checkpoint.load(), checkpoint.encoder.inputs)
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    unwrap_tensor_subclass(model)
+    _compile(model, checkpoint, folder)
+
+
+def load(folder: Path) -> "Classifier":
+    """Return what was compiled into `folder`.
+
+    Raises:
+        InputError: it is damaged, or was compiled for another processor.
+    """
+    import torch
+
+    from qbert.variants import Classifier
+
+    try:
+        lacking = set((folder / INSTRUCTION_SETS).read_text().split()) - set(machine.instruction_sets())
+        if lacking:
+            raise InputError(
+                f"{folder} was compiled for a processor with {', '.join(sorted(lacking))}, which this one lacks: "
+                "make it here with qbert quantize"
+            )
+        evidence = _evidence(folder / PACKAGE)
+        model = torch._inductor.aoti_load_package(str(folder / PACKAGE), run_single_threaded=True)  # noqa: SLF001  documented
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{folder / PACKAGE} is damaged ({reason(error)}): make it again with qbert quantize"
+        ) from error
+    eager.one_thread()
+
+    def run(encoding: Encoding) -> "npt.NDArray[np.float32]":
+        with torch.inference_mode():
+            return model(*map(torch.from_numpy, encoding.values())).numpy()  # type: ignore[no-any-return]
+
+    return Classifier(run, {**evidence, "threads": torch.get_num_threads()})
+
+
+def _evidence(package: Path) -> dict[str, Any]:
+    """Return which of PyTorch's operations the compiled program calls, as its source in the package shows."""
+    with zipfile.ZipFile(package) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".wrapper.cpp"))
+        source = archive.read(name).decode()
+    calls = collections.Counter(re.findall(r"aoti_torch_cpu_(\w+)\(", source))
+    return {
+        "fused_ops": {name.strip("_"): calls[name] for name in FUSED if calls[name]},
+        "precision": "bfloat16" if ".dtype = cached_torch_dtype_bfloat16" in source else "float32",
+        "quantized_ops": sum(calls[name] for name in QUANTIZED),
+    }
+
+
+def _export(model: Any, checkpoint: Checkpoint) -> Any:  # noqa: ANN401  torch modules and programs
+    """Return `model` as a program of torch.export, of any length."""
+    import torch
+
+    arrays = eager.example(checkpoint)
+    shapes = torch.export.ShapesCollection()
+    for array in arrays:
+        shapes[array] = {1: torch.export.Dim("length", min=2, max=checkpoint.positions)}
+    with torch.no_grad():
+        return torch.export.export(model, arrays, dynamic_shapes=shapes.dynamic_shapes(model, arrays))
+
+
+def _compile(model: Any, checkpoint: Checkpoint, folder: Path) -> None:  # noqa: ANN401  a torch module
+    """Compile `model` into `folder`, with its weights packed for the processor at hand."""
+    import torch
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(  # noqa: SLF001  documented
+            _export(model, checkpoint),
+            package_path=str(folder / PACKAGE),
+            inductor_configs={"cpp.threads": 1, "freezing": True},
+        )
+    (folder / INSTRUCTION_SETS).write_text("\n".join(machine.instruction_sets()))

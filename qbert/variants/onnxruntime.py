@@ -1,0 +1,142 @@
+"""ONNX Runtime: exported with attention spelled out, fused by its transformer optimizer, then quantized dynamically.
+
+Its optimizer knows attention only as transformers' `eager` implementation writes it: of an SDPA export, and of what
+PyTorch's newer exporter makes, it fuses no layer's.
+"""
+
+import collections
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbert import InputError, machine, reason
+from qbert.checkpoint import Checkpoint, Encoding
+from qbert.variants import eager
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from qbert.variants import Classifier
+
+GRAPH = "model.onnx"
+EVIDENCE = "evidence.json"
+OPSET = 18
+FUSED = ("Attention", "QAttention", "BiasGelu", "Gelu", "SkipLayerNormalization", "EmbedLayerNormalization")
+QUANTIZED = ("QAttention", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat")
+FUSIBLE = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""The architectures whose every layer the optimizer fuses; others run as they were exported."""
+
+
+def export(checkpoint: Checkpoint, folder: Path, *, int8: bool) -> None:
+    """Write the fused graph of `checkpoint`, quantized where `int8`, and the count of what runs in it.
+
+    Raises:
+        InputError: a layer of a known architecture is not fused.
+    """
+    from onnxruntime.transformers import optimizer
+
+    config = checkpoint.config
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        exported, fused = Path(place) / "exported.onnx", Path(place) / "fused.onnx"
+        _export(checkpoint, exported)
+        optimizer.optimize_model(
+            str(exported),
+            model_type="bert",
+            num_heads=config.num_attention_heads,
+            hidden_size=config.hidden_size,
+            opt_level=0,  # the rest is done when a session loads it
+        ).save_model_to_file(str(fused if int8 else folder / GRAPH))
+        if int8:
+            _quantize(fused, folder / GRAPH)
+        evidence = _count(folder / GRAPH, Path(place) / "running.onnx")
+    attention = evidence["fused_ops"].get("Attention", 0) + evidence["fused_ops"].get("QAttention", 0)
+    if config.model_type in FUSIBLE and attention != config.num_hidden_layers:
+        raise InputError(
+            f"ONNX Runtime's optimizer fused the attention of {attention} of {config.num_hidden_layers} layers of "
+            f"{checkpoint.folder}, which is slower than it has to be: take another release of onnxruntime or torch"
+        )
+    (folder / EVIDENCE).write_text(json.dumps(evidence), encoding="utf-8")
+
+
+def _quantize(fused: Path, quantized: Path) -> None:
+    """Quantize the weights of `fused` to signed int8, a scale for each output channel; activations when it runs."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        fused,
+        quantized,
+        op_types_to_quantize=["MatMul", "Attention"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        # Without these instructions two products of a signed and an unsigned byte are added in 16 bits, which
+        # overflow unless weights keep to 7 bits (ONNX Runtime's documentation, "Quantize ONNX models").
+        reduce_range=not machine.has("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"),
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
+    )
+
+
+def _export(checkpoint: Checkpoint, path: Path) -> None:
+    """Write `checkpoint` to `path` as ONNX, its length left open."""
+    import torch
+
+    names = list(checkpoint.encoder.inputs)
+    model = eager.positional(checkpoint.load(attn_implementation="eager"), names)
+    with torch.no_grad():
+        torch.onnx.export(
+            model,
+            eager.example(checkpoint),
+            str(path),
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes={name: {1: "length"} for name in names},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def _count(graph: Path, running: Path) -> dict[str, Any]:
+    """Return how many fused and quantized operations are in what a session makes of `graph`, written to `running`."""
+    import onnx
+
+    _session(graph, running)
+    counts = collections.Counter(node.op_type for node in onnx.load(running, load_external_data=False).graph.node)
+    return {
+        "fused_ops": {name: counts[name] for name in FUSED if counts[name]},
+        "quantized_ops": sum(counts[name] for name in QUANTIZED),
+    }
+
+
+def load(folder: Path) -> "Classifier":
+    """Return a session of the graph in `folder`, on one thread.
+
+    Raises:
+        InputError: the graph is damaged.
+    """
+    from qbert.variants import Classifier
+
+    try:
+        evidence = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))
+        session = _session(folder / GRAPH)
+    except Exception as error:  # ONNX Runtime's exceptions have no narrower common class
+        raise InputError(f"{folder / GRAPH} is damaged ({reason(error)}): make it again with qbert quantize") from error
+    threads = session.get_session_options().intra_op_num_threads
+    inputs = [node.name for node in session.get_inputs()]  # without those of no effect, as DeBERTa's token types
+
+    def run(encoding: Encoding) -> "npt.NDArray[np.float32]":
+        return session.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
+
+    return Classifier(run, evidence | {"precision": "float32", "threads": threads})
+
+
+def _session(graph: Path, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # its warnings are about what was asked for
+    if running:
+        options.optimized_model_filepath = str(running)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
