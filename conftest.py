@@ -88,6 +88,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
+    config.addinivalue_line("markers", "own_process: cells of the greatest length alone, each run in its own process")
     config.stash[RESULTS] = []
 
 
@@ -112,7 +113,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     from qbert import variants
 
-    trained_only = metafunc.definition.get_closest_marker("trained_models") is not None
+    trained_only, longest_only = (
+        metafunc.definition.get_closest_marker(marker) is not None for marker in ("trained_models", "own_process")
+    )
     cells = []
     try:
         suite = suite_of(metafunc.config)
@@ -120,7 +123,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pytest.param(model.name, max_length, variant.name, id=f"{model.name}-{max_length}-{variant.name}")
             for model in suite.models.values()
             if model.trained or not trained_only
-            for max_length in suite.max_lengths
+            for max_length in ([max(suite.max_lengths)] if longest_only else suite.max_lengths)
             for variant in variants.select(metafunc.config.option.variants)
         ]
     except InputError as error:
@@ -135,12 +138,12 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 
 @pytest.fixture
 def cell(request: pytest.FixtureRequest, model: str, max_length: int, variant: str) -> "Cell":
-    """One model, maximum length and variant, built."""
+    """One model, maximum length and variant: built, or what it takes to build it in another process."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     built = suite_of(request.config).cell(model, max_length, variant)
     try:
         with capture.global_and_fixture_disabled():  # shows the progress of a training
-            _ = built.classifier, built.baseline
+            _ = built.folder if request.node.get_closest_marker("own_process") else (built.classifier, built.baseline)
     except InputError as error:
         pytest.fail(str(error), pytrace=False)
     return built
@@ -171,7 +174,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             table = report.summary(
                 report.cells(results),
                 title=f"qbert: {suite_of(config).dataset.name}, batch 1, one thread",
-                caption="ms: one encoding of that many tokens to logits. Speedup, F1 drop and flips: against fp32.",
+                caption=(
+                    "ms: one encoding of that many tokens to logits. Speedup, F1 drop, flips: over fp32;\n"
+                    "over best fp32: over the fastest fp32 runtime. Of limit: of what this core can do."
+                ),
             )
             terminalreporter.write_line("")
             report.show(table)

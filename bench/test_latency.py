@@ -36,4 +36,5 @@ def test_latency(cell: "Cell", benchmark: Any, pytestconfig: pytest.Config) -> N
         )
         benchmark.pedantic(classifier, args=(encoding,), setup=plan.before_round, rounds=plan.rounds)
     rounds = benchmark.stats.stats.data
-    benchmark.extra_info.update(evaluate.percentiles(rounds), **plan.result(rounds))
+    percentiles = evaluate.percentiles(rounds)
+    benchmark.extra_info.update(percentiles, **plan.result(rounds), **cell.limit(percentiles["p50_s"]))

@@ -140,7 +140,7 @@ class Checkpoint:
         return [self.folder / Path(name).name for name in sorted(names)]
 
     @cached_property
-    def _skeleton(self) -> Any:  # noqa: ANN401  a torch module, and torch is not imported here for its name alone
+    def skeleton(self) -> Any:  # noqa: ANN401  a torch module, and torch is not imported here for its name alone
         """The classifier of this configuration without its weights (on torch's meta device)."""
         import torch
 
@@ -157,12 +157,12 @@ class Checkpoint:
     @cached_property
     def expected_weights(self) -> set[str]:
         """Names of the weights that a classifier of this configuration has."""
-        return {name for name, _ in self._skeleton.named_parameters()}
+        return {name for name, _ in self.skeleton.named_parameters()}
 
     @property
     def trained(self) -> bool:
         """Whether the file has weights for the classification head; else the head would be random."""
-        body = self._skeleton.base_model_prefix + "."
+        body = self.skeleton.base_model_prefix + "."
         head = {name for name in self.expected_weights if not name.startswith(body)}
         return head <= set(self.weights) and not self.record.get("untrained", False)
 
@@ -175,7 +175,7 @@ class Checkpoint:
     def positions(self) -> int:
         """The greatest length that the model takes, in tokens."""
         positions = int(getattr(self.config, "max_position_embeddings", 512))
-        for name, module in self._skeleton.named_modules():
+        for name, module in self.skeleton.named_modules():
             # RoBERTa counts its positions from the padding token's id on.
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 return positions - int(module.padding_idx) - 1
@@ -194,20 +194,21 @@ class Checkpoint:
     def sha256(self) -> str:
         """Of configuration, weights and tokenizer."""
         digest = hashlib.sha256()
-        for path in (
-            self.folder / "config.json",
-            *self.weight_files,
-            *(self.folder / name for name in TOKENIZER_FILES),
-        ):
-            if path.is_file():
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        for path in self.files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+    @property
+    def files(self) -> list[Path]:
+        """Configuration, weights and tokenizer, without what else may lie beside them."""
+        tokenizer = (self.folder / name for name in TOKENIZER_FILES)
+        return [path for path in (self.folder / "config.json", *self.weight_files, *tokenizer) if path.is_file()]
 
     @cached_property
     def encoder(self) -> "Encoder":
         """The tokenizer of this checkpoint, giving what its model takes."""
-        return Encoder.open(self.folder, self._skeleton.forward)
+        return Encoder.open(self.folder, self.skeleton.forward)
 
     @property
     def max_length(self) -> int:

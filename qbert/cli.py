@@ -1,4 +1,4 @@
-"""The qbert command: train, evaluate, quantize, predict, variants."""
+"""The qbert command: train, evaluate, quantize, predict, variants, machine."""
 
 import contextlib
 import importlib
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 
 from qbert import InputError, __version__
 
@@ -300,7 +301,6 @@ def predict(
 @main.command()
 def variants() -> None:
     """List the ways to run a model: which can run here, and what the others lack."""
-    from rich.markup import escape
     from rich.table import Table
 
     from qbert import report
@@ -313,6 +313,32 @@ def variants() -> None:
         reason = row.missing()
         here = "no" if reason else "yes" if row.default else "by name"
         drawn.add_row(escape(row.name), escape(row.runtime), here, escape(reason or row.needs))
+    report.show(drawn)
+
+
+@main.command()
+def machine() -> None:
+    """Say what this processor is, what one core of it can do at best, and what disturbs timing here."""
+    from rich.table import Table
+
+    from qbert import limit, report
+    from qbert import machine as here
+    from qbert import variants as table
+    from qbert.terminal import say
+
+    packages = sorted({name for variant in table.VARIANTS.values() for name in variant.packages})
+    say("measuring matrix products on one core, some seconds")
+    rates = limit.rates()
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    drawn.add_row("processor", escape(here.processor()))
+    drawn.add_row("cores", f"{os.cpu_count()}")
+    drawn.add_row("instruction sets", ", ".join(here.instruction_sets()))
+    drawn.add_row("caches", ", ".join(f"{name} {size}" for name, size in here.caches().items()) or "not told")
+    drawn.add_row("libraries", ", ".join(f"{name} {version}" for name, version in here.versions(*packages).items()))
+    for precision, (rate, library) in rates.items():
+        drawn.add_row(f"{precision} products", f"{rate / 1e9:.0f} billion operations a second, by {library}")
+    for number, sentence in enumerate(here.disturbances() or ["nothing found"]):
+        drawn.add_row("" if number else "disturbs timing", escape(sentence))
     report.show(drawn)
 
 

@@ -1,7 +1,9 @@
 """What this processor is, and what measures on it: the part of a figure's identity that no file holds."""
 
 import importlib.metadata
+import os
 import platform
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,3 +73,55 @@ def versions(*packages: str) -> dict[str, str]:
 def identity(*packages: str) -> dict[str, Any]:
     """Return what has to agree before two runs can be compared; of `packages`, the versions too."""
     return {"processor": processor(), "instruction_sets": list(instruction_sets()), "versions": versions(*packages)}
+
+
+def caches() -> dict[str, str]:
+    """Return the size of each cache of the first core, by level and kind; empty where the system does not tell."""
+    found = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        found[f"L{level} {kind.lower()}"] = size
+    return found
+
+
+def disturbances() -> list[str]:
+    """Return what disturbs timing here, each in a sentence; empty where nothing was found."""
+    found = []
+    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if governor and governor != "performance":
+        found.append(f"the clock's governor is {governor}: 'performance' keeps the clock from following the load")
+    if _read("/sys/devices/system/cpu/smt/active") == "1":
+        found.append("hyper-threads are on: two of them share a core, so leave the sibling of the timed one idle")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > BUSY_LOAD:
+        found.append(f"{load:.1f} processes are running or waiting, on average of a minute: stop what else runs")
+    if (stolen := _stolen_share()) > STOLEN:
+        found.append(f"{stolen:.1%} of the time went to other virtual machines of this host: expect a wider spread")
+    if (_read("/sys/fs/cgroup/cpu.max") or "max").split()[0] != "max":
+        found.append("this container has a limit of processor time, which stops it in the middle of a call")
+    return found
+
+
+BUSY_LOAD = 0.5  # more than now and then a process, while nothing is being timed
+STOLEN = 0.001
+
+
+def _stolen_share(seconds: float = 0.5) -> float:
+    """Return the share of the processors' time that the host gave to others, over `seconds`."""
+
+    def ticks() -> tuple[int, int]:
+        counts = [int(count) for count in (_read("/proc/stat") or "cpu").splitlines()[0].split()[1:9]]
+        return sum(counts), counts[7] if len(counts) > 7 else 0  # noqa: PLR2004  user nice system idle iowait irq softirq steal
+
+    total, stolen = ticks()
+    time.sleep(seconds)
+    later, stolen_later = ticks()
+    return (stolen_later - stolen) / max(1, later - total)
+
+
+def _read(path: str) -> str:
+    """Return what the kernel says in `path`; empty where it says nothing."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import InputError, evaluate, machine, train, variants
+from qbert import InputError, evaluate, limit, machine, train, variants
 from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
@@ -71,6 +72,7 @@ class Suite:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._failed: dict[Path, InputError] = {}
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
+        self._folders: dict[tuple[Path, str], Path] = {}
         self._in_use = ""
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
         for source in dict.fromkeys(models):
@@ -146,8 +148,15 @@ class Suite:
         checkpoint = self.checkpoint(model, max_length)
         key = (checkpoint.folder, variant.name)
         if key not in self._classifiers:
-            self._classifiers[key] = variants.build(variant, checkpoint, self.dataset)
+            self._classifiers[key] = variants.load(variant, checkpoint, self.folder(checkpoint, variant))
         return self._classifiers[key]
+
+    def folder(self, checkpoint: Checkpoint, variant: Variant) -> Path:
+        """Return what `variant` is loaded from; made, and found whole, once a run."""
+        key = (checkpoint.folder, variant.name)
+        if key not in self._folders:
+            self._folders[key] = variants.prepare(variant, checkpoint, self.dataset)
+        return self._folders[key]
 
     def baseline_logits(
         self, cell: "Cell", documents: "pd.DataFrame", logits: npt.NDArray[np.float32]
@@ -179,11 +188,11 @@ class Cell:
         """As in test ids."""
         return f"{self.model.name}-{self.max_length}-{self.variant.name}"
 
-    def introduce(self, benchmark: Any, measured: str) -> None:  # noqa: ANN401  pytest-benchmark's fixture
+    def introduce(self, benchmark: Any, measured: str, evidence: Mapping[str, Any] | None = None) -> None:  # noqa: ANN401  pytest-benchmark's fixture
         """Group `benchmark` by model, length and what is `measured`, and have the saved run say what it is of."""
         untrained = "" if self.model.trained else " (untrained)"
         benchmark.group = f"{measured} {self.model.name}-{self.max_length}{untrained}"
-        benchmark.extra_info.update(self.describe(), measured=measured)
+        benchmark.extra_info.update(self.describe(evidence), measured=measured)
 
     @property
     def is_baseline(self) -> bool:
@@ -201,9 +210,25 @@ class Cell:
         return self.suite.classifier(self.model, self.max_length, variants.get(BASELINE))
 
     @property
+    def checkpoint(self) -> Checkpoint:
+        """The model's, for this length."""
+        return self.suite.checkpoint(self.model, self.max_length)
+
+    @property
+    def folder(self) -> Path:
+        """What the variant is loaded from."""
+        return self.suite.folder(self.checkpoint, self.variant)
+
+    @property
+    def disk_bytes(self) -> int:
+        """The size of all that the variant needs on disk, tokenizer included."""
+        files = self.folder.rglob("*") if self.variant.export else self.checkpoint.files
+        return sum(path.stat().st_size for path in files if path.is_file())
+
+    @property
     def encoder(self) -> Encoder:
         """The tokenizer."""
-        return self.suite.checkpoint(self.model, self.max_length).encoder
+        return self.checkpoint.encoder
 
     def judge(
         self,
@@ -217,22 +242,27 @@ class Cell:
         )
         return comparison, evaluate.flipped(documents, baseline, logits, self.suite.dataset.label_names)
 
-    def describe(self) -> dict[str, Any]:
-        """Return its place, its evidence, and what was measured on what."""
-        checkpoint = self.suite.checkpoint(self.model, self.max_length)
+    def limit(self, seconds: float) -> dict[str, Any]:
+        """Return how near `seconds` for a full encoding is to what one core can do: `floor_s` and `share_of_limit`."""
+        floor = limit.floor_seconds(self.checkpoint, self.max_length, self.variant.precision)
+        return {"floor_s": floor, "share_of_limit": floor / seconds} if math.isfinite(floor) else {}
+
+    def describe(self, evidence: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return its place, its `evidence` (of the classifier here, unless told), and what was measured on what."""
+        evidence = self.classifier.evidence if evidence is None else evidence
         return {
             "model": self.model.name,
             "trained": self.model.trained,
             "max_length": self.max_length,
             "variant": self.variant.name,
             "baseline": BASELINE,
-            **self.classifier.evidence,
+            **evidence,
             "identity": {
                 **machine.identity(*self.variant.packages),
-                "checkpoint_sha256": checkpoint.sha256,
+                "checkpoint_sha256": self.checkpoint.sha256,
                 "dataset": self.suite.dataset.name,
                 "dataset_sha256": self.suite.dataset.sha256,
                 "definition": self.variant.definition,
-                "threads": self.classifier.evidence.get("threads"),
+                "threads": evidence.get("threads"),
             },
         }

@@ -1,0 +1,98 @@
+"""What a variant takes beside time: a process of its own loads it, answers once, and tells."""
+
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qbert import InputError
+
+if TYPE_CHECKING:
+    from qbert.checkpoint import Encoding
+    from qbert.variants import Variant
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one variant in a process that does nothing else, on one thread."""
+
+    load_s: float
+    """Seconds to import the runtime and read the model."""
+    first_call_s: float
+    """Seconds of the first call, in which runtimes choose and prepare their kernels."""
+    peak_rss_bytes: int
+    """The most memory that was resident at once."""
+    evidence: Mapping[str, Any]
+    """The classifier's own."""
+
+
+def measure(variant: "Variant", folder: Path, encoding: "Encoding") -> Footprint:
+    """Load what is in `folder` as `variant` in a new process and call it once with `encoding`.
+
+    Raises:
+        InputError: it could not be loaded or run.
+    """
+    from qbert.variants import taken
+
+    with tempfile.TemporaryDirectory() as place:
+        arrays = Path(place) / "encoding.npz"
+        named: dict[str, Any] = dict(encoding)
+        np.savez(arrays, **named)
+        load = variant.load
+        done = subprocess.run(  # noqa: S603  our own command
+            [
+                *(sys.executable, "-P", "-W", "ignore", "-m", "qbert.footprint"),
+                *(load.__module__, load.__qualname__, json.dumps(taken(load, variant.options))),
+                *(str(folder.resolve()), str(arrays)),
+            ],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise InputError(f"variant {variant.name} fails in a process of its own: {said[-1]}")
+    return Footprint(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _peak_rss_bytes() -> int:
+    """Return this process's greatest resident size; Linux's ru_maxrss would count what started it, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
+
+
+def main(module: str, name: str, options: str, folder: str, arrays: str) -> None:
+    """Print the footprint of `module.name(folder, **options)`, called with the encoding in the file `arrays`."""
+    with np.load(arrays) as file:
+        encoding = dict(file)
+    start = time.perf_counter()
+    load = getattr(importlib.import_module(module), name)
+    classifier = load(Path(folder), **json.loads(options))
+    loaded = time.perf_counter()
+    classifier(encoding)
+    called = time.perf_counter()
+    figures = {
+        "load_s": loaded - start,
+        "first_call_s": called - loaded,
+        "peak_rss_bytes": _peak_rss_bytes(),
+        "evidence": dict(classifier.evidence),
+    }
+    sys.stdout.write(f"\n{json.dumps(figures)}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
