@@ -73,7 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--seconds-per-cell",
         type=positive(float),
-        default=2.0,
+        default=1.5,
         metavar="S",
         help="time to measure each latency cell for",
     )

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from qbert.checkpoint import Encoding
     from qbert.variants import Classifier
 
-MIN_PAIRS = 9  # the least from which the 95 % interval of a median leaves out one outlier at each end
-WARM_UP_S = 0.3  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
+MIN_PAIRS = 6  # the least from which the sign test gives a 95 % interval
+WARM_UP_S = 0.2  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
 # After the other side's calls, the first 8 of BERT-tiny are up to 15 % slow (caches, clock; AMD Zen 5). So calls are
 # timed in blocks, and those of a block's first 30 ms are made and not timed.
 BLOCK_S = 0.1
@@ -83,20 +83,22 @@ class Interleaved:
         self._classifier, self._baseline, self._encoding = classifier, baseline, encoding
         sides = [classifier] if baseline is None else [classifier, baseline]
         costs = [_warm_up(side, encoding) for side in sides]
-        self.block = 1 if baseline is None else max(1, round(BLOCK_S / costs[0]))
+        self.blocks = [1 if baseline is None else max(1, round(BLOCK_S / cost)) for cost in costs]
         self._settling = [_settling_calls(cost) if baseline else 0 for cost in costs]
-        pair_s = sum(cost * (self.block + settling) for cost, settling in zip(costs, self._settling, strict=True))
-        self.rounds = self.block * max(round(seconds / pair_s), MIN_PAIRS, -(-min_rounds // self.block))
+        pair_s = sum(
+            cost * (block + settling) for cost, block, settling in zip(costs, self.blocks, self._settling, strict=True)
+        )
+        self.rounds = self.blocks[0] * max(round(seconds / pair_s), MIN_PAIRS, -(-min_rounds // self.blocks[0]))
         self.baseline_s: list[float] = []
         self._done = 0
 
     def before_round(self) -> None:
         """Make and time the baseline's calls where a block begins."""
-        if self._baseline is not None and self._done % self.block == 0:
+        if self._baseline is not None and self._done % self.blocks[0] == 0:
             variant_settling, baseline_settling = self._settling
             for _ in range(baseline_settling):
                 self._baseline(self._encoding)
-            self.baseline_s += [time_call(self._baseline, self._encoding) for _ in range(self.block)]
+            self.baseline_s += [time_call(self._baseline, self._encoding) for _ in range(self.blocks[1])]
             for _ in range(variant_settling):
                 self._classifier(self._encoding)
         self._done += 1
@@ -105,7 +107,7 @@ class Interleaved:
         """Return how the rounds `variant_s` compare with the baseline's calls between them."""
         if self._baseline is None:
             return {"speedup": 1.0}
-        return asdict(speedup(self.baseline_s, variant_s, self.block)) | {
+        return asdict(speedup(self.baseline_s, variant_s, *reversed(self.blocks))) | {
             "baseline_p50_s": float(np.median(self.baseline_s))
         }
 
@@ -118,20 +120,25 @@ def _settling_calls(cost_s: float) -> int:
 def _warm_up(classifier: "Classifier", encoding: "Encoding") -> float:
     """Call until it is steady; return the median seconds of the later half of the calls."""
     calls: list[float] = []
-    while len(calls) < 2 or sum(calls) < WARM_UP_S:  # noqa: PLR2004  the first prepares, the next tells the cost
+    while sum(calls) < WARM_UP_S:
         calls.append(time_call(classifier, encoding))
     return float(np.median(calls[len(calls) // 2 :]))
 
 
-def speedup(baseline_s: Sequence[float], variant_s: Sequence[float], block: int = 1) -> Speedup:
-    """Return the median over pairs of blocks of (baseline seconds / variant seconds), each block's median.
+def speedup(
+    baseline_s: Sequence[float], variant_s: Sequence[float], baseline_block: int = 1, variant_block: int = 1
+) -> Speedup:
+    """Return the median over pairs of blocks, of so many calls each, of (baseline's median / variant's median).
 
     Source: the interval is the one that the sign test does not reject (Conover 1999, section 3.2), which
     supposes nothing of how timings are distributed; below 6 pairs it has no ends (nan).
     """
-    pairs = min(len(baseline_s), len(variant_s)) // block
-    ratios = np.median(np.reshape(baseline_s[: pairs * block], (pairs, block)), axis=1) / np.median(
-        np.reshape(variant_s[: pairs * block], (pairs, block)), axis=1
+    pairs = min(len(baseline_s) // baseline_block, len(variant_s) // variant_block)
+    ratios = np.divide(
+        *(
+            np.median(np.reshape(calls[: pairs * block], (pairs, block)), axis=1)
+            for calls, block in ((baseline_s, baseline_block), (variant_s, variant_block))
+        )
     )
     ratio = float(np.median(ratios))
     interval = stats.quantile_test(ratios, q=ratio, p=0.5).confidence_interval(CONFIDENCE)

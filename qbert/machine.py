@@ -95,7 +95,7 @@ def disturbances() -> list[str]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY_LOAD:
         found.append(f"{load:.1f} processes are running or waiting, on average of a minute: stop what else runs")
-    if (stolen := _stolen_share()) > STOLEN:
+    if (stolen := stolen_share()) > STOLEN:
         found.append(f"{stolen:.1%} of the time went to other virtual machines of this host: expect a wider spread")
     if (_read("/sys/fs/cgroup/cpu.max") or "max").split()[0] != "max":
         found.append("this container has a limit of processor time, which stops it in the middle of a call")
@@ -106,7 +106,7 @@ BUSY_LOAD = 0.5  # more than now and then a process, while nothing is being time
 STOLEN = 0.001
 
 
-def _stolen_share(seconds: float = 0.5) -> float:
+def stolen_share(seconds: float = 0.5) -> float:
     """Return the share of the processors' time that the host gave to others, over `seconds`."""
 
     def ticks() -> tuple[int, int]:

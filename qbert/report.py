@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 Row = Mapping[Any, Any]
-Cell = Callable[[Row], str]
+Format = Callable[[Row], str]
 
 CELL = ["model", "max_length", "variant"]
 LATENCY = ["median_s", "p95_s", "speedup", "speedup_low", "speedup_high", "share_of_limit", "precision"]
@@ -44,6 +44,11 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     `table` is as `cells` gives it. It fits 80 columns.
     """
     parts: list[RenderableType] = [Text(title, style="bold")]
+    table = table.sort_values(
+        ["model", "max_length"],
+        key=lambda column: pd.Series(pd.factorize(column)[0]) if column.name == "model" else column,
+        kind="stable",
+    )
     width = max(len("variant"), *table["variant"].str.len())
     timed = table[table[["median_s", "f1"]].notna().any(axis=1)]
     for (model, max_length), group in timed.groupby(["model", "max_length"], sort=False):
@@ -59,7 +64,7 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     return Group(*parts, Text(f"\n{caption}", style="dim"))
 
 
-def _lines(group: pd.DataFrame, columns: "Mapping[str, tuple[int, Cell]]", width: int, *, header: bool) -> Table:
+def _lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width: int, *, header: bool) -> Table:
     """Return a line for each row of `group`: the variant, then `columns` (heading: width, and the text of a row)."""
     group = group.assign(best_fp32=group["speedup"].where(group["precision"] == "fp32").max())
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=header)
@@ -130,7 +135,7 @@ def _number(value: float, form: str) -> str:
     return "" if pd.isna(value) else format(value, form)
 
 
-COLUMNS: dict[str, tuple[int, Cell]] = {
+COLUMNS: dict[str, tuple[int, Format]] = {
     "median\nms": (6, lambda row: milliseconds(row["median_s"])),
     "speedup\nmedian, 95 %": (17, _speedup),
     "over best\nfp32": (9, lambda row: _number(row["speedup"] / row["best_fp32"], ".2f")),
@@ -138,7 +143,7 @@ COLUMNS: dict[str, tuple[int, Cell]] = {
     "F1\ndrop": (7, lambda row: _number(row["f1_drop"], "+.4f")),
     "flips\n": (5, lambda row: _number(row["flips"], ".0f")),
 }
-FOOTPRINT_COLUMNS: dict[str, tuple[int, Cell]] = {
+FOOTPRINT_COLUMNS: dict[str, tuple[int, Format]] = {
     "disk\nMB": (6, lambda row: _megabytes(row["disk_bytes"])),
     "load\ns": (6, lambda row: f"{row['load_s']:.2f}"),
     "first call\nms": (10, lambda row: milliseconds(row["first_call_s"])),

@@ -82,7 +82,7 @@ def test_latency_cells_have_a_speedup_with_its_interval(saved: tuple[str, dict[s
             assert info["speedup"] == 1
         else:
             assert 0 < info["speedup_low"] <= info["speedup"] <= info["speedup_high"]
-            assert info["pairs"] >= 9
+            assert info["pairs"] >= 6
             assert info["speedup"] == pytest.approx(info["baseline_p50_s"] / info["p50_s"], rel=0.5)
 
 

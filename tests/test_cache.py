@@ -1,15 +1,17 @@
 """A cached folder is absent or whole, whatever happens to those who build it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qbert import InputError
-from qbert.cache import build_folder
+from qbert import InputError, cache
+from qbert.cache import build_folder, build_kept
 
 
 def write(folder: Path) -> None:
@@ -84,3 +86,70 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 def test_a_place_that_cannot_be_written_is_named() -> None:
     with pytest.raises(InputError, match=r"/dev/null.* cannot be written"):
         build_folder(Path("/dev/null/folder"), write)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "file").write_text("while"),
+        lambda folder: (folder / "file").unlink(),
+        lambda folder: (folder / cache.MANIFEST).unlink(),
+        lambda folder: (folder / "more").touch(),
+    ],
+)
+def test_a_kept_folder_that_was_changed_is_built_again_and_said(
+    damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = []
+
+    def build(stage: Path) -> None:
+        built.append(stage)
+        write(stage)
+
+    folder = tmp_path / "folder"
+    for _ in range(2):
+        build_kept(folder, build)
+    assert len(built) == 1
+    damage(folder)
+    build_kept(folder, build)
+    assert len(built) == 2
+    assert (folder / "file").read_text() == "whole"
+    assert f"{folder} is damaged: making it again" in capsys.readouterr().err
+    build_kept(folder, build)
+    assert len(built) == 2
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_a_kept_folder_can_be_checked_with_sha256sum(tmp_path: Path) -> None:
+    folder = build_kept(tmp_path / "folder", write)
+    subprocess.run([str(shutil.which("sha256sum")), "--check", "--strict", cache.MANIFEST], cwd=folder, check=True)
+
+
+def test_two_processes_share_the_repair(tmp_path: Path) -> None:
+    build_kept(tmp_path / "folder", write)
+    (tmp_path / "folder" / "file").write_text("damaged")
+    script = f"""
+        import pathlib, time
+        from qbert.cache import build_kept
+        def build(folder):
+            with open({str(tmp_path / "log")!r}, "a") as log:
+                log.write("built\\n")
+            time.sleep(0.5)
+            (folder / "file").write_text("whole")
+        build_kept(pathlib.Path({str(tmp_path / "folder")!r}), build)
+    """
+    processes = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert (tmp_path / "log").read_text() == "built\n"
+
+
+def test_whatever_is_raised_on_a_full_disk_is_said_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    with pytest.raises(RuntimeError):
+        build_folder(tmp_path / "folder", fail)
+    monkeypatch.setattr(cache, "FULL", 1 << 60)  # no disk has so much left
+    with pytest.raises(InputError, match=r"No space left on device.*QBERT_CACHE"):
+        build_folder(tmp_path / "folder", fail)
+    assert not list(tmp_path.glob("*folder*"))

@@ -22,8 +22,26 @@ def benchmark(variant: str, median: float, **info: Any) -> dict[str, Any]:
     return {"stats": {"median": median}, "extra_info": known | info}
 
 
-SPEED = {"speedup": 10.444, "speedup_low": 10.01, "speedup_high": 10.99}
-JUDGED = {"measured": "accuracy", "f1": 0.9512, "f1_drop": -0.002, "flips": 123, "documents": 495}
+SPEED = {"speedup": 10.444, "speedup_low": 10.01, "speedup_high": 10.99, "share_of_limit": 0.305}
+JUDGED = {
+    "measured": "accuracy",
+    "f1": 0.9512,
+    "f1_baseline": 0.9492,
+    "f1_drop": -0.002,
+    "flips": 123,
+    "documents": 495,
+}
+WEIGHED = {
+    "measured": "footprint",
+    "disk_bytes": 409_123_456,
+    "load_s": 12.345,
+    "first_call_s": 1.2345,
+    "peak_rss_bytes": 2_345_678_901,
+}
+
+
+def of(precision: str) -> dict[str, Any]:
+    return {"identity": {"definition": {"precision": precision}}}
 
 
 def draw(drawn: Any) -> str:
@@ -48,12 +66,26 @@ def test_latency_and_accuracy_of_a_cell_are_one_row() -> None:
 
 def test_the_longest_variant_fits_80_columns() -> None:
     name = "int8-dynamic-per-channel"
-    rows = [benchmark("fp32", 1.2345, speedup=1.0), benchmark(name, 0.118, **SPEED), benchmark(name, 1.0, **JUDGED)]
+    rows = [
+        benchmark("fp32", 1.2345, speedup=1.0, **of("fp32")),
+        benchmark("fp32-other", 0.6, speedup=2.0, **of("fp32")),
+        benchmark(name, 0.118, **SPEED, **of("int8")),
+        benchmark(name, 1.0, **JUDGED),
+        benchmark(name, 1.0, **WEIGHED),
+    ]
     text = draw(report.summary(report.cells(rows), title="t", caption="c"))
-    (row,) = [line for line in text.splitlines() if line.startswith(name)]
-    assert row.split() == [name, "118", "130", "10.44", "10.01–10.99", "0.9512", "-0.0020", "123"]
+    judged, weighed = [line for line in text.splitlines() if line.startswith(name)]
+    assert judged.split() == [name, "118", "10.44", "10.01–10.99", "5.22", "30%", "-0.0020", "123"]
+    assert weighed.split() == [name, "409", "12.35", "1234", "2346"]
+    assert "bert-base, 384 tokens, fp32's F1 0.9492" in text
     assert max(map(len, text.split("\n"))) <= 80
     assert "…" not in text
+
+
+def test_a_run_of_footprints_alone_has_their_table_alone() -> None:
+    text = draw(report.summary(report.cells([benchmark("fp32", 1.0, **WEIGHED)]), title="t", caption="c"))
+    assert "each in a process of its own" in text
+    assert "speedup" not in text
 
 
 def test_the_accuracy_table_fits_80_columns() -> None:
@@ -89,7 +121,7 @@ def test_milliseconds_have_three_digits(seconds: float, shown: str) -> None:
     assert report.milliseconds(seconds) == shown
 
 
-@pytest.mark.parametrize("module", ["report", "dataset", "cli", "cache", "machine"])
+@pytest.mark.parametrize("module", ["report", "dataset", "cli", "cache", "machine", "limit", "footprint"])
 def test_reading_results_imports_no_torch(module: str) -> None:
     script = f"import sys, qbert.{module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qbert import InputError, machine, variants
+from qbert import InputError, variants
 from qbert.checkpoint import Checkpoint, Encoding
 from qbert.dataset import Dataset
 from qbert.variants import VARIANTS, Variant
@@ -322,14 +322,6 @@ def test_a_damaged_export_in_the_cache_is_made_again_and_said(
         assert f"{folder} is damaged: making it again" in capsys.readouterr().err
     variants.build(variant, trained, news)
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's list of flags")
-def test_instruction_sets_are_the_processors() -> None:
-    import cpuinfo
-
-    flags = set(cpuinfo.get_cpu_info()["flags"])
-    assert set(machine.instruction_sets()) == {name for flag, name in machine.INSTRUCTION_SETS.items() if flag in flags}
 
 
 def test_the_table_is_read_without_any_runtime() -> None:

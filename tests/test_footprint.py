@@ -1,0 +1,53 @@
+"""What a process of its own tells of a variant."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from qbert import InputError, footprint, variants
+from qbert.checkpoint import Checkpoint
+from qbert.dataset import Dataset
+from qbert.variants import VARIANTS, Variant
+
+HERE = [row for row in VARIANTS.values() if not row.missing() and row.default]
+
+
+@pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.name)
+def test_a_footprint_is_of_a_process_of_its_own(variant: Variant, trained: Checkpoint, news: Dataset) -> None:
+    folder = variants.prepare(variant, trained, news)
+    ballast = bytearray(2_000_000_000)  # of this process, not of that one
+    found = footprint.measure(variant, folder, trained.encoder.fill(news, 64))
+    assert 0 < found.load_s < 60
+    assert 0 < found.first_call_s < 10
+    assert 20e6 < found.peak_rss_bytes < len(ballast)
+    assert found.evidence == json.loads(json.dumps(dict(variants.build(variant, trained, news).evidence)))
+
+
+def test_a_runtime_that_needs_no_torch_loads_none(trained: Checkpoint, news: Dataset) -> None:
+    runtimes = [row for row in HERE if row.runtime in ("ONNX Runtime", "OpenVINO")]
+    if not runtimes:
+        pytest.skip("needs onnxruntime or openvino")
+    for variant in runtimes:
+        folder, encoding = variants.prepare(variant, trained, news), trained.encoder.fill(news, 64)
+        torch = footprint.measure(VARIANTS["fp32"], trained.folder, encoding)
+        assert footprint.measure(variant, folder, encoding).peak_rss_bytes < torch.peak_rss_bytes / 2
+
+
+def test_a_failure_in_the_other_process_is_one_sentence(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"variant fp32 fails in a process of its own: .*"):
+        footprint.measure(VARIANTS["fp32"], tmp_path, trained.encoder.fill(news, 64))
+
+
+def test_an_outside_variant_is_found_in_the_other_process(
+    outside: Path, trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(outside))
+    (outside / "more.py").write_text(
+        "from qbert.variants import eager\ndef load(folder, wanted):\n    return eager.load(folder)\n"
+    )
+    import more
+
+    variant = dataclasses.replace(VARIANTS["fp32"], load=more.load, options={"wanted": 1, "not_wanted": 2})
+    assert footprint.measure(variant, trained.folder, trained.encoder.fill(news, 64)).evidence["threads"] == 1

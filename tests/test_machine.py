@@ -1,0 +1,64 @@
+"""What is said of this processor is what the system says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qbert import machine
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's list of flags")
+def test_instruction_sets_are_the_processors() -> None:
+    import cpuinfo
+
+    flags = set(cpuinfo.get_cpu_info()["flags"])
+    assert set(machine.instruction_sets()) == {name for flag, name in machine.INSTRUCTION_SETS.items() if flag in flags}
+
+
+def test_versions_are_of_what_is_installed() -> None:
+    import numpy as np
+
+    found = machine.versions("pytest", "no-such-package")
+    assert found["numpy"] == np.__version__
+    assert found["pytest"] == pytest.__version__
+    assert "no-such-package" not in found
+
+
+@pytest.mark.skipif(not Path("/sys/devices/system/cpu/cpu0/cache/index0").exists(), reason="the system does not tell")
+def test_caches_are_named_by_level_and_kind() -> None:
+    assert all(name[0] == "L" and size[-1] in "KM" for name, size in machine.caches().items())
+
+
+def test_what_disturbs_is_said_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave",
+        "/sys/devices/system/cpu/smt/active": "1",
+        "/sys/fs/cgroup/cpu.max": "150000 100000",
+        "/proc/stat": "cpu  1 1 1 1 1 1 1 1 0 0",
+    }
+    monkeypatch.setattr(machine, "_read", lambda path: told.get(path, ""))
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (3.0, 0.0, 0.0))
+    sentences = " ".join(machine.disturbances())
+    assert all(word in sentences for word in ("powersave", "hyper-threads", "3.0 processes", "processor time"))
+    assert "virtual machines" not in sentences  # the same ticks twice: none was stolen
+    told |= dict.fromkeys(told, "")
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert machine.disturbances() == []
+
+
+def test_stolen_time_is_the_share_of_the_ticks_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["cpu  100 0 0 800 0 0 0 10 0 0", "cpu  150 0 0 840 0 0 0 20 0 0"])
+    monkeypatch.setattr(machine, "_read", lambda _: next(lines))
+    assert machine.stolen_share(0) == pytest.approx(0.1)
+
+
+def test_the_command_says_all_of_it() -> None:
+    done = subprocess.run([sys.executable, "-m", "qbert", "machine"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for word in ("processor", "instruction sets", "caches", "fp32 products", "int8 products", "disturbs timing"):
+        assert word in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert json.dumps(machine.processor())[1:-1] in done.stdout
