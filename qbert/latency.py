@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qbert.variants import Classifier
 
 MIN_PAIRS = 6  # the least from which the sign test gives a 95 % interval
-WARM_UP_S = 0.2  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
+WARM_UP_S = 0.15  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
 # After the other side's calls, the first 8 of BERT-tiny are up to 15 % slow (caches, clock; AMD Zen 5). So calls are
 # timed in blocks, and those of a block's first 30 ms are made and not timed.
 BLOCK_S = 0.1

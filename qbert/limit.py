@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHAPES = ((128, 768, 3072), (384, 768, 3072), (384, 3072, 768))
 """Rows, inputs and outputs: BERT-base's feed-forward layers at two lengths."""
-SECONDS = 0.12  # a product; ends of a clock's rise and of a neighbour's burst fall out with the fastest third
+SECONDS = 0.06  # a product; ends of a clock's rise and of a neighbour's burst fall out with the fastest third
 PRECISIONS = ("fp32", "bf16", "int8")
 
 Probe = Iterator[tuple[str, str, Callable[[], Any]]]

@@ -54,8 +54,8 @@ def test_the_variant_varies_fastest(saved: tuple[str, dict[str, Any]]) -> None:
     names = [benchmark["name"] for benchmark in saved[1]["benchmarks"]]
     assert names == [
         f"test_{kind}[tiny-{length}-{variant}]"
-        for kind in ("accuracy", "latency")
-        for length in (16, 32)
+        for kind, lengths in (("accuracy", (16, 32)), ("footprint", (32,)), ("latency", (16, 32)))
+        for length in lengths
         for variant in ("fp32", INT8)
     ]
 
@@ -71,7 +71,8 @@ def test_each_cell_says_what_was_measured_on_what(
         assert info["identity"]["threads"] == info["threads"] == 1
         assert {"definition", "instruction_sets", "processor", "versions"} <= set(info["identity"])
         assert (info["quantized_ops"] > 0) == (info["variant"] == INT8)
-        assert info["p50_s"] == pytest.approx(benchmark["stats"]["median"])
+        if info["measured"] != "footprint":
+            assert info["p50_s"] == pytest.approx(benchmark["stats"]["median"])
         assert len(benchmark["stats"]["data"]) == benchmark["stats"]["rounds"]
 
 
@@ -84,6 +85,22 @@ def test_latency_cells_have_a_speedup_with_its_interval(saved: tuple[str, dict[s
             assert 0 < info["speedup_low"] <= info["speedup"] <= info["speedup_high"]
             assert info["pairs"] >= 6
             assert info["speedup"] == pytest.approx(info["baseline_p50_s"] / info["p50_s"], rel=0.5)
+
+
+def test_latency_cells_have_a_share_of_the_limit(saved: tuple[str, dict[str, Any]]) -> None:
+    for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("latency")):
+        info = benchmark["extra_info"]
+        assert 0 < info["share_of_limit"] < 1
+        assert info["share_of_limit"] == pytest.approx(info["floor_s"] / info["p50_s"])
+
+
+def test_footprint_cells_are_of_a_process_of_their_own(saved: tuple[str, dict[str, Any]], trained: Checkpoint) -> None:
+    weights = (trained.folder / "model.safetensors").stat().st_size
+    for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("footprint")):
+        info = benchmark["extra_info"]
+        assert (info["disk_bytes"] > weights) == (info["variant"] == "fp32")
+        assert info["load_s"] + info["first_call_s"] < benchmark["stats"]["median"]
+        assert info["peak_rss_bytes"] > 20e6
 
 
 def test_accuracy_cells_judge_every_document(saved: tuple[str, dict[str, Any]], news: Dataset) -> None:
@@ -142,7 +159,7 @@ def test_a_regression_fails_the_session_and_the_table_still_comes(quick: list[ob
 def test_disabled_benchmarks_are_a_quick_functional_pass(quick: list[object], tmp_path: Path) -> None:
     done = bench(*quick, "--benchmark-disable", "--max-f1-drop", "-1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert "8 passed" in done.stdout
+    assert "10 passed" in done.stdout
 
 
 def test_a_variant_comes_from_outside(quick: list[object], outside: Path, tmp_path: Path) -> None:
@@ -150,6 +167,10 @@ def test_a_variant_comes_from_outside(quick: list[object], outside: Path, tmp_pa
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
     assert "mine" in done.stdout
+    by_itself = bench(
+        "-p", "outside", *quick, "--variants", "mine", "-k", "footprint", cwd=tmp_path, PYTHONPATH=str(outside)
+    )
+    assert by_itself.returncode == 0, by_itself.stdout
 
 
 def collected(*arguments: object, cwd: Path) -> list[str]:
@@ -162,9 +183,13 @@ def test_the_default_run_judges_the_trained_model_alone(tmp_path: Path) -> None:
     ids = collected("--variants", "fp32", cwd=tmp_path)
     assert ids == [
         f"test_{kind}[{model}-{length}-fp32]"
-        for kind, models in (("accuracy", ["bert-tiny"]), ("latency", ["bert-tiny", "bert-base"]))
+        for kind, models, lengths in (
+            ("accuracy", ["bert-tiny"], (128, 256, 384)),
+            ("footprint", ["bert-tiny", "bert-base"], (384,)),
+            ("latency", ["bert-tiny", "bert-base"], (128, 256, 384)),
+        )
         for model in models
-        for length in (128, 256, 384)
+        for length in lengths
     ]
 
 

@@ -332,3 +332,107 @@ for row in qbert.variants.VARIANTS.values():
 assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.skipif("fp32-onnxruntime" not in [row.name for row in HERE], reason="needs onnxruntime")
+def test_an_architecture_that_a_runtime_cannot_do_is_one_sentence_with_the_operator(
+    trained: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import transformers
+
+    size = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
+    vocabulary = len(trained.encoder.tokenizer)
+    config = transformers.FNetConfig(vocab_size=vocabulary, num_labels=5, pad_token_id=0, **size)
+    transformers.FNetForSequenceClassification(config).save_pretrained(tmp_path)
+    trained.encoder.tokenizer.save_pretrained(tmp_path)
+    fourier = Checkpoint.open(tmp_path)
+    capfd.readouterr()
+    cannot = r"variant fp32-onnxruntime cannot be made of .* a fnet \(.*'aten::fft_fftn'.*\): leave it out"
+    with pytest.raises(InputError, match=cannot):
+        variants.build(VARIANTS["fp32-onnxruntime"], fourier)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.strip().startswith("making fp32-onnxruntime of")
+    assert len(err.strip().splitlines()) == 1
+    if not VARIANTS["bf16"].missing():
+        with pytest.raises(InputError, match=r"variant bf16 cannot run .* a fnet \(Unsupported dtype BFloat16\)"):
+            variants.build(VARIANTS["bf16"], fourier)
+
+
+def test_two_processes_on_an_empty_cache_share_the_work(
+    trained: Checkpoint, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
+    name = next((row.name for row in HERE if row.calibrated and row.default), "int8-dynamic-onednn")
+    script = f"""
+import pathlib
+from qbert import dataset, variants
+from qbert.checkpoint import Checkpoint
+checkpoint = Checkpoint.open(pathlib.Path({str(trained.folder)!r}))
+variants.build(variants.get({name!r}), checkpoint, dataset.load({str(news.folder)!r}))
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(2)]
+    said = b"".join(process.communicate()[1] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert said.count(f"making {name} of".encode()) == 1
+
+
+def test_without_a_compiler_inductor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"fp32-inductor cannot run here: no C\+\+ compiler: install g\+\+ or clang"):
+        variants.get("fp32-inductor")
+
+
+@pytest.mark.skipif("fp32-inductor" not in [row.name for row in HERE], reason="needs a C++ compiler")
+def test_what_was_compiled_for_another_processor_is_refused(trained: Checkpoint, tmp_path: Path) -> None:
+    variants.write_artefact(VARIANTS["fp32-inductor"], trained, tmp_path)
+    (tmp_path / "instruction_sets.txt").write_text("avx2048")
+    with pytest.raises(InputError, match="compiled for a processor with avx2048, which this one lacks"):
+        variants.load_artefact(tmp_path)
+
+
+@pytest.mark.skipif("int8-openvino" not in [row.name for row in HERE], reason="needs openvino")
+def test_no_telemetry_is_imported(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    script = f"""
+import pathlib, sys
+from qbert import dataset, variants
+from qbert.checkpoint import Checkpoint
+checkpoint = Checkpoint.open(pathlib.Path({str(trained.folder)!r}))
+row = variants.get("int8-openvino")
+texts = dataset.load({str(news.folder)!r}).training_texts(9)
+encodings = [checkpoint.encoder(*text, max_length=64) for text in texts]
+row.export(checkpoint, pathlib.Path({str(tmp_path)!r}), calibration=encodings)
+assert not [name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+@pytest.mark.skipif("int8-torchao" not in [row.name for row in HERE], reason="needs torchao")
+def test_nothing_is_printed_where_torchao_is_installed(trained: Checkpoint) -> None:
+    script = f"""
+import pathlib
+from qbert import variants
+from qbert.checkpoint import Checkpoint
+variants.build(variants.get("fp32"), Checkpoint.open(pathlib.Path({str(trained.folder)!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert done.stdout + done.stderr == b""
+
+
+def test_calibration_sees_training_documents_alone(
+    trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
+    seen: list[Encoding] = []
+
+    def export(checkpoint: Checkpoint, folder: Path, *, calibration: list[Encoding]) -> None:
+        seen.extend(calibration)
+        variants.eager.export(checkpoint, folder)
+
+    variant = dataclasses.replace(VARIANTS["fp32"], export=export, calibrated=True)
+    variants.build(variant, trained, news)
+    encode = trained.encoder
+    known = {encode(text, max_length=trained.max_length)["input_ids"].tobytes() for text in news.train["text"]}
+    assert len(seen) == min(variants.CALIBRATION_DOCUMENTS, len(news.train))
+    assert {encoding["input_ids"].tobytes() for encoding in seen} <= known

@@ -315,7 +315,7 @@ def prepare(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" 
         _qualified(variant.export),
         module.read_text(encoding="utf-8"),  # an edited export is made anew
         taken(variant.export, variant.options),
-        _calibration(variant, dataset),
+        _calibration(variant, checkpoint, dataset),
         machine.instruction_sets(),
         machine.versions(*variant.packages),
     ]
@@ -331,7 +331,7 @@ def prepare(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" 
 
 def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Dataset | None" = None) -> None:
     """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer, and a record."""
-    calibration = _calibration(variant, dataset)
+    calibration = _calibration(variant, checkpoint, dataset)
     _export(variant, checkpoint, folder, dataset)
     write_record(
         folder,
@@ -352,7 +352,7 @@ def _export(variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Da
     if dataset is not None and variant.calibrated:
         options["calibration"] = [
             checkpoint.encoder(*text, max_length=checkpoint.max_length)
-            for text in dataset.training_texts(CALIBRATION_DOCUMENTS if checkpoint.trained else UNTRAINED_DOCUMENTS)
+            for text in dataset.training_texts(_documents(checkpoint))
         ]
     try:
         with silent():  # exporters print bars, advice, and graphs that they cannot do
@@ -377,13 +377,17 @@ def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in options.items() if every or name in parameters}
 
 
-def _calibration(variant: Variant, dataset: "Dataset | None") -> dict[str, Any] | None:
+def _documents(checkpoint: Checkpoint) -> int:
+    return CALIBRATION_DOCUMENTS if checkpoint.trained else UNTRAINED_DOCUMENTS
+
+
+def _calibration(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None") -> dict[str, Any] | None:
     """Return what identifies the documents that `variant` is calibrated on, where it is."""
     if not variant.calibrated:
         return None
     if dataset is None:
         raise InputError(f"variant {variant.name} is calibrated on training documents: name their dataset (--dataset)")
-    return {"dataset_sha256": dataset.sha256, "documents": CALIBRATION_DOCUMENTS}
+    return {"dataset_sha256": dataset.sha256, "documents": _documents(checkpoint)}
 
 
 def load_artefact(folder: Path) -> tuple[Variant, Classifier]:
