@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 @pytest.mark.own_process
 def test_footprint(cell: "Cell", benchmark: Any) -> None:
     """One process, on one core."""
+    benchmark.group = cell.group("footprint")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
     try:
         with latency.one_core():
             found = benchmark.pedantic(footprint.measure, args=(cell.variant, cell.folder, encoding), rounds=1)
     except InputError as error:
         pytest.fail(str(error), pytrace=False)
-    cell.introduce(benchmark, "footprint", found.evidence)
     figures = dataclasses.asdict(found)
-    del figures["evidence"]
-    benchmark.extra_info.update(figures, disk_bytes=cell.disk_bytes)
+    described = cell.describe(figures.pop("evidence"))
+    benchmark.extra_info.update(described, **figures, disk_bytes=cell.disk_bytes, measured="footprint")

@@ -209,7 +209,7 @@ def evaluate(
             logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
         comparison, flips = cell.judge(rows, logits)
         times = judging.percentiles(seconds)
-        results.append(cell.describe() | dataclasses.asdict(comparison) | times | {"flipped": flips})
+        results.append(cell.describe(classifier.evidence) | dataclasses.asdict(comparison) | times | {"flipped": flips})
     if json_file:
         try:
             json_file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

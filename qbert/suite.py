@@ -188,11 +188,14 @@ class Cell:
         """As in test ids."""
         return f"{self.model.name}-{self.max_length}-{self.variant.name}"
 
-    def introduce(self, benchmark: Any, measured: str, evidence: Mapping[str, Any] | None = None) -> None:  # noqa: ANN401  pytest-benchmark's fixture
-        """Group `benchmark` by model, length and what is `measured`, and have the saved run say what it is of."""
-        untrained = "" if self.model.trained else " (untrained)"
-        benchmark.group = f"{measured} {self.model.name}-{self.max_length}{untrained}"
-        benchmark.extra_info.update(self.describe(evidence), measured=measured)
+    def group(self, measured: str) -> str:
+        """Return the title of the table in which pytest-benchmark shows what is `measured` of this model and length."""
+        return f"{measured} {self.model.name}-{self.max_length}{'' if self.model.trained else ' (untrained)'}"
+
+    def introduce(self, benchmark: Any, measured: str) -> None:  # noqa: ANN401  pytest-benchmark's fixture
+        """Group `benchmark`, and have the saved run say what it is of."""
+        benchmark.group = self.group(measured)
+        benchmark.extra_info.update(self.describe(self.classifier.evidence), measured=measured)
 
     @property
     def is_baseline(self) -> bool:
@@ -247,9 +250,8 @@ class Cell:
         floor = limit.floor_seconds(self.checkpoint, self.max_length, self.variant.precision)
         return {"floor_s": floor, "share_of_limit": floor / seconds} if math.isfinite(floor) else {}
 
-    def describe(self, evidence: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return its place, its `evidence` (of the classifier here, unless told), and what was measured on what."""
-        evidence = self.classifier.evidence if evidence is None else evidence
+    def describe(self, evidence: Mapping[str, Any]) -> dict[str, Any]:
+        """Return its place, the `evidence` of its classifier, and what was measured on what."""
         return {
             "model": self.model.name,
             "trained": self.model.trained,

@@ -96,6 +96,7 @@ def test_a_place_that_cannot_be_written_is_named() -> None:
         lambda folder: (folder / cache.MANIFEST).unlink(),
         lambda folder: (folder / "more").touch(),
     ],
+    ids=["changed", "removed", "unsealed", "added"],
 )
 def test_a_kept_folder_that_was_changed_is_built_again_and_said(
     damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
