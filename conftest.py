@@ -175,8 +175,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 report.cells(results),
                 title=f"qbert: {suite_of(config).dataset.name}, batch 1, one thread",
                 caption=(
-                    "ms: one encoding of that many tokens to logits. Speedup, F1 drop, flips: over fp32;\n"
-                    "over best fp32: over the fastest fp32 runtime. Of limit: of what this core can do."
+                    "ms: one encoding of that many tokens to logits. Speedup, F1 drop, flips: against\n"
+                    "fp32; over best fp32: over the fastest fp32. Of limit: of what this core can do."
                 ),
             )
             terminalreporter.write_line("")

@@ -110,8 +110,9 @@ def stolen_share(seconds: float = 0.5) -> float:
     """Return the share of the processors' time that the host gave to others, over `seconds`."""
 
     def ticks() -> tuple[int, int]:
-        counts = [int(count) for count in (_read("/proc/stat") or "cpu").splitlines()[0].split()[1:9]]
-        return sum(counts), counts[7] if len(counts) > 7 else 0  # noqa: PLR2004  user nice system idle iowait irq softirq steal
+        kinds = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+        counts = dict(zip(kinds, map(int, (_read("/proc/stat") or "cpu").splitlines()[0].split()[1:]), strict=False))
+        return sum(counts.values()), counts.get("steal", 0)
 
     total, stolen = ticks()
     time.sleep(seconds)

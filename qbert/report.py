@@ -51,12 +51,12 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     )
     width = max(len("variant"), *table["variant"].str.len())
     timed = table[table[["median_s", "f1"]].notna().any(axis=1)]
-    for (model, max_length), group in timed.groupby(["model", "max_length"], sort=False):
+    for number, ((model, max_length), group) in enumerate(timed.groupby(["model", "max_length"], sort=False)):
         untrained = "" if group["trained"].all() else "  untrained: latency only"
         f1 = group["f1_baseline"].max()
         judged = "" if math.isnan(f1) else f", fp32's F1 {f1:.4f}"
         parts.append(Text.assemble("\n", (f"{model}, {max_length} tokens{judged}", "bold"), (untrained, "yellow")))
-        parts.append(_lines(group, COLUMNS, width, header=len(parts) == 2))  # noqa: PLR2004  the first one
+        parts.append(_lines(group, COLUMNS, width, header=number == 0))
     weighed = table[table["disk_bytes"].notna()]
     for number, ((model, max_length), group) in enumerate(weighed.groupby(["model", "max_length"], sort=False)):
         parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))

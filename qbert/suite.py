@@ -112,7 +112,7 @@ class Suite:
         if model.trained:
             made_of += [max_length, asdict(recipe)]
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-        folder = cache_dir() / "models" / f"{model.name}-{key}"
+        folder = cache_dir() / "models" / key / (f"{model.name}-{max_length}" if model.trained else model.name)
         if failed := self._failed.get(folder):
             raise failed
         if str(folder) not in self._checkpoints:

@@ -275,8 +275,8 @@ def get(name: str) -> Variant:
     if name not in VARIANTS:
         raise InputError(f"unknown variant {name!r}: there are {', '.join(VARIANTS)}, and 'default' and 'all'")
     variant = VARIANTS[name]
-    if reason := variant.missing():
-        raise InputError(f"variant {name} cannot run here: {reason}")
+    if lack := variant.missing():
+        raise InputError(f"variant {name} cannot run here: {lack}")
     return variant
 
 

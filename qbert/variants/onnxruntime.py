@@ -101,7 +101,7 @@ def _count(graph: Path, running: Path) -> dict[str, Any]:
     """Return how many fused and quantized operations are in what a session makes of `graph`, written to `running`."""
     import onnx
 
-    _session(graph, running)
+    session(graph, running)
     counts = collections.Counter(node.op_type for node in onnx.load(running, load_external_data=False).graph.node)
     return {
         "fused_ops": {name: counts[name] for name in FUSED if counts[name]},
@@ -119,19 +119,20 @@ def load(folder: Path) -> "Classifier":
 
     try:
         evidence = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))
-        session = _session(folder / GRAPH)
+        opened = session(folder / GRAPH)
     except Exception as error:  # ONNX Runtime's exceptions have no narrower common class
         raise InputError(f"{folder / GRAPH} is damaged ({reason(error)}): make it again with qbert quantize") from error
-    threads = session.get_session_options().intra_op_num_threads
-    inputs = [node.name for node in session.get_inputs()]  # without those of no effect, as DeBERTa's token types
+    threads = opened.get_session_options().intra_op_num_threads
+    inputs = [node.name for node in opened.get_inputs()]  # without those of no effect, as DeBERTa's token types
 
     def run(encoding: Encoding) -> "npt.NDArray[np.float32]":
-        return session.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
+        return opened.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
 
     return Classifier(run, evidence | {"precision": "float32", "threads": threads})
 
 
-def _session(graph: Path, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession
+def session(graph: Path | bytes, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession
+    """Return a session of `graph` on one thread; what really runs is written to `running`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qbert.variants import Classifier
 
 GRAPH = "model.xml"
+PRODUCTS = {"FullyConnected", "MatMul", "ScaledDotProductAttention"}
 ALPHAS = (0.95, 0.7)
 """How far outliers are moved: NNCF's default, and what suits other models (MiniLM on SST-2: half the flips)."""
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -94,15 +95,16 @@ def load(folder: Path, *, hint: str) -> "Classifier":
         raise InputError(
             f"{folder / GRAPH} is damaged ({reason(error, -1)}): make it again with qbert quantize"
         ) from error
-    nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    products = collections.Counter(
-        node["runtimePrecision"].astype(str)
-        for node in nodes
-        if node["layerType"].astype(str) in {"FullyConnected", "MatMul", "ScaledDotProductAttention"}
-    )
+    nodes = [
+        {key: value.astype(str) for key, value in node.get_rt_info().items()}
+        for node in compiled.get_runtime_model().get_ops()
+    ]
+    products = collections.Counter(node["runtimePrecision"] for node in nodes if node["layerType"] in PRODUCTS)
+    fused = collections.Counter(node["layerType"] for node in nodes if "," in node["originalLayersNames"])
     return Classifier(
         _runner(compiled),
         {
+            "fused_ops": dict(fused),
             "matrix_products": dict(products),
             "precision": PRECISIONS[compiled.get_property("INFERENCE_PRECISION_HINT").to_string()],
             "quantized_ops": products["i8"] + products["u8"],
