@@ -169,10 +169,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     finally:  # pytest-benchmark raises here where --benchmark-compare-fail fails
         results = config.stash[RESULTS]
         if results:
-            from qbert import report
+            from qbert import history, report
 
             table = report.summary(
-                report.cells(results),
+                history.cells(results),
                 title=f"qbert: {suite_of(config).dataset.name}, batch 1, one thread",
                 caption=(
                     "ms: one encoding of that many tokens to logits. Speedup, F1 drop, flips: against\n"

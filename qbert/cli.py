@@ -1,4 +1,4 @@
-"""The qbert command: train, evaluate, quantize, predict, variants, machine."""
+"""The qbert command: train, evaluate, quantize, predict, variants, machine, and those of cli_results."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from qbert import InputError, __version__
+from qbert import InputError, __version__, cli_results
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Checkpoint
@@ -61,6 +61,9 @@ def main(plugins: tuple[str, ...]) -> None:
                 f"-p {name} cannot be imported ({error}): give a module that Python finds from here"
             ) from error
 
+
+for command in (cli_results.gate, cli_results.compare, cli_results.history):
+    main.add_command(command)
 
 _dataset = click.option(
     "--dataset",

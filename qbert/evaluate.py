@@ -81,7 +81,7 @@ def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str,
     return {"p50_s": float(p50), "p95_s": float(p95), "p99_s": float(p99)}
 
 
-def compare(labels: Ids, baseline: Ids, variant: Ids, num_labels: int) -> Comparison:
+def compare(labels: Ids, baseline: Ids, variant: Ids, num_labels: int, *, confidence: float = CONFIDENCE) -> Comparison:
     """Compare predicted label ids, each of shape `(documents,)`, with the true `labels`.
 
     Source: exact McNemar test: Fagerland, Lydersen and Laake 2013, "The McNemar test for binary
@@ -92,7 +92,7 @@ def compare(labels: Ids, baseline: Ids, variant: Ids, num_labels: int) -> Compar
     cells, counts = np.unique(np.stack([labels, baseline, variant]), axis=1, return_counts=True)
     f1_baseline = float(_weighted_f1(counts[None], cells[0], cells[1], num_labels)[0])
     f1 = float(_weighted_f1(counts[None], cells[0], cells[2], num_labels)[0])
-    low, high = f1_drop_interval(labels, baseline, variant, num_labels)
+    low, high = f1_drop_interval(labels, baseline, variant, num_labels, confidence=confidence)
     one_sided = 5  # flips that all go one way: 2 * 0.5**5 = 0.06 is chance, 2 * 0.5**6 = 0.03 is not
     return Comparison(
         documents=len(labels),

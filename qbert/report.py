@@ -1,7 +1,8 @@
 """Tables for people, from benchmarks as pytest-benchmark saves them; nothing here needs torch."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,38 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qbert import InputError, reason
+
 Row = Mapping[Any, Any]
 Format = Callable[[Row], str]
-
-CELL = ["model", "max_length", "variant"]
-LATENCY = ["median_s", "p95_s", "speedup", "speedup_low", "speedup_high", "share_of_limit", "precision"]
-ACCURACY = ["f1", "f1_baseline", "f1_drop", "flips", "documents"]
-FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "peak_rss_bytes"]
-
-
-def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return one row a cell, in order of appearance, from entries of a run's `benchmarks`; foreign ones are left out.
-
-    Columns: CELL, `trained`, LATENCY, ACCURACY, FOOTPRINT; missing where a run has no such benchmark.
-    """
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for benchmark in benchmarks:
-        info = benchmark.get("extra_info", {})
-        if not all(name in info for name in CELL):
-            continue
-        row = rows.setdefault(tuple(info[name] for name in CELL), {name: info[name] for name in [*CELL, "trained"]})
-        measured = {"accuracy": ACCURACY, "footprint": FOOTPRINT}.get(info.get("measured"), LATENCY)
-        row |= {name: info[name] for name in measured if name in info}
-        if measured is LATENCY:
-            row["median_s"] = benchmark["stats"]["median"]
-            row["precision"] = info.get("identity", {}).get("definition", {}).get("precision", "")
-    return pd.DataFrame(rows.values(), columns=[*CELL, "trained", *LATENCY, *ACCURACY, *FOOTPRINT])
 
 
 def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     """Return what a run ends with: under one heading for each model and length, a line for each variant.
 
-    `table` is as `cells` gives it. It fits 80 columns.
+    `table` is as history.cells gives it. It fits 80 columns.
     """
     parts: list[RenderableType] = [Text(title, style="bold")]
     table = table.sort_values(
@@ -66,7 +45,8 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
 
 def _lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width: int, *, header: bool) -> Table:
     """Return a line for each row of `group`: the variant, then `columns` (heading: width, and the text of a row)."""
-    group = group.assign(best_fp32=group["speedup"].where(group["precision"] == "fp32").max())
+    if "speedup" in group:
+        group = group.assign(best_fp32=group["speedup"].where(group["precision"] == "fp32").max())
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=header)
     drawn.add_column("variant", min_width=width, no_wrap=True)
     for heading, (column_width, _) in columns.items():
@@ -108,6 +88,208 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
     )
 
 
+VERDICTS = {
+    "slower": "red",
+    "faster": "green",
+    "same": "",
+    "inconclusive": "yellow",
+    "new": "",
+    "not comparable": "yellow",
+}
+"""Of latency, in the order in which they are told, with their colours."""
+
+
+def answer(rows: Sequence[Row]) -> str:
+    """Return in a sentence what the verdicts of `rows` (gate.Cell.as_dict, compare.runs) come to."""
+    counts = [(sum(row["verdict"] == verdict for row in rows), verdict) for verdict in VERDICTS]
+    counts += [
+        (sum(row["f1"].get("verdict") == verdict for row in rows), f"in F1 {verdict}")
+        for verdict in ("worse", "better")
+    ]
+    counts += [(sum(bool(row.get("over")) for row in rows), "over a limit")]
+    return f"{len(rows)} cells: " + ", ".join(f"{count} {what}" for count, what in counts if count)
+
+
+def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
+    """Return head against base: for each model and length a heading and a line for each variant. It fits 80 columns.
+
+    `rows` are as gate.Cell.as_dict or compare.runs give them.
+    """
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    table = pd.DataFrame(rows)
+    width = max(len("variant"), *table["variant"].str.len())
+    for columns, shown in ((VERDICT_COLUMNS, table), (F1_COLUMNS, table[[_weighed(row) for row in rows]])):
+        for number, ((model, max_length), group) in enumerate(shown.groupby(["model", "max_length"], sort=False)):
+            parts.append(Text(f"\n{model}, {max_length} tokens", style="bold"))
+            parts.append(_lines(group, columns, width, header=number == 0))
+    told = details(rows)
+    parts += [Text(""), *map(Text, told)] if told else []
+    return Group(*parts, Text(f"\n{caption}", style="dim"))
+
+
+def details(rows: Sequence[Row]) -> list[str]:
+    """Return what the table has no room for: why cells are not comparable, and which limits are exceeded."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["differs"]:
+            reasons.setdefault("; ".join(row["differs"]), []).append(
+                f"{row['model']}-{row['max_length']}-{row['variant']}"
+            )
+    said = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return said + [
+        f"{row['model']}-{row['max_length']}-{row['variant']}: {sentence}"
+        for row in rows
+        for sentence in row.get("over", [])
+    ]
+
+
+def verdicts_markdown(rows: Sequence[Row], *, title: str, caption: str) -> str:
+    """Return the same as `verdicts` for a pull request."""
+    columns = {
+        heading.replace("\n", " ").strip(): text for heading, (_, text) in (VERDICT_COLUMNS | F1_COLUMNS).items()
+    }
+    lines = [f"### {title}", "", "| " + " | ".join(["cell", *columns]) + " |", "| --- " * (len(columns) + 1) + "|"]
+    for row in rows:
+        name = f"{row['model']}-{row['max_length']}-{row['variant']}"
+        lines.append(
+            "| " + " | ".join(_cell_text(text) for text in [name, *(text(row) for text in columns.values())]) + " |"
+        )
+    return (
+        "\n".join([*lines, "", *(f"- {_cell_text(sentence)}" for sentence in details(rows)), "", _cell_text(caption)])
+        + "\n"
+    )
+
+
+def _cell_text(text: str) -> str:
+    """Return `text` as Markdown shows it letter by letter."""
+    for sign in "\\|<>*_`[]":
+        text = (
+            text.replace(sign, f"\\{sign}")
+            if sign not in "<>"
+            else text.replace(sign, {"<": "&lt;", ">": "&gt;"}[sign])
+        )
+    return text
+
+
+def _weighed(row: Row) -> bool:
+    return bool(row["f1"]) or _differ(row.get("base_disk_bytes"), row.get("head_disk_bytes"))
+
+
+def _differ(base: float | None, head: float | None) -> bool:
+    return base is not None and head is not None and base != head
+
+
+def calibration(rows: Sequence[Row], found: Row) -> Group:
+    """Return what gate.calibrated makes of a calibration's result `found`, and a sentence at the end."""
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("put in", "found slower", "false alarms", "unsure without"):
+        drawn.add_column(heading, justify="right")
+    for row in rows:
+        drawn.add_row(
+            f"{row['slowdown']:.0%}",
+            f"{row['slower']} of {row['cells']}",
+            f"{row['false_alarms']} of {row['cells']}",
+            f"{row['unsure']} of {row['cells']}",
+        )
+    plain = [cell for cell in found["cells"] if cell["log_ratios"] and not cell["slowdown"]]
+    pairs = max((len(cell["log_ratios"]) for cell in plain), default=0)
+    minutes = (found["measure_s"] - sum(cell["timed_s"] for cell in found["cells"] if cell["slowdown"])) / 60
+    able = [row for row in rows if row["slower"] == row["cells"] and not row["false_alarms"]]
+    told = (
+        f"This machine can gate on {able[0]['slowdown']:.0%} with --min-effect {able[0]['slowdown'] / 2:.1%}: "
+        f"it found every one of {able[0]['cells']} cells that were made so much slower."
+        if able
+        else f"This machine cannot gate on {rows[-1]['slowdown']:.0%} with {pairs} pairs: more --max-pairs may help."
+        if rows
+        else "Nothing could be measured."
+    )
+    told += f" {pairs} pairs of {len(plain)} cells take {minutes:.1f} minutes."
+    return Group(Text("qbert gate: this machine against itself\n", style="bold"), drawn, Text(f"\n{told}"))
+
+
+def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
+    """Return each cell over its runs, from history.changes: machines apart, a line for each change."""
+    parts: list[RenderableType] = []
+    table = pd.DataFrame(rows)
+    width = max(table["variant"].str.len().max(), len("variant"))
+    for machine, of_machine in table.groupby("machine", sort=False):
+        parts.append(Text(str(machine), style="bold"))
+        for number, ((model, max_length), group) in enumerate(of_machine.groupby(["model", "max_length"], sort=False)):
+            parts.append(Text(f"\n{model}, {max_length} tokens", style="bold"))
+            drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=number == 0)
+            drawn.add_column("variant", min_width=width, no_wrap=True)
+            for heading, least in (("runs", 4), ("first ms", 8), ("last ms", 8)):
+                drawn.add_column(heading, justify="right", min_width=least)
+            drawn.add_column("changes", min_width=28)
+            for row in group.to_dict("records"):
+                told = [f"{one['change']:+.1%} at {one['commit']}{_day(one['when'])}" for one in row["changes"]]
+                drawn.add_row(
+                    escape(row["variant"]),
+                    str(row["runs"]),
+                    milliseconds(row["first_s"]),
+                    milliseconds(row["last_s"]),
+                    escape("\n".join(told)),
+                )
+            parts.append(drawn)
+        parts.append(Text(""))
+    caption = f"{runs} runs. A change: two runs or more beyond the noise, and over {min_effect:.1%}, from those before."
+    return Group(*parts, Text(caption, style="dim"))
+
+
+def _day(when: pd.Timestamp) -> str:
+    return "" if pd.isna(when) else f", {when:%Y-%m-%d}"
+
+
+def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
+    """Draw the latency of each cell over the runs of `table` (history.stored) to `path`, its changes as vertical marks.
+
+    Raises:
+        InputError: matplotlib is not installed, or the file cannot be written in that format.
+    """
+    try:
+        from matplotlib import figure
+    except ImportError as error:
+        raise InputError("--plot needs matplotlib: pip install 'qbert[report]'") from error
+    timed = table.dropna(subset=["median_s"])
+    panels = list(timed.groupby(["machine", "model", "max_length"], sort=False))
+    drawn = figure.Figure(figsize=(8, 2.8 * len(panels)), layout="constrained")
+    for axes, ((machine, model, max_length), group) in zip(
+        drawn.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
+    ):
+        order = {file: number for number, file in enumerate(group["file"].unique())}
+        for variant, cell in group.groupby("variant", sort=False):
+            places = [order[file] for file in cell["file"]]
+            (line,) = axes.plot(places, cell["median_s"] * 1e3, marker=".", label=str(variant))
+            found = next(
+                row
+                for row in rows
+                if (row["machine"], row["model"], row["max_length"], row["variant"])
+                == (machine, model, max_length, variant)
+            )
+            for change in found["changes"]:
+                axes.axvline(places[change["run"]] - 0.5, color=line.get_color(), linestyle=":")
+                axes.annotate(
+                    f"{change['change']:+.0%} {change['commit'][:7]}",
+                    (places[change["run"]] - 0.45, 0.98),
+                    xycoords=("data", "axes fraction"),
+                    va="top",
+                    fontsize=7,
+                    color=line.get_color(),
+                    rotation=90,
+                )
+        axes.set_yscale("log")
+        axes.set_title(f"{model}, {max_length} tokens: {machine}", fontsize=8, parse_math=False)
+        axes.set_xlabel("run")
+        axes.set_ylabel("ms")
+        axes.legend(fontsize=7)
+    try:
+        drawn.savefig(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be drawn ({reason(error)}): name a file that ends in .svg, .png or .pdf"
+        ) from error
+
+
 def show(drawn: RenderableType) -> None:
     """Print to standard output; colours only on a terminal and without NO_COLOR."""
     Console(highlight=False).print(drawn)
@@ -119,8 +301,8 @@ def milliseconds(seconds: float) -> str:
     return "" if math.isnan(value) else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:.0f}"
+def _megabytes(size: float | None) -> str:
+    return "" if pd.isna(size) else f"{size / 1e6:.4g}"
 
 
 def _speedup(row: Row) -> str:
@@ -148,4 +330,27 @@ FOOTPRINT_COLUMNS: dict[str, tuple[int, Format]] = {
     "load\ns": (6, lambda row: f"{row['load_s']:.2f}"),
     "first call\nms": (10, lambda row: milliseconds(row["first_call_s"])),
     "peak memory\nMB": (11, lambda row: _megabytes(row["peak_rss_bytes"])),
+}
+
+
+def _change(row: Row) -> str:
+    if pd.isna(row.get("change")):
+        return ""
+    ends = [row.get("change_low"), row.get("change_high")]
+    return f"{row['change']:+.1%} " + ("" if any(map(pd.isna, ends)) else f"{ends[0]:+.1%} {ends[1]:+.1%}")
+
+
+VERDICT_COLUMNS: dict[str, tuple[int, Format]] = {
+    "base\nms": (6, lambda row: milliseconds(row.get("base_s") or math.nan)),
+    "head\nms": (6, lambda row: milliseconds(row.get("head_s") or math.nan)),
+    "change of latency\nmedian, interval": (20, _change),
+    "\nverdict": (14, lambda row: row["verdict"]),
+}
+F1_COLUMNS: dict[str, tuple[int, Format]] = {
+    "F1\nbase": (6, lambda row: _number(row["f1"].get("f1_baseline", math.nan), ".4f")),
+    "F1\nhead": (6, lambda row: _number(row["f1"].get("f1", math.nan), ".4f")),
+    "flips\n": (5, lambda row: _number(row["f1"].get("flips", math.nan), ".0f")),
+    "F1\nverdict": (8, lambda row: row["f1"].get("verdict", "")),
+    "disk MB\nbase": (7, lambda row: _megabytes(row.get("base_disk_bytes"))),
+    "disk MB\nhead": (7, lambda row: _megabytes(row.get("head_disk_bytes"))),
 }

@@ -57,8 +57,11 @@ def silent() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show on standard error how far `what` is and how long it has left; yield the function that says where it is."""
+def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """Show on standard error how far `what` is and how long it has left.
+
+    Yield the function that says where it is: `(completed, what)`, the second where it reads otherwise by now.
+    """
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -73,4 +76,4 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], No
     )
     with bar:
         task = bar.add_task(what, total=total)
-        yield lambda completed: bar.update(task, completed=completed)
+        yield lambda completed, now=what: bar.update(task, completed=completed, description=now)

@@ -26,7 +26,7 @@ def test_operations_of_every_family_grow_with_the_length(family: Checkpoint) -> 
 
 
 def test_a_rate_is_of_the_fastest_library_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    def probes(rows: int, inputs: int, outputs: int) -> limit.Probe:
+    def probes(rows: int, *_: int) -> limit.Probe:
         yield "fp32", "slow", lambda: time.sleep(0.02)
         yield "fp32", "quick", lambda: time.sleep(0.01 if rows == 128 else 0.005)
 

@@ -1,0 +1,321 @@
+"""The commands of qbert that hold results against each other: gate, compare, history."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qbert import InputError
+from qbert.compare import MIN_EFFECT, SUBJECT
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+CALIBRATED = (0.02, 0.03, 0.05, 0.10)
+CALIBRATION_PAIRS = 16
+
+
+class Percentage(click.ParamType):  # type: ignore[type-arg]
+    """A share, given as `2.5%`."""
+
+    name = "percentage"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Return the share that `value` names."""
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value.removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 < share < 1 or not value.endswith("%"):
+            self.fail(f"{value!r} is no percentage above 0 and below 100, such as 2.5%", param, ctx)
+        return share
+
+
+_min_effect = click.option(
+    "--min-effect",
+    type=Percentage(),
+    default=MIN_EFFECT,
+    show_default=False,
+    metavar="PERCENT",
+    help="What is smaller is nobody's regression.  [default: 2.5%]",
+)
+_json = click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write all figures to FILE.")
+_markdown = click.option("--markdown", type=FILE, metavar="FILE", help="Write the table to FILE, for a pull request.")
+
+
+@click.command()
+@click.option("--base-ref", metavar="REF", help="Base's code: this commit, branch or tag of the repository here.")
+@click.option(
+    "--base-python",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="PATH",
+    help="Base's interpreter and libraries.",
+)
+@click.option("--base-model", multiple=True, metavar="MODEL", help="Base's models, one for each --model.")
+@click.option(
+    "--model", "models", multiple=True, metavar="MODEL", help="Checkpoint folder, hub id or built-in model; repeatable."
+)
+@click.option("--dataset", default="news_mini", show_default=True, metavar="DIR", help="Real text, and what F1 is of.")
+@click.option("--variants", default="default", show_default=True, metavar="LIST", help="Names with commas between.")
+@click.option("--max-lengths", default="128,256,384", show_default=True, metavar="LIST", help="Tokens.")
+@click.option("--documents", type=click.IntRange(min=1), metavar="N", help="Judge F1 by a sample of N test documents.")
+@_min_effect
+@click.option("--max-pairs", type=click.IntRange(min=1), metavar="N", help="Pairs of processes at most.  [default: 40]")
+@click.option(
+    "--max-seconds", type=click.FloatRange(min=1), metavar="S", help="Time for pairs at most.  [default: 480]"
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=60,
+    show_default=True,
+    metavar="S",
+    help="A side that does not answer for S seconds while timing is hanging.",
+)
+@click.option("--strict", is_flag=True, help="End with 3 where a verdict is inconclusive.")
+@click.option("--calibrate", is_flag=True, help="Hold this machine against itself, with slowdowns put in.")
+@_json
+@_markdown
+@click.pass_context
+def gate(
+    ctx: click.Context,
+    base_ref: str | None,
+    base_python: str | None,
+    base_model: tuple[str, ...],
+    models: tuple[str, ...],
+    *,
+    dataset: str,
+    variants: str,
+    max_lengths: str,
+    documents: int | None,
+    min_effect: float,
+    max_pairs: int | None,
+    max_seconds: float | None,
+    timeout: float,
+    strict: bool,
+    calibrate: bool,
+    json_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Hold head, which is what is here, against base: latency by pairs of processes, F1 by the same documents.
+
+    Ends with 0 where nothing is worse, 1 with a regression, 2 with a mistake in how it was called, 3 (--strict) where
+    it cannot tell, 4 where the sides cannot be compared or one of them cannot run. Limits of cells are read from
+    pyproject.toml, [[tool.qbert.gate.limits]].
+    """
+    import contextlib
+
+    from qbert import gate as gates
+    from qbert import report, sides
+    from qbert.suite import DEFAULT_MODELS
+    from qbert.train import GEOMETRIES
+
+    asked = {"versions"} if base_python else set()
+    if not (base_ref or base_python or base_model or calibrate):
+        raise InputError("name what to hold against: --base-ref, --base-python, --base-model, or --calibrate")
+    if calibrate and (base_ref or base_python or base_model):
+        raise InputError(
+            "--calibrate holds this machine against itself: leave out --base-ref, --base-python, --base-model"
+        )
+    models = tuple(map(_absolute, models or DEFAULT_MODELS))
+    base_models = tuple(map(_absolute, base_model)) or models
+    if len(base_models) != len(models):
+        raise InputError(f"--base-model is given {len(base_models)} times for {len(models)} models: give one for each")
+    if base_model or (base_ref and set(models) <= set(GEOMETRIES)):
+        asked.add("checkpoint_sha256")  # a tree trains its built-in models itself
+    subject = sides.Subject(
+        _absolute(dataset),
+        _lengths(max_lengths),
+        variants,
+        documents,
+        tuple((ctx.parent or ctx).params.get("plugins", ())),
+    )
+    budget = gates.Budget(
+        min_effect,
+        max_pairs or (CALIBRATION_PAIRS if calibrate else gates.Budget.max_pairs),
+        max_seconds or (float("inf") if calibrate else gates.Budget.max_seconds),
+        timeout,
+    )
+    rows = gates.limits(Path("pyproject.toml"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
+        here = sides.tree_here(of_repository=bool(base_ref))
+        there = stack.enter_context(sides.worktree(base_ref)) if base_ref else here
+        base = sides.Side("base", base_python or sys.executable, there, base_models)
+        head = sides.Side("head", sys.executable, here, models)
+        slowed = [(slowdown, slowdown / 2) for slowdown in CALIBRATED] if calibrate else []
+        try:
+            found = gates.run(
+                base, head, subject, budget, limits=rows, asked=asked, put_in=lambda _: slowed, every_pair=calibrate
+            )
+        except sides.SideError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(gates.NOT_COMPARABLE)
+        except KeyboardInterrupt:
+            ctx.exit(128 + signal.SIGINT)
+    _write(json_file, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if calibrate:
+        from qbert import history as saved
+
+        saved.keep_spreads(saved.machine_name(found["sides"]["head"]["identity"]), gates.spreads(found))
+        report.show(report.calibration(gates.calibrated(found), found))
+        return
+    pairs = max((len(cell["log_ratios"]) for cell in found["cells"]), default=0)
+    title = report.answer(found["cells"])
+    caption = (
+        f"{pairs} pairs of processes in {found['measure_s']:.0f} s, one thread, batch 1. Intervals hold together\n"
+        f"with 95 %; slower, faster: beyond {min_effect:.1%}, same: within. F1 on the same documents."
+    )
+    if any(cell["verdict"] == "inconclusive" for cell in found["cells"]):
+        caption += "\nInconclusive: more --max-seconds, a quieter machine or a greater --min-effect decides."
+    report.show(report.verdicts(found["cells"], title=title, caption=caption))
+    _write(markdown, report.verdicts_markdown(found["cells"], title=title, caption=caption.replace("\n", " ")))
+    code = found["exit_code"]
+    ctx.exit(gates.PASSED if code == gates.INCONCLUSIVE and not strict else code)
+
+
+def _end(number: int, _: "FrameType | None") -> None:
+    """Leave as after an error, so that no process and no worktree is left behind."""
+    raise SystemExit(128 + number)
+
+
+def _absolute(source: str) -> str:
+    """Return `source` so that it means the same in another folder, where it is one."""
+    path = Path(source)
+    return str(path.resolve()) if path.is_dir() and (os.sep in source or (path / "config.json").exists()) else source
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        lengths = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        lengths = ()
+    if not lengths or min(lengths) < 1:
+        raise InputError(f"--max-lengths {text!r}: give numbers of tokens with commas between, such as 128,256")
+    return lengths
+
+
+def _write(path: Path | None, text: str) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
+
+
+class BaseAndHead(click.Command):
+    """A command whose files come as BASE... -- HEAD..., with options anywhere."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Let `--` through as a file named `::`, which the command finds."""
+        return super().parse_args(ctx, ["::" if argument == "--" else argument for argument in args])
+
+
+@click.command(cls=BaseAndHead)
+@click.argument("files", nargs=-1, type=click.Path(), metavar="BASE... -- HEAD...")
+@click.option(
+    "--history",
+    "storage",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Saved runs that tell how far one run is from the next.  [default: .benchmarks, and qbert gate --calibrate]",
+)
+@click.option(
+    "--across",
+    multiple=True,
+    type=click.Choice(SUBJECT),
+    help="Compare although this differs; repeatable.",
+)
+@_min_effect
+@_json
+@click.option("--csv", "csv_file", type=FILE, metavar="FILE", help="Write the rows to FILE.")
+@_markdown
+def compare(
+    files: tuple[str, ...],
+    storage: Path | None,
+    across: tuple[str, ...],
+    min_effect: float,
+    json_file: Path | None,
+    csv_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Hold saved runs against each other: latency with its interval, F1, flips, size.
+
+    The runs of a side are its sample; two files alone need no `--` between them.
+    """
+    import pandas as pd
+
+    from qbert import compare as verdicts
+    from qbert import history as saved
+    from qbert import report
+
+    split = files.index("::") if "::" in files else 1 if len(files) == 2 else 0  # noqa: PLR2004  base and head
+    names = [[Path(file) for file in part if file != "::"] for part in (files[:split], files[split:])]
+    if not all(names):
+        raise InputError("name the runs of both sides: qbert compare BASE.json... -- HEAD.json...")
+    base, head = (saved.load(part) for part in names)
+    machine = base["machine"].iloc[0]
+    spreads = saved.kept_spreads(machine)
+    if storage or saved.STORAGE.is_dir():
+        try:
+            spreads |= saved.spreads(saved.stored(storage or saved.STORAGE)[0])
+        except InputError:
+            if storage:
+                raise
+    rows = verdicts.runs(base, head, spreads=spreads, min_effect=min_effect, across=across)
+    title = report.answer(rows)
+    caption = (
+        f"{len(names[0])} and {len(names[1])} runs. Intervals hold together with 95 %; slower, faster: beyond\n"
+        f"{min_effect:.1%}, same: within. Latency: geometric mean of the runs' medians."
+    )
+    if min(map(len, names)) == 1:
+        known = sum((machine, *(row[name] for name in verdicts.CELL)) in spreads for row in rows)
+        caption += "\nWith one run on a side the noise between processes cannot be told from a change: " + (
+            f"for {known} of {len(rows)}\ncells it is taken from --history or --calibrate."
+            if known
+            else "save\nmore runs, or let qbert gate --calibrate find it."
+        )
+    report.show(report.verdicts(rows, title=title, caption=caption))
+    _write(json_file, json.dumps({"cells": rows}, indent=1, ensure_ascii=False, default=float) + "\n")
+    _write(markdown, report.verdicts_markdown(rows, title=title, caption=caption.replace("\n", " ")))
+    if csv_file:
+        flat = [
+            {k: v for k, v in row.items() if k not in ("f1", "differs")}
+            | row["f1"]
+            | {
+                "f1_verdict": row["f1"].get("verdict", ""),
+                "verdict": row["verdict"],
+                "differs": "; ".join(row["differs"]),
+            }
+            for row in rows
+        ]
+        _write(csv_file, pd.DataFrame(flat).to_csv(index=False))
+
+
+@click.command()
+@click.argument("storage", type=click.Path(path_type=Path), default=Path(".benchmarks"))
+@_min_effect
+@click.option("--plot", type=FILE, metavar="FILE", help="Draw each cell over its runs to FILE (.svg, .png, .pdf).")
+def history(storage: Path, min_effect: float, plot: Path | None) -> None:
+    """Show each cell over the runs saved in STORAGE (.benchmarks): where its latency changed, and at which commit.
+
+    Machines are kept apart.
+    """
+    from qbert import history as saved
+    from qbert import report
+
+    table, left_out = saved.stored(storage)
+    for sentence in left_out:
+        click.echo(f"left out: {sentence}", err=True)
+    rows = saved.changes(table, min_effect)
+    report.show(report.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
+    if plot:
+        report.plot_history(table, rows, plot)

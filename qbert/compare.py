@@ -1,0 +1,198 @@
+"""Verdicts: whether a cell became slower, how sure that is, and whether two results can be held against each other."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from qbert import CONFIDENCE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELL = ["model", "max_length", "variant"]
+MIN_EFFECT = 0.025  # smaller is nobody's regression, and one new process of the same code can differ by as much
+SUBJECT = ("processor", "instruction_sets", "threads", "dataset_sha256", "checkpoint_sha256", "definition", "versions")
+"""What has to agree in two results' `identity` before their latencies can be compared."""
+
+
+def signed_rank_interval(values: Sequence[float] | npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """Return the interval of the median of `values` (of a symmetric distribution) that the signed-rank test accepts.
+
+    It is infinite where there are too few values for this confidence. Nothing but symmetry is supposed of them, which
+    log ratios of two sides of the same code have: swapping the sides changes their sign.
+
+    Source: Hollander, Wolfe and Chicken 2014, "Nonparametric Statistical Methods", section 3.3: the interval's ends
+    are order statistics of the Walsh averages, counted off by the exact distribution of the signed-rank sum.
+    """
+    count = len(values)
+    sums = np.ones(1)  # of how many subsets of the ranks 1..count is each number the sum, as shares
+    for rank in range(1, count + 1):
+        sums = np.convolve(sums, np.r_[0.5, np.zeros(rank - 1), 0.5])
+    beyond = int((np.cumsum(sums) <= (1 - confidence) / 2).sum())
+    if not beyond:
+        return -math.inf, math.inf
+    sample = np.asarray(values)
+    first, second = np.triu_indices(count)
+    averages = np.sort((sample[first] + sample[second]) / 2)
+    return float(averages[beyond - 1]), float(averages[-beyond])
+
+
+def corrected(confidence: float, cells: int) -> float:
+    """Return the confidence of each of `cells` intervals so that all hold together with `confidence` (Bonferroni)."""
+    return 1 - (1 - confidence) / max(1, cells)
+
+
+def verdict(low: float, high: float, min_effect: float) -> str:
+    """Return what the interval of a log ratio, head over base, says of head.
+
+    `slower` or `faster` where all of it lies beyond `min_effect` (0.025: 2.5 %), `same` where all of it lies within,
+    else `inconclusive`.
+    """
+    bound = math.log1p(min_effect)
+    if low > bound:
+        return "slower"
+    if high < -bound:
+        return "faster"
+    return "same" if -bound < low and high < bound else "inconclusive"
+
+
+def f1_verdict(low: float, high: float) -> str:
+    """Return what the interval of an F1 drop, base to head, says of head: `worse`, `better`, or `same` around 0."""
+    return "worse" if low > 0 else "better" if high < 0 else "same"
+
+
+def differences(base: Mapping[str, Any], head: Mapping[str, Any], *, asked: Collection[str] = ()) -> list[str]:
+    """Return in what two results' `identity` differ, each as "name: base, head"; `asked` names what may.
+
+    Of a mapping (versions, definition) the entries that differ are named.
+    """
+    found = []
+    for name in SUBJECT:
+        if name in asked or base.get(name) == head.get(name):
+            continue
+        found += list(_differing(name, base.get(name), head.get(name)))
+    return found
+
+
+def _differing(name: str, base: Any, head: Any) -> Iterable[str]:  # noqa: ANN401
+    if isinstance(base, Mapping) and isinstance(head, Mapping):
+        label = "" if name == "versions" else f"{name} "
+        for key in dict.fromkeys([*base, *head]):
+            if base.get(key) != head.get(key):
+                yield f"{label}{key}: {_shown(base.get(key))}, {_shown(head.get(key))}"
+        return
+    if isinstance(base, list) and isinstance(head, list):
+        base, head = (
+            " ".join(sorted(set(one) - set(other))) or "no more" for one, other in ((base, head), (head, base))
+        )
+    yield f"{name.removesuffix('_sha256').replace('_', ' ')}: {_shown(base)}, {_shown(head)}"
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    if value is None:
+        return "none"
+    text = str(value)
+    return text[:12] if len(text) == 64 else text  # noqa: PLR2004  a SHA-256
+
+
+def runs(
+    base: "pd.DataFrame",
+    head: "pd.DataFrame",
+    *,
+    spreads: Mapping[tuple[Any, ...], tuple[float, int]],
+    min_effect: float = MIN_EFFECT,
+    across: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Hold the runs `head` against the runs `base`, each as history.load gives them: a row for each cell.
+
+    `spreads`, as history.spreads gives them, tell how far one run is from the next; `across` names what of the cells'
+    identity may differ.
+    """
+    base, head = (table.assign(order=range(len(table))) for table in (base, head))
+    groups = [dict(iter(table.groupby(CELL, sort=False))) for table in (base, head)]
+    keys = list(dict.fromkeys([*groups[0], *groups[1]]))
+    confidence = corrected(CONFIDENCE, len(keys))
+    rows = []
+    for key in keys:
+        before, after = (group.get(key) for group in groups)
+        row: dict[str, Any] = dict(zip(CELL, key, strict=True)) | {"verdict": "not comparable", "differs": [], "f1": {}}
+        rows.append(row)
+        if before is None or after is None:
+            row["differs"] = [f"only {'head' if before is None else 'base'} has it"]
+            continue
+        first, *others = [*before["identity"], *after["identity"]]
+        differs = [one for other in others for one in differences(first, other, asked=across)]
+        if differs:
+            row["differs"] = list(dict.fromkeys(differs))
+            continue
+        logs_base, logs_head = (np.log(group["median_s"].dropna().to_numpy(dtype=float)) for group in (before, after))
+        if len(logs_base) and len(logs_head):
+            low, high = _two_samples(logs_base, logs_head, confidence, spreads.get((before["machine"].iloc[0], *key)))
+            row["verdict"] = verdict(low, high, min_effect)
+            change = float(np.mean(logs_head) - np.mean(logs_base))
+            for name, value in (("change", change), ("change_low", low), ("change_high", high)):
+                row[name] = math.expm1(value) if math.isfinite(value) else None
+            row |= {"base_s": float(np.exp(np.mean(logs_base))), "head_s": float(np.exp(np.mean(logs_head)))}
+            row |= {"base_runs": len(logs_base), "head_runs": len(logs_head)}
+        else:
+            row["verdict"] = ""
+        last = [group.iloc[-1] for group in (before, after)]
+        row["f1"] = _f1(last[0], last[1], confidence)
+        for name in ("disk_bytes", "peak_rss_bytes"):
+            for side, one in zip(("base", "head"), last, strict=True):
+                row[f"{side}_{name}"] = None if _absent(one.get(name)) else float(one[name])
+    return rows
+
+
+def _two_samples(
+    base: npt.NDArray[np.float64],
+    head: npt.NDArray[np.float64],
+    confidence: float,
+    spread: tuple[float, int] | None,
+) -> tuple[float, float]:
+    """Return the interval of the difference of means, head less base; infinite where nothing tells the noise.
+
+    Source: Student's two-sample interval with pooled variance, into which `spread` (a standard deviation of single
+    values and its degrees of freedom) is pooled as one more sample.
+    """
+    known, freedom = spread or (0.0, 0)
+    squares = sum(((sample - sample.mean()) ** 2).sum() for sample in (base, head)) + freedom * known**2
+    freedom += len(base) + len(head) - 2
+    if not freedom:
+        return -math.inf, math.inf
+    error = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(head)))
+    reach = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
+    change = float(head.mean() - base.mean())
+    return change - reach, change + reach
+
+
+def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float) -> dict[str, Any]:
+    """Compare the F1 of two runs, and what both predict, as far as their flips against the same baseline tell it."""
+    if _absent(base.get("f1")) or _absent(head.get("f1")):
+        return {}
+    found = {"f1_baseline": base["f1"], "f1": head["f1"], "f1_drop": base["f1"] - head["f1"]}
+    if base["identity"]["checkpoint_sha256"] != head["identity"]["checkpoint_sha256"]:
+        return found  # other baselines: the flips of one say nothing of the other
+    flipped = [{flip["row"]: flip for flip in one["flipped"]} for one in (base, head)]
+    lost = gained = flips = 0
+    for row in {**flipped[0], **flipped[1]}:
+        known = flipped[0].get(row) or flipped[1][row]
+        before, after = (side[row]["variant"] if row in side else known["baseline"] for side in flipped)
+        flips += before != after
+        lost += before == known["label"] != after
+        gained += after == known["label"] != before
+    sure = lost + gained and stats.binomtest(lost, lost + gained).pvalue < 1 - confidence
+    return found | {
+        "flips": flips,
+        "lost": lost,
+        "gained": gained,
+        "verdict": ("worse" if lost > gained else "better") if sure else "same",
+    }
+
+
+def _absent(value: Any) -> bool:  # noqa: ANN401
+    return value is None or (isinstance(value, float) and math.isnan(value))

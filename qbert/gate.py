@@ -1,0 +1,384 @@
+"""Base against head in one job: pairs of processes that alternate on one core, until each cell's verdict is sure."""
+
+import fnmatch
+import math
+import time
+import tomllib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qbert import CONFIDENCE, InputError, __version__, compare, evaluate, reason
+from qbert import worker as timing
+from qbert.sides import Side, Subject, Worker
+from qbert.terminal import progress
+
+SECONDS = 1.0  # for about so long each cell is timed in a pair, and for one ABBA at least
+PREPARE_TIMEOUT_S = 3600  # a training or a compilation may be under way
+
+PASSED, REGRESSION, USAGE, INCONCLUSIVE, NOT_COMPARABLE = range(5)
+"""What `qbert gate` exits with; INCONCLUSIVE with --strict only."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop adding pairs."""
+
+    min_effect: float = compare.MIN_EFFECT
+    max_pairs: int = 40
+    max_seconds: float = 480
+    """Of timing; what has to be built before is not counted."""
+    timeout_s: float = 60
+    """A side that does not answer for so long is hanging."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A row of `[[tool.qbert.gate.limits]]`: which cells, and what head may take there at most."""
+
+    model: str = "*"
+    max_length: int | None = None
+    variant: str = "*"
+    max_latency_ms: float = math.inf
+    max_f1_drop: float = math.inf
+    """Against fp32 of the same side."""
+    max_disk_mb: float = math.inf
+    max_memory_mb: float = math.inf
+
+    def covers(self, model: str, max_length: int, variant: str) -> bool:
+        """Whether it is for this cell."""
+        return (
+            fnmatch.fnmatchcase(model, self.model)
+            and self.max_length in (None, max_length)
+            and fnmatch.fnmatchcase(variant, self.variant)
+        )
+
+
+@dataclass
+class Cell:
+    """One model, maximum length and variant on both sides, and what was found."""
+
+    model: str
+    """Head's name of it."""
+    max_length: int
+    variant: str
+    base_model: str
+    min_effect: float
+    slowdown: float = 0.0
+    """Put into head on purpose, as a share of each call."""
+    verdict: str = "inconclusive"
+    differs: list[str] = field(default_factory=list)
+    """Why it is not comparable."""
+    log_ratios: list[float] = field(default_factory=list)
+    """Head over base, one a pair of processes."""
+    base_s: list[float] = field(default_factory=list)
+    head_s: list[float] = field(default_factory=list)
+    interval: tuple[float, float] = (-math.inf, math.inf)
+    """Of the median log ratio."""
+    f1: dict[str, Any] = field(default_factory=dict)
+    """The fields of evaluate.Comparison, base for the baseline, and the verdict; empty without a trained head."""
+    base_disk_bytes: int | None = None
+    head_disk_bytes: int | None = None
+    timed_s: float = 0.0
+    """How long the timing of it took."""
+    over: list[str] = field(default_factory=list)
+    """Limits that head exceeds, each in words."""
+
+    @property
+    def name(self) -> str:
+        """As in test ids."""
+        return f"{self.model}-{self.max_length}-{self.variant}"
+
+    def on(self, side: Side) -> dict[str, Any]:
+        """Return what that side's worker knows it by."""
+        model = self.base_model if side.name == "base" else self.model
+        return {"model": model, "max_length": self.max_length, "variant": self.variant}
+
+    def add(self, base_s: Sequence[float], head_s: Sequence[float], confidence: float) -> None:
+        """Add a pair of processes, each with the calls of its ABBAs, and take the verdict anew."""
+        ratios = np.log(head_s) - np.log(base_s)
+        self.log_ratios.append(float(np.median((ratios[::2] + ratios[1::2]) / 2)))
+        self.base_s.append(float(np.median(base_s)))
+        self.head_s.append(float(np.median(head_s)))
+        self.interval = compare.signed_rank_interval(self.log_ratios, confidence)
+        self.verdict = compare.verdict(*self.interval, self.min_effect)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold; `change` is head over base less 1, `base_s` and `head_s` are medians of pairs."""
+        shown = asdict(self)
+        change = float(np.median(self.log_ratios)) if self.log_ratios else math.nan
+        for name, value in zip(("change", "change_low", "change_high"), (change, *shown.pop("interval")), strict=True):
+            shown[name] = math.expm1(value) if math.isfinite(value) else None
+        return shown | {side: float(np.median(shown[side])) if shown[side] else None for side in ("base_s", "head_s")}
+
+
+def limits(pyproject: Path) -> list[Limit]:
+    """Return the rows of `[[tool.qbert.gate.limits]]` in `pyproject`; none where there is no such file or table.
+
+    Raises:
+        InputError: the file is no TOML, or a row has an unknown key or a value of the wrong kind.
+    """
+    if not pyproject.is_file():
+        return []
+    try:
+        table = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("qbert", {}).get("gate", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{pyproject} is no TOML: {reason(error)}") from error
+    kinds = {"model": str, "variant": str, "max_length": int} | dict.fromkeys(
+        ("max_latency_ms", "max_f1_drop", "max_disk_mb", "max_memory_mb"), (int, float)
+    )
+    rows = table.get("limits", []) if isinstance(table, dict) else None
+    if not isinstance(rows, list) or set(table) - {"limits"}:
+        raise InputError(f"{pyproject}: [tool.qbert.gate] holds nothing but rows of [[tool.qbert.gate.limits]]")
+    for number, row in enumerate(rows, start=1):
+        for key, value in row.items():
+            if key not in kinds or isinstance(value, bool) or not isinstance(value, kinds[key]):
+                raise InputError(
+                    f"{pyproject}: row {number} of [[tool.qbert.gate.limits]] has {key} = {value!r}: "
+                    f"model and variant are patterns, the rest are numbers: {', '.join(kinds)}"
+                )
+    return [Limit(**row) for row in rows]
+
+
+def run(
+    base: Side,
+    head: Side,
+    subject: Subject,
+    budget: Budget,
+    *,
+    limits: Sequence[Limit] = (),
+    asked: Collection[str] = (),
+    put_in: Callable[[Cell], Sequence[tuple[float, float]]] = lambda _: (),
+    every_pair: bool = False,
+) -> dict[str, Any]:
+    """Hold `head` against `base`: the figures of each cell, and `exit_code`, in a dictionary that JSON can hold.
+
+    `asked` names what of the sides' identity may differ (compare.SUBJECT). For each (slowdown, minimum effect) that
+    `put_in` gives for a cell, a copy of it is measured beside it with that slowdown put into head. With `every_pair`
+    each cell is measured in all of `budget.max_pairs`, however sure its verdict.
+
+    Raises:
+        InputError: head finds a mistake in what the person asked for.
+        SideError: a side cannot run.
+    """
+    start = time.monotonic()
+    found = {}
+    for side in (head, base):  # a mistake in what was asked for shows at head, and is the person's
+        found[side.name] = _prepare(side, subject, budget, limits if side is head else ())
+    cells = _cells(found["base"], found["head"], budget, limits, asked)
+    comparable = [cell for cell in cells if cell.verdict == "inconclusive"]
+    slowed = [
+        replace(cell, slowdown=slowdown, min_effect=min_effect, log_ratios=[], base_s=[], head_s=[], f1={}, over=[])
+        for cell in comparable
+        for slowdown, min_effect in put_in(cell)
+    ]
+    prepared = time.monotonic()
+    _measure(base, head, subject, budget, comparable + slowed, every_pair=every_pair)
+    measured = time.monotonic()
+    for cell in (cell for cell in comparable if cell.head_s):
+        latency_ms = float(np.median(cell.head_s)) * 1e3
+        for limit in (limit for limit in limits if limit.covers(**cell.on(head))):
+            if latency_ms > limit.max_latency_ms:
+                cell.over.append(f"latency {latency_ms:.4g} ms > {limit.max_latency_ms:g} ms")
+    return {
+        "qbert": __version__,
+        "sides": {
+            side.name: asdict(side)
+            | {"tree": side.tree and str(side.tree)}
+            | {"identity": next((record["identity"] for record in found[side.name].values()), {})}
+            for side in (base, head)
+        },
+        "settings": asdict(subject) | asdict(budget),
+        "cells": [cell.as_dict() for cell in cells + slowed],
+        "prepare_s": prepared - start,
+        "measure_s": measured - prepared,
+        "exit_code": _exit_code(cells),
+    }
+
+
+def _exit_code(cells: Sequence[Cell]) -> int:
+    """Return what the gate ends with: a regression outweighs what could not be compared, that what is not sure."""
+    if any(cell.verdict == "slower" or cell.f1.get("verdict") == "worse" or cell.over for cell in cells):
+        return REGRESSION
+    if not cells or any(cell.verdict == "not comparable" for cell in cells):
+        return NOT_COMPARABLE
+    return INCONCLUSIVE if any(cell.verdict == "inconclusive" for cell in cells) else PASSED
+
+
+Key = tuple[int, int, str]
+"""A cell by its model's place in the list, its maximum length and its variant: names of models differ between sides."""
+Record = dict[str, Any]
+
+
+def _prepare(side: Side, subject: Subject, budget: Budget, limits: Sequence[Limit]) -> dict[Key, Record]:
+    """Build every cell of a side once: what each is, what it predicts with a trained head, and its size."""
+    records: dict[Key, Record] = {}
+    with Worker(side, subject, timeout_s=max(PREPARE_TIMEOUT_S, budget.timeout_s), shown=True) as worker:
+        worker.send_open()
+        opened = worker.receive()
+        keys = [
+            (number, max_length, variant)
+            for number in range(len(opened["models"]))
+            for max_length in subject.max_lengths
+            for variant in opened["variants"]
+        ]
+        with progress(f"preparing {side.name}", len(keys)) as advance:
+            for done, (number, max_length, variant) in enumerate(keys, start=1):
+                named = {"model": opened["models"][number], "max_length": max_length, "variant": variant}
+                record = worker.ask("prepare", **named)
+                if record["trained"]:
+                    record |= worker.ask("judge", documents=subject.documents, **named)
+                if any(limit.covers(**named) and math.isfinite(limit.max_memory_mb) for limit in limits):
+                    record["peak_rss_bytes"] = worker.ask("peak_memory", **named)
+                records[number, max_length, variant] = record
+                advance(done)
+    return records
+
+
+def _cells(
+    base: dict[Key, Record], head: dict[Key, Record], budget: Budget, limits: Sequence[Limit], asked: Collection[str]
+) -> list[Cell]:
+    """Return the cells of both sides: what cannot be compared and why, F1, and the limits on what does not vary."""
+    cells = []
+    confidence = compare.corrected(CONFIDENCE, sum("predicted" in record for record in head.values()))
+    for key in dict.fromkeys([*head, *base]):
+        here = head.get(key) or base[key]
+        there = base.get(key) or here
+        cell = Cell(here["model"], here["max_length"], here["variant"], there["model"], budget.min_effect)
+        cells.append(cell)
+        if key not in base:
+            cell.verdict, cell.differs = "new", ["only head has it"]
+        elif key not in head:
+            cell.verdict, cell.differs = "not comparable", ["only base has it"]
+        elif differs := compare.differences(there["identity"], here["identity"], asked=asked):
+            cell.verdict, cell.differs = "not comparable", differs
+        elif "predicted" in here and "predicted" in there:
+            cell.f1 = _f1(there, here, confidence)
+        if key in head and key in base:
+            cell.base_disk_bytes, cell.head_disk_bytes = there["disk_bytes"], here["disk_bytes"]
+        if key in head:
+            covering = [limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)]
+            cell.over = [sentence for limit in covering for sentence in _over(here, limit)]
+    return cells
+
+
+def _f1(base: Record, head: Record, confidence: float) -> dict[str, Any]:
+    """Compare what both predict for the same documents."""
+    labels, on_base, on_head = (np.asarray(ids) for ids in (head["labels"], base["predicted"], head["predicted"]))
+    num_labels = int(max(labels.max(), on_base.max(), on_head.max())) + 1
+    comparison = evaluate.compare(labels, on_base, on_head, num_labels, confidence=confidence)
+    return asdict(comparison) | {"verdict": compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high)}
+
+
+def _over(record: Record, limit: Limit) -> list[str]:
+    """Return, in words, each limit on F1, size and memory that `record` exceeds."""
+    figures = (
+        ("F1 drop", record.get("f1_drop", -math.inf), limit.max_f1_drop, ""),
+        ("disk", record["disk_bytes"] / 1e6, limit.max_disk_mb, " MB"),
+        ("memory", record.get("peak_rss_bytes", 0) / 1e6, limit.max_memory_mb, " MB"),
+    )
+    return [f"{name} {value:.4g}{unit} > {most:g}{unit}" for name, value, most, unit in figures if value > most]
+
+
+def _measure(
+    base: Side, head: Side, subject: Subject, budget: Budget, cells: Sequence[Cell], *, every_pair: bool
+) -> None:
+    """Add pairs of processes until each cell's verdict is sure, or the budget ends."""
+    confidence = compare.corrected(CONFIDENCE, len(cells))
+    begun = time.monotonic()
+    longest = 0.0
+    left = list(cells)
+    with progress("timing pairs", budget.max_pairs) as advance:
+        for number in range(budget.max_pairs):
+            if not left or time.monotonic() - begun + longest > budget.max_seconds:
+                return
+            start = time.monotonic()
+            sides = (base, head) if number % 2 == 0 else (head, base)
+            with (
+                Worker(sides[0], subject, timeout_s=budget.timeout_s) as one,
+                Worker(sides[1], subject, timeout_s=budget.timeout_s) as other,
+            ):
+                _pair(one, other, left, confidence)
+            longest = max(longest, time.monotonic() - start)
+            left = [cell for cell in cells if every_pair or cell.verdict == "inconclusive"]
+            advance(number + 1, f"timing pairs, {len(cells) - len(left)} of {len(cells)} cells sure")
+
+
+def _pair(one: Worker, other: Worker, cells: Sequence[Cell], confidence: float) -> None:
+    """Time each cell on both workers in turn; those of one model are built together, both sides at once."""
+    workers = (one, other)
+    for worker in workers:
+        worker.send_open()
+    for worker in workers:
+        worker.receive()
+    for model in dict.fromkeys(cell.model for cell in cells):
+        costs: dict[str, float] = {}
+        of_model = [cell for cell in cells if cell.model == model]
+        for cell in {cell.name: cell for cell in of_model}.values():
+            for worker in workers:
+                worker.send("build", **cell.on(worker.side))
+            costs[cell.name] = max(worker.receive() for worker in workers)
+        for cell in of_model:
+            start = time.monotonic()
+            seconds: dict[str, list[float]] = {"base": [], "head": []}
+            for _ in range(_abbas(costs[cell.name])):
+                for worker in (one, other, other, one):
+                    worker.send(
+                        "time",
+                        cost_s=costs[cell.name],
+                        slowdown=cell.slowdown if worker.side.name == "head" else 0.0,
+                        **cell.on(worker.side),
+                    )
+                    seconds[worker.side.name].append(worker.receive())
+            cell.add(seconds["base"], seconds["head"], confidence)
+            cell.timed_s += time.monotonic() - start
+
+
+def _abbas(cost_s: float) -> int:
+    """Return how many ABBAs fill SECONDS, where one call takes `cost_s`."""
+    return max(1, round(SECONDS / (4 * cost_s * sum(timing.block(cost_s)))))
+
+
+def calibrated(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a calibration (`run` with slowdowns put in) found of each slowdown, the smallest first.
+
+    A row has `slowdown`; how many of the `cells` with it were called `slower` with half of it as the minimum effect;
+    and how many of the same cells without it were called slower (`false_alarms`) or not surely the same (`unsure`).
+    """
+    plain = [cell for cell in found["cells"] if cell["log_ratios"] and not cell["slowdown"]]
+    slowed = [cell for cell in found["cells"] if cell["slowdown"]]
+    confidence = compare.corrected(CONFIDENCE, len(plain))
+    rows = []
+    for slowdown in sorted({cell["slowdown"] for cell in slowed}):
+        called = [
+            [
+                compare.verdict(*compare.signed_rank_interval(cell["log_ratios"], confidence), slowdown / 2)
+                for cell in cells
+            ]
+            for cells in ([cell for cell in slowed if cell["slowdown"] == slowdown], plain)
+        ]
+        rows.append(
+            {
+                "slowdown": slowdown,
+                "cells": len(plain),
+                "slower": called[0].count("slower"),
+                "false_alarms": called[1].count("slower"),
+                "unsure": called[1].count("inconclusive"),
+            }
+        )
+    return rows
+
+
+def spreads(found: dict[str, Any]) -> dict[tuple[Any, ...], tuple[float, int]]:
+    """Return of each cell the spread of one process's log latency, and its degrees of freedom: a pair holds two."""
+    return {
+        tuple(cell[name] for name in compare.CELL): (
+            float(np.std(cell["log_ratios"], ddof=1)) / math.sqrt(2),
+            len(cell["log_ratios"]) - 1,
+        )
+        for cell in found["cells"]
+        if len(cell["log_ratios"]) > 1 and not cell["slowdown"]
+    }

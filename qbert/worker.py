@@ -1,0 +1,168 @@
+"""One side of `qbert gate`: a process that builds cells of its own tree and environment, and times them when asked.
+
+It reads a request a line from standard input, `{"do": NAME, ...}`, and answers each with a line of JSON,
+`{"answer": ...}` or `{"error": SENTENCE}`. The gate runs this very file for both sides, so that both are timed by the
+same lines; what it imports of qbert is the side's own.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qbert.suite import Cell, Suite
+
+WARM_UP_S = 0.15  # as qbert.latency's, and for its reasons; here so that another tree's cannot differ
+BLOCK_S = 0.03
+SETTLE_S = 0.02
+CACHES_FILLED_S = 0.1
+
+
+class Worker:
+    """What the gate can ask for; a cell is named by `model`, `max_length` and `variant`."""
+
+    def __init__(self) -> None:
+        """Begin without a suite: `open` makes it."""
+        self._suite: Suite | None = None
+        self._calls: dict[str, Callable[[], Any]] = {}
+        self._model = ""
+        self._pinned = contextlib.ExitStack()
+        self._is_pinned = False
+
+    def open(
+        self,
+        plugins: list[str],
+        dataset: str,
+        models: list[str],
+        max_lengths: list[int],
+        variants: str,
+        *,
+        lenient: bool,
+    ) -> dict[str, Any]:
+        """Return the names of `models`, in their order, and of `variants`; `lenient` leaves out those not here."""
+        for name in plugins:
+            importlib.import_module(name)
+        from qbert import dataset as datasets
+        from qbert import variants as table
+        from qbert.suite import Suite
+
+        wanted = [name.strip() for name in variants.split(",")]
+        if lenient:
+            here = {variant.name for variant in table.select("all")} | {"default", "all"}
+            wanted = [name for name in wanted if name in here]
+        chosen = [variant.name for variant in table.select(",".join(wanted))] if wanted else []
+        self._suite = Suite(datasets.load(dataset), models, max_lengths=max_lengths)
+        return {"models": list(self._suite.models), "variants": chosen}
+
+    def _cell(self, model: str, max_length: int, variant: str) -> "Cell":
+        assert self._suite is not None, "open comes first"  # noqa: S101  the gate's mistake, no person's
+        return self._suite.cell(model, max_length, variant)
+
+    def prepare(self, **named: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Make what the cell is loaded from and load it once; return its description and its size."""
+        cell = self._cell(**named)
+        return cell.describe(cell.classifier.evidence) | {"disk_bytes": cell.disk_bytes}
+
+    def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Return the label ids of the test documents, those that the cell predicts, and its F1 drop against fp32."""
+        from qbert import evaluate
+
+        cell = self._cell(**named)
+        rows = cell.suite.dataset.documents(documents)
+        logits, _ = evaluate.run(cell.classifier, cell.encoder, rows, cell.max_length)
+        comparison, _ = cell.judge(rows, logits)
+        return {
+            "labels": rows["label"].tolist(),
+            "predicted": logits.argmax(axis=1).tolist(),
+            "f1_drop": comparison.f1_drop,
+        }
+
+    def peak_memory(self, **named: Any) -> int:  # noqa: ANN401
+        """Return the greatest resident size of a process that only runs this cell, in bytes."""
+        from qbert import footprint
+
+        cell = self._cell(**named)
+        encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
+        return footprint.measure(cell.variant, cell.folder, encoding).peak_rss_bytes
+
+    def build(self, **named: Any) -> float:  # noqa: ANN401
+        """Load the cell and warm it up; return the seconds of one call."""
+        self._pinned.close()
+        self._is_pinned = False
+        cell = self._cell(**named)
+        if cell.model.name != self._model:  # those of another model go, to keep within memory
+            self._model = cell.model.name
+            self._calls.clear()
+        classifier, encoding = cell.classifier, cell.encoder.fill(cell.suite.dataset, cell.max_length)
+        self._calls[cell.name] = lambda: classifier(encoding)
+        calls: list[float] = []
+        while sum(calls) < WARM_UP_S:
+            calls.append(_seconds(self._calls[cell.name]))
+        return statistics.median(calls[len(calls) // 2 :])
+
+    def time(self, cost_s: float, slowdown: float, **named: Any) -> float:  # noqa: ANN401
+        """Return the seconds of one call, the median of a block; `slowdown` is a share of each call, spent idling."""
+        if not self._is_pinned:
+            from qbert.latency import one_core
+
+            self._pinned.enter_context(one_core())
+            self._is_pinned = True
+            gc.collect()
+            gc.disable()
+        call = self._calls[self._cell(**named).name]
+        settling, timed = block(cost_s)
+        for _ in range(settling):
+            call()
+        return statistics.median(_seconds(call, slowdown) for _ in range(timed))
+
+
+def block(cost_s: float) -> tuple[int, int]:
+    """Return how many calls of `cost_s` seconds a side's turn begins with untimed, and how many it times.
+
+    The first find caches as the other side left them; a long call refills them by itself. Of short calls a turn holds
+    as many as fill BLOCK_S: the clock and the scheduler are coarser than one.
+    """
+    return 0 if cost_s >= CACHES_FILLED_S else math.ceil(SETTLE_S / cost_s), max(1, round(BLOCK_S / cost_s))
+
+
+def _seconds(call: "Callable[[], Any]", slowdown: float = 0.0) -> float:
+    """Return the seconds of one call, and of the idling after it that makes it slower by the share `slowdown`."""
+    start = time.perf_counter()
+    call()
+    end = time.perf_counter()
+    if slowdown:
+        until = end + slowdown * (end - start)
+        while (end := time.perf_counter()) < until:
+            pass
+    return end - start
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # what libraries print is no answer
+        worker = Worker()
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                answer = {"answer": getattr(worker, request.pop("do"))(**request)}
+            except Exception as error:  # noqa: BLE001  of any kind, by any side's code: the gate reports it
+                lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+                kind = "" if type(error).__name__ == "InputError" else f"{type(error).__name__}: "
+                answer = {"error": kind + (lines[0] if lines else "no message")}
+                answer["mistake"] = not kind
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    main()
