@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SUITE = pytest.StashKey["Suite"]()
 MISTAKE = pytest.StashKey[str]()
 RESULTS = pytest.StashKey["list[dict[str, Any]]"]()
+PREVIOUS = pytest.StashKey["list[dict[str, Any]]"]()
+COMPARED = pytest.StashKey["list[str]"]()
+FAILED = pytest.StashKey["list[str]"]()
 
 
 def positive(kind: type) -> Any:
@@ -90,6 +93,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
     config.addinivalue_line("markers", "own_process: cells of the greatest length alone, each run in its own process")
     config.stash[RESULTS] = []
+    config.stash[PREVIOUS] = []
+    config.stash[COMPARED] = []
+    config.stash[FAILED] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_compare_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+) -> None:
+    config.stash[PREVIOUS].append(compared_benchmark)
+    compared_benchmark["machine_info"] = machine_info  # what differs is said of each cell, and not as two dictionaries
 
 
 def suite_of(config: pytest.Config) -> "Suite":
@@ -134,6 +148,39 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
     if MISTAKE in config.stash:  # raised while a file is collected, it would come with a traceback
         raise pytest.UsageError(config.stash[MISTAKE])
+    if config.option.benchmark_compare and not config.option.collectonly:
+        from qbert import previous
+
+        benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
+        runs = config.stash[PREVIOUS]
+        if why := previous.unusable(runs, disabled=benchmarks.disabled or benchmarks.skip):
+            raise pytest.UsageError(why)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-benchmark saves and compares
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    benchmarks = session.config.pluginmanager.getplugin("pytest-benchmark")
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    if benchmarks and reporter and SUITE in session.config.stash:
+        from qbert import previous
+
+        stash = session.config.stash
+        runs = stash[PREVIOUS]
+        ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
+        stash[FAILED] = [report.nodeid for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]
+        stash[COMPARED], failed = previous.finish(
+            benchmarks, runs, whole=ended, max_f1_drop=session.config.option.max_f1_drop
+        )
+        stash[FAILED] += failed
+        if failed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if stash[FAILED] or not ended:
+            stash[COMPARED] += previous.leave_unsaved(benchmarks)
+    yield
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json["qbert"] = {"failed": config.stash[FAILED]}
 
 
 @pytest.fixture
@@ -181,3 +228,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             )
             terminalreporter.write_line("")
             report.show(table)
+        if config.stash[COMPARED]:
+            terminalreporter.section("this run and the previous one")
+            for line in config.stash[COMPARED]:
+                terminalreporter.write_line(line, red=True)

@@ -125,6 +125,7 @@ def gate(
             "--calibrate holds this machine against itself: leave out --base-ref, --base-python, --base-model"
         )
     models = tuple(map(_absolute, models or DEFAULT_MODELS))
+    models = models if base_model else tuple(dict.fromkeys(models))
     base_models = tuple(map(_absolute, base_model)) or models
     if len(base_models) != len(models):
         raise InputError(f"--base-model is given {len(base_models)} times for {len(models)} models: give one for each")

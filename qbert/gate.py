@@ -195,11 +195,11 @@ def run(
         "cells": [cell.as_dict() for cell in cells + slowed],
         "prepare_s": prepared - start,
         "measure_s": measured - prepared,
-        "exit_code": _exit_code(cells),
+        "exit_code": exit_code(cells),
     }
 
 
-def _exit_code(cells: Sequence[Cell]) -> int:
+def exit_code(cells: Sequence[Cell]) -> int:
     """Return what the gate ends with: a regression outweighs what could not be compared, that what is not sure."""
     if any(cell.verdict == "slower" or cell.f1.get("verdict") == "worse" or cell.over for cell in cells):
         return REGRESSION

@@ -7,7 +7,6 @@ from typing import Any
 from qbert import compare
 
 GROWTH = 0.05  # of bytes on disk, which do not vary, and of peak memory, which varies by 1 to 2 %
-FAILED = "failed"
 Benchmark = Mapping[str, Any]
 
 
@@ -31,6 +30,71 @@ class Findings:
             said.append(f"{len(self.gone)} of the previous run's cells were not run: {_some(self.gone)}")
         said += [f"not comparable, {what}: {_some(names)}" for what, names in self.different.items()]
         return said + self.worse
+
+
+def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
+    """Return why a comparison with the previous `runs` that was asked for cannot be made; empty where it can."""
+    if disabled:
+        return "--benchmark-compare needs benchmarks, and they are off: leave out --benchmark-disable, --benchmark-skip"
+    if not runs:
+        return (
+            "--benchmark-compare finds no previous run: save one with --benchmark-autosave, or name its file or number"
+        )
+    for run in runs:
+        if failed := (run.get("qbert") or {}).get("failed"):
+            return (
+                f"the previous run of {run.get('datetime')} failed itself ({_some(failed)}): compare with another one"
+            )
+    return ""
+
+
+def finish(
+    session: Any,  # noqa: ANN401  pytest-benchmark has no types
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    whole: bool,
+    max_f1_drop: float | None,
+) -> tuple[list[str], list[str]]:
+    """Hold pytest-benchmark's `session`, before it saves and compares, against the previous `runs`.
+
+    What cannot be compared is taken out of its comparison. Cells are gone only from a `whole` run: one that was
+    interrupted says so itself.
+
+    Returns:
+        What to tell, and the part of it for which the run fails: gone cells always, the rest with
+        `--benchmark-compare-fail`.
+    """
+    now = [
+        benchmark.as_dict(include_data=False)
+        for benchmark in session.benchmarks
+        if benchmark and not benchmark.has_error
+    ]
+    told: list[str] = []
+    failed: list[str] = []
+    for run, compared in zip(runs, session.compared_mapping.values(), strict=True):
+        findings = hold(now, run["benchmarks"] if whole else [], max_f1_drop=max_f1_drop)
+        for name in findings.incomparable:
+            compared.pop(name, None)
+        told += findings.lines()
+        failed += findings.lines() if session.compare_fail else findings.lines()[: bool(findings.gone)]
+        failed += [
+            benchmark.name
+            for benchmark in session.benchmarks
+            if benchmark
+            and benchmark.fullname in compared
+            and any(
+                check.fails(benchmark, compared[benchmark.fullname]["stats"]) for check in session.compare_fail or ()
+            )
+        ]
+    return told, failed
+
+
+def leave_unsaved(session: Any) -> list[str]:  # noqa: ANN401  pytest-benchmark has no types
+    """Keep a run that failed out of pytest-benchmark's storage, where the next one would be compared with it."""
+    if not (session.save or session.autosave):
+        return []
+    session.save = session.autosave = None
+    return ["this run failed, so it was not saved"]
 
 
 def hold(now: Iterable[Benchmark], previous: Iterable[Benchmark], *, max_f1_drop: float | None = None) -> Findings:

@@ -23,11 +23,7 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     `table` is as history.cells gives it. It fits 80 columns.
     """
     parts: list[RenderableType] = [Text(title, style="bold")]
-    table = table.sort_values(
-        ["model", "max_length"],
-        key=lambda column: pd.Series(pd.factorize(column)[0]) if column.name == "model" else column,
-        kind="stable",
-    )
+    table = _in_order(table)
     width = max(len("variant"), *table["variant"].str.len())
     timed = table[table[["median_s", "f1"]].notna().any(axis=1)]
     for number, ((model, max_length), group) in enumerate(timed.groupby(["model", "max_length"], sort=False)):
@@ -41,6 +37,15 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
         parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))
         parts.append(_lines(group, FOOTPRINT_COLUMNS, width, header=number == 0))
     return Group(*parts, Text(f"\n{caption}", style="dim"))
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `table` with models as they first appear, and the lengths of each ascending."""
+    return table.sort_values(
+        ["model", "max_length"],
+        key=lambda column: pd.Series(pd.factorize(column)[0]) if column.name == "model" else column,
+        kind="stable",
+    )
 
 
 def _lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width: int, *, header: bool) -> Table:
@@ -116,7 +121,8 @@ def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
     `rows` are as gate.Cell.as_dict or compare.runs give them.
     """
     parts: list[RenderableType] = [Text(title, style="bold")]
-    table = pd.DataFrame(rows)
+    table = _in_order(pd.DataFrame(rows))
+    rows = table.to_dict("records")
     width = max(len("variant"), *table["variant"].str.len())
     for columns, shown in ((VERDICT_COLUMNS, table), (F1_COLUMNS, table[[_weighed(row) for row in rows]])):
         for number, ((model, max_length), group) in enumerate(shown.groupby(["model", "max_length"], sort=False)):
@@ -210,7 +216,7 @@ def calibration(rows: Sequence[Row], found: Row) -> Group:
 def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
     """Return each cell over its runs, from history.changes: machines apart, a line for each change."""
     parts: list[RenderableType] = []
-    table = pd.DataFrame(rows)
+    table = _in_order(pd.DataFrame(rows))
     width = max(table["variant"].str.len().max(), len("variant"))
     for machine, of_machine in table.groupby("machine", sort=False):
         parts.append(Text(str(machine), style="bold"))
@@ -251,8 +257,8 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
     except ImportError as error:
         raise InputError("--plot needs matplotlib: pip install 'qbert[report]'") from error
     timed = table.dropna(subset=["median_s"])
-    panels = list(timed.groupby(["machine", "model", "max_length"], sort=False))
-    drawn = figure.Figure(figsize=(8, 2.8 * len(panels)), layout="constrained")
+    panels = list(_in_order(timed).groupby(["machine", "model", "max_length"], sort=False))
+    drawn = figure.Figure(figsize=(9, 2.8 * len(panels)), layout="constrained")
     for axes, ((machine, model, max_length), group) in zip(
         drawn.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
     ):
@@ -267,21 +273,26 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
                 == (machine, model, max_length, variant)
             )
             for change in found["changes"]:
-                axes.axvline(places[change["run"]] - 0.5, color=line.get_color(), linestyle=":")
+                place, level = places[change["run"]], cell["median_s"].iloc[change["run"]] * 1e3
+                axes.axvline(place - 0.5, color=line.get_color(), linestyle=":")
                 axes.annotate(
                     f"{change['change']:+.0%} {change['commit'][:7]}",
-                    (places[change["run"]] - 0.45, 0.98),
-                    xycoords=("data", "axes fraction"),
-                    va="top",
+                    (place, level),
+                    xytext=(0, 6),
+                    textcoords="offset points",
                     fontsize=7,
                     color=line.get_color(),
-                    rotation=90,
+                    parse_math=False,
                 )
         axes.set_yscale("log")
+        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis("{x:g}")
+        axes.tick_params(which="both", labelsize=7)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(f"{model}, {max_length} tokens: {machine}", fontsize=8, parse_math=False)
-        axes.set_xlabel("run")
-        axes.set_ylabel("ms")
-        axes.legend(fontsize=7)
+        axes.set_xlabel("run", fontsize=8)
+        axes.set_ylabel("ms", fontsize=8)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     try:
         drawn.savefig(path)
     except (OSError, ValueError) as error:

@@ -61,7 +61,8 @@ class Worker:
             wanted = [name for name in wanted if name in here]
         chosen = [variant.name for variant in table.select(",".join(wanted))] if wanted else []
         self._suite = Suite(datasets.load(dataset), models, max_lengths=max_lengths)
-        return {"models": list(self._suite.models), "variants": chosen}
+        names = dict(zip(dict.fromkeys(models), self._suite.models, strict=True))
+        return {"models": [names[model] for model in models], "variants": chosen}
 
     def _cell(self, model: str, max_length: int, variant: str) -> "Cell":
         assert self._suite is not None, "open comes first"  # noqa: S101  the gate's mistake, no person's

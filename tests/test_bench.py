@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,126 @@ def test_a_regression_fails_the_session_and_the_table_still_comes(quick: list[ob
     assert "tiny, 16 tokens" in done.stdout
 
 
+@pytest.fixture(scope="session")
+def stored(quick: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the storage of one saved run of four cells."""
+    folder = tmp_path_factory.mktemp("stored")
+    done = bench(*quick, "-k", "(latency or accuracy) and 16", "--benchmark-autosave", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def again(stored: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change and to save to."""
+    return Path(shutil.copytree(stored, tmp_path / "again"))
+
+
+COMPARE = ("--benchmark-compare", "--benchmark-compare-fail=median:900%")
+
+
+def saved_runs(folder: Path) -> list[Path]:
+    return sorted((folder / ".benchmarks").rglob("*.json"))
+
+
+def change(folder: Path, measured: str, **info: Any) -> None:
+    """Give each benchmark of the saved run that is of `measured` other figures; a dictionary is merged."""
+    (path,) = saved_runs(folder)
+    run = json.loads(path.read_text())
+    for benchmark in run["benchmarks"]:
+        if benchmark["extra_info"]["measured"] == measured:
+            for name, value in info.items():
+                old = benchmark["extra_info"].get(name)
+                benchmark["extra_info"][name] = old | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(run))
+
+
+def test_the_same_cells_again_pass_and_are_saved(quick: list[object], again: Path) -> None:
+    done = bench(*quick, "-k", "(latency or accuracy) and 16", *COMPARE, "--benchmark-autosave", cwd=again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "previous one" not in done.stdout
+    assert "machine_info is different" not in done.stdout + done.stderr
+    assert len(saved_runs(again)) == 2
+
+
+def test_a_cell_that_is_missing_fails_the_session_and_is_named(quick: list[object], again: Path) -> None:
+    done = bench(*quick, "-k", f"latency and 16 and {INT8}", "--benchmark-compare", "--benchmark-autosave", cwd=again)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "3 of the previous run's cells were not run" in done.stdout
+    assert "test_latency[tiny-16-fp32]" in done.stdout
+    assert len(saved_runs(again)) == 1, "it would be what the next run is compared with"
+
+
+def test_nothing_selected_is_no_pass(quick: list[object], again: Path) -> None:
+    done = bench(*quick, "-k", "nothing_like_it", "--benchmark-compare", cwd=again)
+    assert done.returncode != 0
+    assert "4 of the previous run's cells were not run" in done.stdout
+
+
+@pytest.mark.parametrize("off", ["--benchmark-disable", "--benchmark-skip"])
+def test_benchmarks_that_are_off_compare_nothing(quick: list[object], again: Path, off: str) -> None:
+    done = bench(*quick, "--benchmark-compare", off, cwd=again)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "needs benchmarks, and they are off" in done.stdout + done.stderr
+
+
+def test_no_previous_run_is_no_pass(quick: list[object], tmp_path: Path) -> None:
+    done = bench(*quick, *COMPARE, cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "finds no previous run" in done.stdout + done.stderr
+
+
+def test_a_previous_run_of_another_subject_is_named_and_not_compared(quick: list[object], again: Path) -> None:
+    change(again, "latency", identity={"processor": "Another"})
+    (path,) = saved_runs(again)
+    run = json.loads(path.read_text())
+    for benchmark in run["benchmarks"]:
+        benchmark["stats"]["median"] /= 1000  # would be a regression
+    path.write_text(json.dumps(run))
+    done = bench(*quick, "-k", "(latency or accuracy) and 16", "--benchmark-compare", cwd=again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not comparable, processor: Another, " in done.stdout
+    table = done.stdout[done.stdout.index("benchmark 'latency tiny-16'") :]
+    assert "(NOW)" not in table[: table.index("qbert: ")], "latency was shown beside the other processor's"
+    gated = bench(*quick, "-k", "(latency or accuracy) and 16", *COMPARE, cwd=again)
+    assert gated.returncode != 0
+
+
+def test_f1_is_compared_with_the_previous_run(quick: list[object], again: Path) -> None:
+    change(again, "accuracy", f1=1.5)
+    few = ["-k", "(latency or accuracy) and 16", "--max-f1-drop", "0.2"]
+    told = bench(*quick, *few, "--benchmark-compare", cwd=again)
+    assert told.returncode == 0
+    assert "F1 1.5000 -> " in told.stdout
+    failed = bench(*quick, *few, *COMPARE, "--benchmark-autosave", cwd=again)
+    assert failed.returncode == 1
+    assert "F1 1.5000 -> " in failed.stdout
+    assert len(saved_runs(again)) == 1
+
+
+def test_a_run_whose_guards_failed_is_not_saved_and_not_compared_with(quick: list[object], again: Path) -> None:
+    few = [*quick, "-k", "(latency or accuracy) and 16", "--max-f1-drop", "-0.5"]
+    done = bench(*few, "--benchmark-autosave", "--benchmark-json", "run.json", cwd=again)
+    assert done.returncode == 1
+    assert "this run failed, so it was not saved" in done.stdout
+    assert len(saved_runs(again)) == 1
+    assert json.loads((again / "run.json").read_text())["qbert"]["failed"]
+    compared = bench(*quick, "--benchmark-compare=run.json", cwd=again)
+    assert compared.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "failed itself" in compared.stdout + compared.stderr
+
+
+def test_a_regression_is_not_saved(quick: list[object], again: Path) -> None:
+    (path,) = saved_runs(again)
+    run = json.loads(path.read_text())
+    for benchmark in run["benchmarks"]:
+        benchmark["stats"]["median"] /= 1000
+    path.write_text(json.dumps(run))
+    done = bench(*quick, "-k", "(latency or accuracy) and 16", *COMPARE, "--benchmark-autosave", cwd=again)
+    assert done.returncode != 0
+    assert len(saved_runs(again)) == 1
+
+
 def test_disabled_benchmarks_are_a_quick_functional_pass(quick: list[object], tmp_path: Path) -> None:
     done = bench(*quick, "--benchmark-disable", "--max-f1-drop", "-1", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
@@ -199,8 +320,6 @@ def test_experiments_are_training_seeds_of_the_built_in_model(tmp_path: Path) ->
 
 
 def test_models_of_one_name_are_told_apart(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
-    import shutil
-
     copy = shutil.copytree(trained.folder, tmp_path / "tiny")
     arguments = ["--model", trained.folder, "--model", copy, "--dataset", news.folder, "--max-lengths", "16"]
     ids = collected(*arguments, "--variants", "fp32", "-k", "latency", cwd=tmp_path)

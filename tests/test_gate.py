@@ -1,0 +1,367 @@
+"""The gate as a user runs it: base and head as real processes, each exit code, and what a failure leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from qbert import InputError, gate, sides
+from qbert import worker as timing
+from qbert.checkpoint import Checkpoint
+from qbert.dataset import Dataset
+
+PLUGIN = """
+import gc, os, time
+from qbert.variants import Classifier, Variant, eager, register
+
+def load(folder, **options):
+    classifier = eager.load(folder)
+    def run(encoding):
+        {when_called}
+        return classifier(encoding)
+    return Classifier(run, classifier.evidence)
+
+register(Variant("mine", "PyTorch eager", "fp32", load, options={options}))
+"""
+TIMED = "if not gc.isenabled(): "  # as it is while the gate times, and not while it prepares
+
+
+def plugin(when_called: str = "pass", options: str = "{}") -> str:
+    return PLUGIN.format(when_called=when_called, options=options)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Make a git repository whose commit has one plugin, and whose working tree has another."""
+
+    def make(base: str, head: str) -> Path:
+        folder = tmp_path / "repository"
+        folder.mkdir()
+        (folder / "outside.py").write_text(base)
+        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "base"]):
+            subprocess.run(["git", *command], cwd=folder, check=True)
+        (folder / "outside.py").write_text(head)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def start(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start `qbert gate` on the small model with one length; worktrees go to a folder of their own."""
+    (tmp_path / "temporary").mkdir()
+
+    def begin(*arguments: object, cwd: Path = tmp_path, plugins: Sequence[str] = ()) -> subprocess.Popen[str]:
+        settings = ["--model", trained.folder, "--dataset", news.folder, "--max-lengths", "16", "--documents", "20"]
+        command = [sys.executable, "-m", "qbert", *(part for name in plugins for part in ("-p", name)), "gate"]
+        return subprocess.Popen(
+            [*command, *map(str, [*settings, *arguments])],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": str(tmp_path / "temporary"), "COLUMNS": "80"},
+        )
+
+    return begin
+
+
+def nothing_is_left(tmp_path: Path) -> bool:
+    """Whether no process and no worktree of a gate is left."""
+    mine = f"TMPDIR={tmp_path / 'temporary'}".encode()
+    for process in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mine in process.read_bytes().split(b"\0"):
+                return False
+        except OSError:
+            continue
+    worktrees = subprocess.run(
+        ["git", "worktree", "list"], cwd=tmp_path / "repository", capture_output=True, text=True, check=True
+    )
+    return len(worktrees.stdout.splitlines()) == 1 and not any((tmp_path / "temporary").iterdir())
+
+
+def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
+    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    slow = "time.sleep(0) ; end = time.perf_counter() + 0.001\n        while time.perf_counter() < end: pass"
+    folder = repository(plugin(), plugin(slow))
+    files = ["--json", tmp_path / "gate.json", "--markdown", tmp_path / "gate.md"]
+    process = start(
+        *("--base-ref", "HEAD", "--variants", "fp32,mine", "--min-effect", "20%", *files),
+        cwd=folder,
+        plugins=["outside"],
+    )
+    output, errors = process.communicate()
+    assert process.returncode == gate.REGRESSION, output + errors
+    found = json.loads((tmp_path / "gate.json").read_text())
+    cells = {cell["variant"]: cell for cell in found["cells"]}
+    assert {name: cell["verdict"] for name, cell in cells.items()} == {"fp32": "same", "mine": "slower"}
+    assert cells["mine"]["change_low"] > 0.2
+    assert len(cells["mine"]["log_ratios"]) >= 7, "fewer pairs cannot be sure of two cells"
+    assert cells["mine"]["head_s"] - cells["mine"]["base_s"] == pytest.approx(0.001, rel=0.3)
+    assert [cell["f1"]["verdict"] for cell in found["cells"]] == ["same", "same"]
+    assert [cell["f1"]["documents"] for cell in found["cells"]] == [20, 20]
+    assert output.startswith("2 cells: 1 slower, 1 same")
+    assert max(map(len, output.splitlines())) <= 80
+    markdown = (tmp_path / "gate.md").read_text()
+    assert "### 2 cells: 1 slower, 1 same" in markdown
+    assert "| slower |" in markdown
+    assert nothing_is_left(tmp_path)
+
+
+def test_f1_and_limits_are_regressions_too(
+    start: Callable[..., subprocess.Popen[str]], trained: Checkpoint, tmp_path: Path
+) -> None:
+    worse = Path(shutil.copytree(trained.folder, tmp_path / "worse"))
+    weights = load_file(worse / "model.safetensors")
+    weights["classifier.weight"] *= -1
+    save_file(weights, worse / "model.safetensors", {"format": "pt"})
+    (tmp_path / "pyproject.toml").write_text("""
+        [[tool.qbert.gate.limits]]
+        variant = "fp*"
+        max_disk_mb = 0.5
+        max_memory_mb = 50
+        max_latency_ms = 0.001
+        max_f1_drop = 0.01
+
+        [[tool.qbert.gate.limits]]
+        model = "another"
+        max_disk_mb = 0.1
+    """)
+    process = start(
+        "--model",
+        worse,
+        "--base-model",
+        trained.folder,
+        "--base-model",
+        trained.folder,
+        "--variants",
+        "fp32",
+        "--max-pairs",
+        "1",
+        "--json",
+        "gate.json",
+    )
+    output, errors = process.communicate()
+    assert process.returncode == gate.REGRESSION, output + errors
+    same, changed = json.loads((tmp_path / "gate.json").read_text())["cells"]
+    assert (same["model"], changed["model"]) == ("tiny", "worse")
+    assert (same["f1"]["verdict"], changed["f1"]["verdict"]) == ("same", "worse")
+    assert (same["f1"]["flips"], changed["f1"]["flips"] > 10) == (0, True)
+    assert [sentence.split()[0] for sentence in same["over"]] == ["disk", "memory", "latency"]
+    assert "tiny-16-fp32: disk " in output
+
+
+@pytest.mark.parametrize(("strict", "code"), [([], gate.PASSED), (["--strict"], gate.INCONCLUSIVE)])
+def test_inconclusive_fails_only_where_it_is_asked_to(
+    start: Callable[..., subprocess.Popen[str]], strict: list[str], code: int
+) -> None:
+    process = start("--base-python", sys.executable, "--variants", "fp32", "--max-pairs", "1", *strict)
+    output, errors = process.communicate()
+    assert process.returncode == code, output + errors
+    assert "1 cells: 1 inconclusive" in output
+    assert "more --max-seconds" in output
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "told"),
+    [
+        (plugin(TIMED + "os.kill(os.getpid(), 9)"), [], "base could not run: its process was killed by signal 9"),
+        (plugin(TIMED + "time.sleep(3600)"), ["--timeout", "15"], "base could not run: no answer in 15 s to 'time "),
+        ("import no_such_module", [], "base could not run: ModuleNotFoundError: No module named 'no_such_module'"),
+        (plugin(TIMED + "raise ValueError('broken')"), [], "base could not run: ValueError: broken"),
+    ],
+    ids=["killed", "hangs", "import fails", "raises"],
+)
+def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    base: str,
+    options: list[str],
+    told: str,
+) -> None:
+    folder = repository(base, plugin())
+    process = start("--base-ref", "HEAD", "--variants", "mine", *options, cwd=folder, plugins=["outside"])
+    output, errors = process.communicate()
+    assert process.returncode == gate.NOT_COMPARABLE, output + errors
+    assert told in errors
+    assert "Traceback" not in errors
+    assert nothing_is_left(tmp_path)
+
+
+def test_sides_that_are_not_the_same_subject_are_not_compared(
+    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    folder = repository(plugin(options="{'dtype': 1}"), plugin(options="{'dtype': 2}"))
+    process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
+    output, errors = process.communicate()
+    assert process.returncode == gate.NOT_COMPARABLE, output + errors
+    assert "1 not comparable" in output
+    assert "definition options: {'dtype': 1}, {'dtype': 2}" in output
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_gate_that_is_stopped_leaves_nothing(
+    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    folder = repository(plugin(), plugin("time.sleep(0.5)"))
+    process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
+    while not any((tmp_path / "temporary").iterdir()):
+        time.sleep(0.1)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "name what to hold against"),
+        (["--calibrate", "--base-ref", "HEAD"], "leave out --base-ref"),
+        (["--base-ref", "HEAD"], "needs a git repository"),
+        (["--base-python", "missing"], "'missing' does not exist"),
+        (["--base-python", sys.executable, "--min-effect", "5"], "'5' is no percentage"),
+        (["--base-python", sys.executable, "--max-lengths", "a"], "--max-lengths 'a'"),
+        (["--base-python", sys.executable, "--variants", "int9"], "unknown variant 'int9'"),
+        (["--base-model", "a", "--base-model", "b"], "given 2 times for 1 models"),
+    ],
+)
+def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], arguments: list[str], told: str) -> None:
+    process = start(*arguments)
+    _, errors = process.communicate()
+    assert process.returncode == gate.USAGE
+    assert told in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[tool", "is no TOML"),
+        ("[tool.qbert.gate]\nlimit = 3", "holds nothing but rows"),
+        ("[tool.qbert.gate]\nlimits = 3", "holds nothing but rows"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "max_disk = 3"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "max_disk_mb = '3'"),
+        ("[[tool.qbert.gate.limits]]\nmax_length = true", "max_length = True"),
+    ],
+)
+def test_limits_that_are_none_are_named(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"pyproject\.toml") as caught:
+        gate.limits(path)
+    assert told in str(caught.value)
+
+
+def test_limits_cover_what_their_patterns_say(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text('[[tool.qbert.gate.limits]]\nvariant = "int8-*"\nmax_length = 128\nmax_latency_ms = 5\n')
+    (limit,) = gate.limits(path)
+    assert limit.max_latency_ms == 5
+    assert limit.covers("any", 128, "int8-dynamic")
+    assert not limit.covers("any", 256, "int8-dynamic")
+    assert not limit.covers("any", 128, "fp32")
+    assert gate.limits(tmp_path / "missing.toml") == []
+
+
+def cells(**changed: Any) -> list[gate.Cell]:
+    return [gate.Cell("m", 1, "v", "m", 0.025, verdict="same"), gate.Cell("m", 2, "v", "m", 0.025, **changed)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"verdict": "same"}, gate.PASSED),
+        ({"verdict": "faster"}, gate.PASSED),
+        ({"verdict": "new"}, gate.PASSED),
+        ({"verdict": "slower"}, gate.REGRESSION),
+        ({"verdict": "same", "f1": {"verdict": "worse"}}, gate.REGRESSION),
+        ({"verdict": "same", "f1": {"verdict": "better"}}, gate.PASSED),
+        ({"verdict": "not comparable", "over": ["disk"]}, gate.REGRESSION),
+        ({"verdict": "not comparable"}, gate.NOT_COMPARABLE),
+        ({"verdict": "inconclusive"}, gate.INCONCLUSIVE),
+    ],
+)
+def test_every_end_has_its_exit_code(changed: dict[str, Any], code: int) -> None:
+    assert gate.exit_code(cells(**changed)) == code
+
+
+def test_nothing_in_common_is_not_comparable() -> None:
+    assert gate.exit_code([]) == gate.NOT_COMPARABLE
+
+
+def test_a_pair_is_the_median_of_its_abbas() -> None:
+    cell = gate.Cell("m", 1, "v", "m", 0.025)
+    # base head head base, three times; the machine gets slower by a tenth within each, and the second was disturbed
+    cell.add([1.0, 1.1, 1.0, 1.1, 1.0, 1.1], [1.05, 1.05, 9.0, 1.05, 1.05, 1.05], 0.95)
+    (ratio,) = cell.log_ratios
+    assert ratio == pytest.approx(0.0011, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def worker(trained: Checkpoint, news: Dataset) -> Any:
+    here = sides.Side("head", sys.executable, sides.tree_here(of_repository=False), (str(trained.folder),))
+    subject = sides.Subject(str(news.folder), (16, 64), "fp32")
+    with sides.Worker(here, subject, timeout_s=60) as started:
+        started.send_open()
+        assert started.receive() == {"models": ["tiny"], "variants": ["fp32"]}
+        yield started
+
+
+def test_a_worker_times_what_it_built(worker: Any) -> None:
+    cell = {"model": "tiny", "max_length": 64, "variant": "fp32"}
+    cost = worker.ask("build", **cell)
+    plain, slowed = [], []
+    for _ in range(9):
+        plain.append(worker.ask("time", cost_s=cost, slowdown=0.0, **cell))
+        slowed.append(worker.ask("time", cost_s=cost, slowdown=0.2, **cell))
+    ratios = sorted(two / one for one, two in zip(plain, slowed, strict=True))
+    assert 1.1 < ratios[4] < 1.4
+    assert sorted(plain)[4] == pytest.approx(cost, rel=0.5)
+
+
+def test_a_slowdown_is_a_share_of_the_call() -> None:
+    assert timing._seconds(lambda: time.sleep(0.05), 0.5) == pytest.approx(0.075, rel=0.02)
+    assert timing._seconds(lambda: time.sleep(0.05)) == pytest.approx(0.05, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "untimed", "timed"), [(0.001, 20, 30), (0.03, 1, 1), (0.05, 1, 1), (0.1, 0, 1), (0.8, 0, 1)]
+)
+def test_short_calls_fill_a_turn_and_long_ones_are_one(cost_s: float, untimed: int, timed: int) -> None:
+    assert timing.block(cost_s) == (untimed, timed)
+
+
+def test_a_calibration_counts_what_was_found_and_what_was_not() -> None:
+    def cell(slowdown: float, *log_ratios: float) -> dict[str, Any]:
+        return {"model": "m", "max_length": 1, "variant": "v", "slowdown": slowdown, "log_ratios": list(log_ratios)}
+
+    quiet = [0.001 * (-1) ** number for number in range(10)]
+    found = {
+        "cells": [
+            cell(0, *quiet),
+            cell(0.05, *(0.049 + one for one in quiet)),
+            cell(0.02, *(10 * one for one in quiet)),
+        ]
+    }
+    assert gate.calibrated(found) == [
+        {"slowdown": 0.02, "cells": 1, "slower": 0, "false_alarms": 0, "unsure": 0},
+        {"slowdown": 0.05, "cells": 1, "slower": 1, "false_alarms": 0, "unsure": 0},
+    ]
+    ((key, (spread, freedom)),) = gate.spreads(found).items()
+    assert key == ("m", 1, "v")
+    assert spread == pytest.approx(0.00105 / 2**0.5, rel=0.01)
+    assert freedom == 9

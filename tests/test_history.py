@@ -1,0 +1,284 @@
+"""Saved runs as pytest-benchmark leaves them: reading, what is no run, change points, spreads, the commands."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qbert import InputError, history
+from qbert.cli import main
+
+IDENTITY = {
+    "processor": "P",
+    "instruction_sets": ["avx2"],
+    "checkpoint_sha256": "c",
+    "dataset_sha256": "d",
+    "threads": 1,
+    "definition": {"precision": "fp32"},
+    "versions": {"torch": "2.13"},
+}
+
+
+def benchmark(measured: str, **info: Any) -> dict[str, Any]:
+    place = {"model": "tiny", "max_length": 128, "variant": "fp32", "trained": True, "identity": IDENTITY}
+    median = info.pop("median", 0.1)
+    return {"fullname": f"{measured}", "stats": {"median": median}, "extra_info": place | {"measured": measured} | info}
+
+
+def run(*benchmarks: dict[str, Any], day: int = 1, commit: str = "a" * 40, **more: Any) -> dict[str, Any]:
+    when = f"2026-{1 + day // 28:02}-{1 + day % 28:02}T12:00:00+00:00"
+    return {
+        "machine_info": {"node": "n"},
+        "commit_info": {"id": commit, "dirty": False},
+        "datetime": when,
+        "version": "5.3.1",
+        "benchmarks": list(benchmarks),
+    } | more
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Save a run into a storage as pytest-benchmark lays it out."""
+    count = 0
+
+    def write(content: Any, python: str = "3.11") -> Path:
+        nonlocal count
+        count += 1
+        folder = tmp_path / ".benchmarks" / f"Linux-CPython-{python}-64bit"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{count:04}_run.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+def test_a_cell_is_one_row_of_its_three_benchmarks(save: Callable[..., Path]) -> None:
+    path = save(
+        run(
+            benchmark("latency", median=0.01, speedup=2.0),
+            benchmark("accuracy", f1=0.9, f1_drop=0.01, flips=3, median=7.0),
+            benchmark("footprint", disk_bytes=5, median=8.0),
+        )
+    )
+    (row,) = history.read(path).to_dict("records")
+    assert (row["median_s"], row["speedup"], row["f1"], row["disk_bytes"]) == (0.01, 2.0, 0.9, 5)
+    assert row["machine"] == "P (avx2)"
+    assert row["commit"] == "aaaaaaaaaaaa"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is no JSON"),
+        ('{"benchmarks": [', "is no JSON"),
+        ("[]", "is no run of pytest-benchmark"),
+        ('{"benchmarks": 3}', "is no run of pytest-benchmark"),
+        ('{"benchmarks": []}', "holds no cell of this suite"),
+        ('{"benchmarks": [3]}', "is damaged"),
+        (run({"fullname": "x", "stats": {"median": 1}, "extra_info": {}}), "holds no cell of this suite"),
+        (run(benchmark("latency") | {"stats": {}}), "is damaged"),
+        (run(benchmark("latency", identity=None)), "is damaged"),
+    ],
+)
+def test_what_is_no_run_is_said_in_a_sentence(save: Callable[..., Path], content: Any, message: str) -> None:
+    path = save(content)
+    with pytest.raises(InputError, match=message) as caught:
+        history.read(path)
+    assert str(path) in str(caught.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["benchmarks", "extra_info", "stats", "median", "identity", "model", "commit_info", "qbert"]
+                ),
+                inner,
+                max_size=4,
+            )
+        ),
+    )
+)
+def test_no_json_brings_a_traceback(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    whole = {"benchmarks": [benchmark("latency", **({"identity": content} if isinstance(content, list) else {}))]}
+    for written in (content, {"benchmarks": content}, {"benchmarks": [content]}, whole | {"commit_info": content}):
+        path.write_text(json.dumps(written))
+        with contextlib.suppress(InputError):
+            assert not history.read(path).empty
+
+
+def series(*levels: tuple[float, int], spread: float = 0.01, seed: int = 0) -> list[float]:
+    generator = np.random.default_rng(seed)
+    return [level * math.exp(generator.normal(0, spread)) for level, count in levels for _ in range(count)]
+
+
+def test_a_change_is_found_where_it_is() -> None:
+    assert history.change_points(series((0.1, 12), (0.11, 9))) == [12]
+    assert history.change_points(series((0.1, 10), (0.15, 10), (0.1, 10))) == [10, 20]
+
+
+def test_a_change_smaller_than_the_minimum_effect_is_none() -> None:
+    values = series((0.1, 20), (0.1015, 20), spread=0.001)
+    assert history.change_points(values) == []
+    assert history.change_points(values, min_effect=0.005) == [20]
+
+
+def test_a_single_outlier_is_no_change() -> None:
+    values = series((0.1, 20))
+    values[9] *= 1.3
+    assert history.change_points(values) == []
+
+
+@pytest.mark.parametrize("runs", [5, 12, 40, 100])
+def test_constant_series_have_no_change(runs: int) -> None:
+    found = [bool(history.change_points(series((0.1, runs), spread=0.02, seed=seed))) for seed in range(300)]
+    assert np.mean(found) < 0.05
+
+
+def test_few_or_equal_runs_have_no_change() -> None:
+    for values in ([], [0.1], [0.1, 0.2, 0.3], [0.1] * 10):
+        assert history.change_points(values) == []
+
+
+def test_spreads_are_those_between_changes(save: Callable[..., Path], tmp_path: Path) -> None:
+    for day, median in enumerate(series((0.1, 30), (0.2, 30))):
+        save(run(benchmark("latency", median=median), day=day))
+    table, _ = history.stored(tmp_path / ".benchmarks")
+    ((spread, freedom),) = history.spreads(table).values()
+    assert spread == pytest.approx(0.01, rel=0.3)
+    assert freedom == 58
+
+
+def test_a_storage_is_read_across_pythons_in_the_order_of_time(save: Callable[..., Path], tmp_path: Path) -> None:
+    save(run(benchmark("latency", median=0.3), day=3), python="3.12")
+    save(run(benchmark("latency", median=0.1), day=1), python="3.13")
+    save(run(benchmark("latency", median=0.2), day=2))
+    table, left_out = history.stored(tmp_path / ".benchmarks")
+    assert table["median_s"].tolist() == [0.1, 0.2, 0.3]
+    assert left_out == []
+
+
+def test_damaged_and_failed_runs_are_left_out_and_named(save: Callable[..., Path], tmp_path: Path) -> None:
+    save(run(benchmark("latency")))
+    damaged, failed = save("{"), save(run(benchmark("latency"), qbert={"failed": ["x"]}))
+    table, left_out = history.stored(tmp_path / ".benchmarks")
+    assert len(table) == 1
+    assert [str(damaged) in left_out[0], str(failed) in left_out[1]] == [True, True]
+
+
+def qbert(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+def test_history_keeps_machines_apart_and_names_the_commit(save: Callable[..., Path], tmp_path: Path) -> None:
+    for day, median in enumerate(series((0.1, 8), (0.12, 8))):
+        commit = f"{'b' if day < 8 else 'c'}{day:039}"
+        save(run(benchmark("latency", median=median), day=day, commit=commit))
+        other = benchmark(
+            "latency", median=median * (1 if day < 8 else 1 / 1.2) * 3, identity=IDENTITY | {"processor": "Q"}
+        )
+        save(run(other, day=day, commit=commit))
+    plot = tmp_path / "h.svg"
+    code, output = qbert("history", tmp_path / ".benchmarks", "--plot", plot)
+    assert code == 0
+    assert output.index("P (avx2)") < output.index("at c00000000000") < output.index("Q (avx2)")
+    assert output.count(" at ") == 1
+    assert max(map(len, output.splitlines())) <= 80
+    drawn = plot.read_text()
+    assert drawn.startswith("<?xml")
+    assert "tiny, 128 tokens: Q" in drawn or "<path" in drawn
+
+
+def test_bad_places_are_sentences(tmp_path: Path, save: Callable[..., Path]) -> None:
+    code, output = qbert("history", tmp_path / "missing")
+    assert code == 2
+    assert "is no folder" in output
+    save("{")
+    code, output = qbert("history", tmp_path / ".benchmarks")
+    assert code == 2
+    assert "holds no run of this suite" in output
+    good = save(run(benchmark("latency")))
+    assert qbert("compare", good, tmp_path / "missing.json")[0] == 2
+    assert "cannot be drawn" in qbert("history", tmp_path / ".benchmarks", "--plot", tmp_path / "x.zip")[1]
+
+
+def test_compare_writes_what_it_shows(save: Callable[..., Path], tmp_path: Path) -> None:
+    accuracy = benchmark("accuracy", f1=0.9, flipped=[])
+    footprint = benchmark("footprint", disk_bytes=1e6)
+    base = [save(run(benchmark("latency", median=value), accuracy, footprint)) for value in series((0.1, 4))]
+    slow = [save(run(benchmark("latency", median=value), accuracy, footprint)) for value in series((0.12, 4))]
+    files = {form: tmp_path / f"out.{form}" for form in ("json", "csv", "markdown")}
+    options = [part for form, path in files.items() for part in (f"--{form}", path)]
+    code, output = qbert("compare", *base, "--", *slow, *options)
+    assert code == 0
+    assert "1 slower" in output
+    assert "4 and 4 runs" in output
+    assert max(map(len, output.splitlines())) <= 80
+    (row,) = json.loads(files["json"].read_text())["cells"]
+    assert row["verdict"] == "slower"
+    assert row["change"] == pytest.approx(0.2, abs=0.02)
+    assert "| tiny-128-fp32 |" in files["markdown"].read_text()
+    assert files["csv"].read_text().splitlines()[1].startswith("tiny,128,fp32,slower")
+
+
+def test_compare_of_two_runs_says_what_it_cannot_know(save: Callable[..., Path]) -> None:
+    code, output = qbert("compare", save(run(benchmark("latency"))), save(run(benchmark("latency", median=0.2))))
+    assert code == 0
+    assert "inconclusive" in output
+    assert "the noise between processes cannot be told" in output
+
+
+def test_compare_takes_the_noise_from_the_history(save: Callable[..., Path], tmp_path: Path) -> None:
+    base, head = save(run(benchmark("latency"))), save(run(benchmark("latency", median=0.12)))
+    for day, median in enumerate(series((0.1, 20))):
+        save(run(benchmark("latency", median=median), day=day))
+    output = qbert("compare", base, head, "--history", tmp_path / ".benchmarks")[1]
+    assert "1 slower" in output
+
+
+def test_a_calibration_is_kept_for_its_machine() -> None:
+    history.keep_spreads("P (avx2)", {("tiny", 128, "fp32"): (0.01, 15)})
+    history.keep_spreads("P (avx2)", {("tiny", 256, "fp32"): (0.02, 15)})
+    assert history.kept_spreads("P (avx2)") == {
+        ("P (avx2)", "tiny", 128, "fp32"): (0.01, 15),
+        ("P (avx2)", "tiny", 256, "fp32"): (0.02, 15),
+    }
+    assert history.kept_spreads("Q") == {}
+
+
+def test_a_hundred_runs_are_compared_in_two_seconds(save: Callable[..., Path]) -> None:
+    data = [0.1234567890123 + number * 1e-9 for number in range(800)]
+    cells = [benchmark("latency", median=0.1, variant=f"v{number}") for number in range(54)]
+    content = run(*(cell | {"stats": {"median": 0.1, "data": data}} for cell in cells))
+    text = json.dumps(content, indent=4)
+    assert len(text) > 1.5e6
+    paths = [save(text) for _ in range(100)]
+    import subprocess
+    import sys
+
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "qbert", "compare", *paths[:50], "--", *paths[50:]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 4  # 2 s on a machine with nothing else to do

@@ -1,0 +1,106 @@
+"""What the comparison with a previous run says beside the timings."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from qbert import previous
+
+IDENTITY = {
+    "processor": "P",
+    "instruction_sets": ["avx2"],
+    "threads": 1,
+    "dataset_sha256": "d" * 64,
+    "checkpoint_sha256": "c" * 64,
+    "definition": {"precision": "fp32", "options": {}},
+    "versions": {"torch": "2.13"},
+}
+
+
+def cell(name: str, **info: Any) -> dict[str, Any]:
+    extra = {"identity": copy.deepcopy(IDENTITY), "max_f1_drop": 0.01} | info
+    return {"name": name, "fullname": f"bench/{name}", "extra_info": extra}
+
+
+def test_identical_runs_have_nothing_to_tell() -> None:
+    run = [cell("a", f1=0.9), cell("b", disk_bytes=5, peak_rss_bytes=7)]
+    assert previous.hold(run, copy.deepcopy(run)).lines() == []
+
+
+def test_a_cell_that_is_gone_is_named_and_a_new_one_is_not() -> None:
+    findings = previous.hold([cell("a"), cell("c")], [cell("a"), cell("b")])
+    assert findings.gone == ["b"]
+    assert findings.lines() == ["1 of the previous run's cells were not run: b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("processor", "Q", "processor: Q, P"),
+        ("instruction_sets", ["avx2", "avx512f"], "instruction sets: avx512f, no more"),
+        ("threads", 2, "threads: 2, 1"),
+        ("dataset_sha256", "e" * 64, "dataset: eeeeeeeeeeee, dddddddddddd"),
+        ("checkpoint_sha256", "e" * 64, "checkpoint: eeeeeeeeeeee, cccccccccccc"),
+        ("definition", {"precision": "int8", "options": {}}, "definition precision: int8, fp32"),
+        ("versions", {"torch": "2.12"}, "torch: 2.12, 2.13"),
+        ("versions", {"torch": "2.13", "onnx": "1"}, "onnx: 1, none"),
+    ],
+)
+def test_another_subject_is_named_and_not_compared(key: str, value: Any, told: str) -> None:
+    before = cell("a", f1=0.99)
+    before["extra_info"]["identity"][key] = value
+    findings = previous.hold([cell("a", f1=0.5)], [before])
+    assert findings.lines() == [f"not comparable, {told}: a"]
+    assert findings.incomparable == {"bench/a"}
+
+
+def test_a_difference_of_many_cells_is_told_once() -> None:
+    names = [f"cell{number}" for number in range(9)]
+    before = [cell(name) for name in names]
+    for one in before:
+        one["extra_info"]["identity"]["versions"]["torch"] = "2.12"
+    (line,) = previous.hold([cell(name) for name in names], before).lines()
+    assert line == "not comparable, torch: 2.12, 2.13: cell0, cell1, cell2, cell3, cell4, cell5 and 3 more"
+
+
+def test_a_previous_run_without_identity_is_not_comparable() -> None:
+    before = cell("a")
+    del before["extra_info"]["identity"]
+    assert previous.hold([cell("a")], [before]).incomparable == {"bench/a"}
+
+
+def test_benchmarks_of_others_are_compared_by_time_alone() -> None:
+    other = {"name": "x", "fullname": "other/x", "extra_info": {}}
+    assert previous.hold([other], [copy.deepcopy(other)]).lines() == []
+
+
+@pytest.mark.parametrize(
+    ("figure", "before", "after", "told"),
+    [
+        ("f1", 0.95, 0.9399, "a: F1 0.9500 -> 0.9399, more than 0.01 lower"),
+        ("f1", 0.95, 0.9401, None),
+        ("f1", 0.94, 0.99, None),
+        ("disk_bytes", 100e6, 105.1e6, "a: size on disk 100.0 -> 105.1 MB, more than 5% greater"),
+        ("disk_bytes", 100e6, 104.9e6, None),
+        ("peak_rss_bytes", 400e6, 421e6, "a: peak memory 400.0 -> 421.0 MB, more than 5% greater"),
+        ("peak_rss_bytes", 400e6, 300e6, None),
+    ],
+)
+def test_f1_size_and_memory_are_compared(figure: str, before: float, after: float, told: str | None) -> None:
+    findings = previous.hold([cell("a", **{figure: after})], [cell("a", **{figure: before})])
+    assert findings.worse == ([told] if told else [])
+
+
+def test_the_f1_limit_can_be_given() -> None:
+    runs = [cell("a", f1=0.90)], [cell("a", f1=0.95)]
+    assert previous.hold(*runs, max_f1_drop=0.1).worse == []
+    assert previous.hold(*runs, max_f1_drop=0.04).worse
+
+
+def test_what_cannot_be_compared_with_is_said() -> None:
+    assert "finds no previous run" in previous.unusable([], disabled=False)
+    assert "they are off" in previous.unusable([{}], disabled=True)
+    failed = {"datetime": "2026-11-01", "qbert": {"failed": ["test_accuracy[a]"]}}
+    assert "2026-11-01 failed itself (test_accuracy[a])" in previous.unusable([failed], disabled=False)
+    assert previous.unusable([{"benchmarks": []}], disabled=False) == ""
