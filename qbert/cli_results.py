@@ -1,4 +1,4 @@
-"""The commands of qbert that hold results against each other: gate, compare, history."""
+"""The commands of qbert that show results and hold them against each other: gate, compare, history, report."""
 
 import json
 import os
@@ -320,3 +320,29 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
     report.show(report.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
     if plot:
         report.plot_history(table, rows, plot)
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN.json...")
+@click.option("-o", "--output", type=FILE, metavar="FILE", help="Write the page to FILE (.html).")
+@_markdown
+@click.option("--csv", "csv_file", type=FILE, metavar="FILE", help="Write the figures to FILE, for a spreadsheet.")
+def report(files: tuple[Path, ...], output: Path | None, markdown: Path | None, csv_file: Path | None) -> None:
+    """Make one page of saved runs that a person decides by: it needs no network and can be sent to a colleague."""
+    from qbert import history as saved
+    from qbert import page
+    from qbert.terminal import progress
+
+    if not (output or markdown or csv_file):
+        raise InputError("name what to write: -o report.html, --markdown FILE or --csv FILE")
+    runs = saved.load(files)
+    if output:
+        with progress("drawing"):
+            html = page.render(runs)
+        _write(output, html)
+    if markdown:
+        _write(markdown, page.markdown(runs))
+    if csv_file:
+        _write(csv_file, page.flat(runs).to_csv(index=False))
+    for answer in page.answers(page.summarize(runs)):
+        click.echo(answer)

@@ -16,8 +16,11 @@ from qbert import InputError, reason
 from qbert.cache import cache_dir
 from qbert.compare import CELL, MIN_EFFECT
 
-LATENCY = ["median_s", "p95_s", "speedup", "speedup_low", "speedup_high", "share_of_limit", "precision"]
-ACCURACY = ["f1", "f1_baseline", "f1_drop", "flips", "documents", "flipped"]
+LATENCY = ["median_s", "q1_s", "q3_s", "p95_s", "speedup", "speedup_low", "speedup_high", "share_of_limit", "precision"]
+ACCURACY = [
+    *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop"),
+    *("flips", "mcnemar_p", "documents", "smallest_visible_drop", "flipped"),
+]
 FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "peak_rss_bytes"]
 RUN = ["file", "when", "machine", "commit", "failed"]
 STORAGE = Path(".benchmarks")
@@ -40,6 +43,7 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         row |= {name: info[name] for name in measured if name in info}
         if measured is LATENCY:
             row["median_s"] = benchmark["stats"]["median"]
+            row |= {f"{name}_s": benchmark["stats"].get(name) for name in ("q1", "q3")}
             row["precision"] = info["identity"].get("definition", {}).get("precision", "")
     return pd.DataFrame(rows.values(), columns=[*CELL, "trained", "identity", *LATENCY, *ACCURACY, *FOOTPRINT])
 

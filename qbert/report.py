@@ -1,6 +1,7 @@
 """Tables for people, from benchmarks as pytest-benchmark saves them; nothing here needs torch."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,7 @@ def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
     `rows` are as gate.Cell.as_dict or compare.runs give them.
     """
     parts: list[RenderableType] = [Text(title, style="bold")]
+    told = details(rows)
     table = _in_order(pd.DataFrame(rows))
     rows = table.to_dict("records")
     width = max(len("variant"), *table["variant"].str.len())
@@ -128,7 +130,6 @@ def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
         for number, ((model, max_length), group) in enumerate(shown.groupby(["model", "max_length"], sort=False)):
             parts.append(Text(f"\n{model}, {max_length} tokens", style="bold"))
             parts.append(_lines(group, columns, width, header=number == 0))
-    told = details(rows)
     parts += [Text(""), *map(Text, told)] if told else []
     return Group(*parts, Text(f"\n{caption}", style="dim"))
 
@@ -154,27 +155,25 @@ def verdicts_markdown(rows: Sequence[Row], *, title: str, caption: str) -> str:
     columns = {
         heading.replace("\n", " ").strip(): text for heading, (_, text) in (VERDICT_COLUMNS | F1_COLUMNS).items()
     }
-    lines = [f"### {title}", "", "| " + " | ".join(["cell", *columns]) + " |", "| --- " * (len(columns) + 1) + "|"]
-    for row in rows:
-        name = f"{row['model']}-{row['max_length']}-{row['variant']}"
-        lines.append(
-            "| " + " | ".join(_cell_text(text) for text in [name, *(text(row) for text in columns.values())]) + " |"
-        )
-    return (
-        "\n".join([*lines, "", *(f"- {_cell_text(sentence)}" for sentence in details(rows)), "", _cell_text(caption)])
-        + "\n"
-    )
+    lines = [
+        [f"{row['model']}-{row['max_length']}-{row['variant']}", *(text(row) for text in columns.values())]
+        for row in rows
+    ]
+    said = [f"- {markdown_text(sentence)}" for sentence in details(rows)]
+    return "\n".join([f"### {title}", "", markdown_table(["cell", *columns], lines), "", *said, "", caption]) + "\n"
 
 
-def _cell_text(text: str) -> str:
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table in which every text is shown letter by letter."""
+    lines = [list(headings), ["---"] * len(headings), *([markdown_text(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_text(text: str) -> str:
     """Return `text` as Markdown shows it letter by letter."""
-    for sign in "\\|<>*_`[]":
-        text = (
-            text.replace(sign, f"\\{sign}")
-            if sign not in "<>"
-            else text.replace(sign, {"<": "&lt;", ">": "&gt;"}[sign])
-        )
-    return text
+    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(sign, entity)
+    return " ".join(re.sub(r"([\\|*_`\[\]~#])", r"\\\1", text).split())
 
 
 def _weighed(row: Row) -> bool:
@@ -182,7 +181,7 @@ def _weighed(row: Row) -> bool:
 
 
 def _differ(base: float | None, head: float | None) -> bool:
-    return base is not None and head is not None and base != head
+    return bool(pd.notna(base) and pd.notna(head) and base != head)
 
 
 def calibration(rows: Sequence[Row], found: Row) -> Group:
@@ -312,8 +311,8 @@ def milliseconds(seconds: float) -> str:
     return "" if math.isnan(value) else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
-def _megabytes(size: float | None) -> str:
-    return "" if pd.isna(size) else f"{size / 1e6:.4g}"
+def _megabytes(size: float | None, form: str = ".0f") -> str:
+    return "" if pd.isna(size) else format(size / 1e6, form)
 
 
 def _speedup(row: Row) -> str:
@@ -362,6 +361,6 @@ F1_COLUMNS: dict[str, tuple[int, Format]] = {
     "F1\nhead": (6, lambda row: _number(row["f1"].get("f1", math.nan), ".4f")),
     "flips\n": (5, lambda row: _number(row["f1"].get("flips", math.nan), ".0f")),
     "F1\nverdict": (8, lambda row: row["f1"].get("verdict", "")),
-    "disk MB\nbase": (7, lambda row: _megabytes(row.get("base_disk_bytes"))),
-    "disk MB\nhead": (7, lambda row: _megabytes(row.get("head_disk_bytes"))),
+    "disk MB\nbase": (7, lambda row: _megabytes(row.get("base_disk_bytes"), ".4g")),
+    "disk MB\nhead": (7, lambda row: _megabytes(row.get("head_disk_bytes"), ".4g")),
 }

@@ -107,7 +107,7 @@ class Worker:
         self._calls[cell.name] = lambda: classifier(encoding)
         calls: list[float] = []
         while sum(calls) < WARM_UP_S:
-            calls.append(_seconds(self._calls[cell.name]))
+            calls.append(seconds(self._calls[cell.name]))
         return statistics.median(calls[len(calls) // 2 :])
 
     def time(self, cost_s: float, slowdown: float, **named: Any) -> float:  # noqa: ANN401
@@ -123,7 +123,7 @@ class Worker:
         settling, timed = block(cost_s)
         for _ in range(settling):
             call()
-        return statistics.median(_seconds(call, slowdown) for _ in range(timed))
+        return statistics.median(seconds(call, slowdown) for _ in range(timed))
 
 
 def block(cost_s: float) -> tuple[int, int]:
@@ -135,7 +135,7 @@ def block(cost_s: float) -> tuple[int, int]:
     return 0 if cost_s >= CACHES_FILLED_S else math.ceil(SETTLE_S / cost_s), max(1, round(BLOCK_S / cost_s))
 
 
-def _seconds(call: "Callable[[], Any]", slowdown: float = 0.0) -> float:
+def seconds(call: "Callable[[], Any]", slowdown: float = 0.0) -> float:
     """Return the seconds of one call, and of the idling after it that makes it slower by the share `slowdown`."""
     start = time.perf_counter()
     call()

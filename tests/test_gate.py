@@ -334,8 +334,8 @@ def test_a_worker_times_what_it_built(worker: Any) -> None:
 
 
 def test_a_slowdown_is_a_share_of_the_call() -> None:
-    assert timing._seconds(lambda: time.sleep(0.05), 0.5) == pytest.approx(0.075, rel=0.02)
-    assert timing._seconds(lambda: time.sleep(0.05)) == pytest.approx(0.05, rel=0.02)
+    assert timing.seconds(lambda: time.sleep(0.05), 0.5) == pytest.approx(0.075, rel=0.02)
+    assert timing.seconds(lambda: time.sleep(0.05)) == pytest.approx(0.05, rel=0.02)
 
 
 @pytest.mark.parametrize(

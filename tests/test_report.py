@@ -1,6 +1,7 @@
 """What a person reads: it fits 80 columns, and nothing in a name can change it."""
 
 import math
+import re
 import subprocess
 import sys
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qbert import report
+from qbert import history, report
 
 
 def benchmark(variant: str, median: float, **info: Any) -> dict[str, Any]:
@@ -18,6 +19,7 @@ def benchmark(variant: str, median: float, **info: Any) -> dict[str, Any]:
         "variant": variant,
         "trained": True,
         "p95_s": median * 1.1,
+        "identity": {},
     }
     return {"stats": {"median": median}, "extra_info": known | info}
 
@@ -51,7 +53,7 @@ def draw(drawn: Any) -> str:
 
 
 def test_latency_and_accuracy_of_a_cell_are_one_row() -> None:
-    table = report.cells(
+    table = history.cells(
         [
             benchmark("fp32", 1.0),
             benchmark("int8", 0.1, **SPEED),
@@ -73,7 +75,7 @@ def test_the_longest_variant_fits_80_columns() -> None:
         benchmark(name, 1.0, **JUDGED),
         benchmark(name, 1.0, **WEIGHED),
     ]
-    text = draw(report.summary(report.cells(rows), title="t", caption="c"))
+    text = draw(report.summary(history.cells(rows), title="t", caption="c"))
     judged, weighed = [line for line in text.splitlines() if line.startswith(name)]
     assert judged.split() == [name, "118", "10.44", "10.01–10.99", "5.22", "30%", "-0.0020", "123"]
     assert weighed.split() == [name, "409", "12.35", "1234", "2346"]
@@ -83,7 +85,7 @@ def test_the_longest_variant_fits_80_columns() -> None:
 
 
 def test_a_run_of_footprints_alone_has_their_table_alone() -> None:
-    text = draw(report.summary(report.cells([benchmark("fp32", 1.0, **WEIGHED)]), title="t", caption="c"))
+    text = draw(report.summary(history.cells([benchmark("fp32", 1.0, **WEIGHED)]), title="t", caption="c"))
     assert "each in a process of its own" in text
     assert "speedup" not in text
 
@@ -104,12 +106,14 @@ def test_the_accuracy_table_fits_80_columns() -> None:
 
 
 def test_untrained_models_are_marked() -> None:
-    text = draw(report.summary(report.cells([benchmark("fp32", 1.0, trained=False)]), title="t", caption="c"))
+    text = draw(report.summary(history.cells([benchmark("fp32", 1.0, trained=False)]), title="t", caption="c"))
     assert "bert-base, 384 tokens  untrained: latency only" in text
 
 
 def test_markup_in_names_is_shown_as_it_is() -> None:
-    text = draw(report.summary(report.cells([benchmark("[red]x[/red]", 1.0, model="[b]m")]), title="[i]t", caption="c"))
+    text = draw(
+        report.summary(history.cells([benchmark("[red]x[/red]", 1.0, model="[b]m")]), title="[i]t", caption="c")
+    )
     assert all(name in text for name in ("[red]x[/red]", "[b]m", "[i]t"))
 
 
@@ -125,3 +129,36 @@ def test_milliseconds_have_three_digits(seconds: float, shown: str) -> None:
 def test_reading_results_imports_no_torch(module: str) -> None:
     script = f"import sys, qbert.{module}; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def held(variant: str, verdict: str, **figures: Any) -> dict[str, Any]:
+    place = {"model": "bert-base", "max_length": 384, "variant": variant, "verdict": verdict}
+    return place | {"differs": [], "f1": {}} | figures
+
+
+TIMED = {"base_s": 0.8, "head_s": 0.9, "change": 0.1251, "change_low": -0.1101, "change_high": 0.2999}
+
+
+def test_verdicts_of_the_longest_names_fit_80_columns() -> None:
+    f1 = {"f1_baseline": 0.95, "f1": 0.94, "flips": 123, "verdict": "worse"}
+    sizes = {"base_disk_bytes": 409_123_456, "head_disk_bytes": 102_123_456}
+    rows = [held("int8-dynamic-per-channel", "inconclusive", **TIMED, f1=f1, **sizes), held("fp32", "same", **TIMED)]
+    text = draw(report.verdicts(rows, title=report.answer(rows), caption="c"))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "+12.5% -11.0% +30.0%" in text
+    assert text.startswith("2 cells: 1 same, 1 inconclusive, 1 in F1 worse")
+    assert "409.1" in text
+
+
+def test_what_is_not_compared_says_why_and_markup_is_shown_as_it_is() -> None:
+    rows = [
+        held("[red]a[/red]", "not comparable", differs=["torch: 1, [b]2"]),
+        held("b|<i>", "same", over=["disk 5 MB > 3 MB"]),
+    ]
+    text = draw(report.verdicts(rows, title=report.answer(rows), caption="c"))
+    assert "bert-base-384-[red]a[/red]: torch: 1, [b]2" in text
+    assert "disk 5 MB > 3 MB" in text
+    markdown = report.verdicts_markdown(rows, title="t", caption="c")
+    assert "<i>" not in markdown
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {12}

@@ -1,0 +1,353 @@
+"""The report: what it says, what it escapes, and how it looks in a real browser."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from qbert import InputError, history, page
+from qbert.cli import main
+
+MARKUP = "<script>document.title='run'</script><img src=x onerror=alert(1)> $x_1$ | * & \"quoted\""
+LENGTHS = (128, 384)
+VARIANTS = {
+    "fp32": (100.0, "fp32"),
+    "fp32-openvino": (50.0, "fp32"),
+    "int8-openvino": (14.0, "int8"),
+    "bf16": (40.0, "bf16"),
+}
+
+
+def benchmark(measured: str, model: str, max_length: int, variant: str, **info: Any) -> dict[str, Any]:
+    identity = {
+        "processor": "A processor",
+        "instruction_sets": ["avx2"],
+        "checkpoint_sha256": "c" * 64,
+        "dataset": "news",
+        "dataset_sha256": "d" * 64,
+        "definition": {"precision": VARIANTS.get(variant, (0, "int8"))[1]},
+        "versions": {"torch": "2.13"},
+        "threads": 1,
+    }
+    place = {"model": model, "trained": model != "untrained", "max_length": max_length, "variant": variant}
+    seconds = info.pop("seconds", 1.0)
+    stats = {"median": seconds, "q1": 0.98 * seconds, "q3": 1.03 * seconds}
+    return {"stats": stats, "extra_info": place | {"identity": identity, "measured": measured} | info}
+
+
+def cell(model: str, max_length: int, variant: str, text: str = "a text", label: str = "sport") -> list[dict[str, Any]]:
+    milliseconds = VARIANTS[variant][0]
+    speedup = VARIANTS["fp32"][0] / milliseconds
+    drop = 0.004 if variant == "int8-openvino" else 0.0
+    flips = [
+        {"row": 7, "label": label, "baseline": label, "baseline_margin": 0.5, "variant": "health",
+         "variant_margin": 0.2, "text": text}
+    ]  # fmt: skip
+    found = [
+        benchmark(
+            *("latency", model, max_length, variant),
+            seconds=milliseconds * max_length / 384 / 1e3,
+            speedup=speedup,
+            speedup_low=0.97 * speedup,
+            speedup_high=1.02 * speedup,
+            share_of_limit=0.4,
+        )
+    ]
+    if model != "untrained":
+        found.append(
+            benchmark(
+                *("accuracy", model, max_length, variant),
+                f1=0.95 - drop,
+                f1_baseline=0.95,
+                f1_drop=drop,
+                f1_drop_low=drop - 0.006,
+                f1_drop_high=drop + 0.006,
+                max_f1_drop=0.01,
+                flips=len(flips) if drop else 0,
+                documents=500,
+                smallest_visible_drop=0.012,
+                mcnemar_p=1.0,
+                flipped=flips if drop else [],
+            )
+        )
+    if max_length == max(LENGTHS):
+        figures = {"disk_bytes": 4e8, "load_s": 0.5, "first_call_s": 0.2, "peak_rss_bytes": 5e8}
+        found.append(benchmark("footprint", model, max_length, variant, **figures))
+    return found
+
+
+def run(*benchmarks: dict[str, Any], when: str = "2026-11-01T12:00:00+00:00") -> dict[str, Any]:
+    return {"datetime": when, "commit_info": {"id": "a" * 40}, "benchmarks": list(benchmarks)}
+
+
+def whole(**marked: str) -> dict[str, Any]:
+    return run(
+        *(one for model in ("served", "untrained") for length in LENGTHS for variant in VARIANTS
+          for one in cell(model, length, variant, **marked))
+    )  # fmt: skip
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Any]:
+    def write(*contents: dict[str, Any]) -> Any:
+        paths = []
+        for number, content in enumerate(contents):
+            paths.append(tmp_path / f"{number}.json")
+            paths[-1].write_text(json.dumps(content))
+        return history.load(paths)
+
+    return write
+
+
+def test_the_answer_comes_first_and_is_a_sentence(load: Callable[..., Any]) -> None:
+    html = page.render(load(whole()))
+    answer = (
+        "served, 384 tokens: int8-openvino is 7.1 times faster than fp32 (6.9 to 7.3), 3.6 times faster than the best "
+        "fp32; weighted F1 0.9460, 0.0040 lower (95 %: 0.0020 higher to 0.0100 lower), 1 of 500 labels changed."
+    )
+    assert answer in html
+    assert "the model is untrained, so F1 means nothing." in html
+    assert html.index(answer) < html.index("<h2>")
+
+
+def test_a_variant_over_its_limit_is_not_the_answer(load: Callable[..., Any]) -> None:
+    content = whole()
+    for one in content["benchmarks"]:
+        if one["extra_info"]["variant"] == "int8-openvino" and "f1" in one["extra_info"]:
+            one["extra_info"] |= {"f1_drop": 0.02, "f1": 0.93}
+    runs = load(content)
+    assert "bf16 is 2.5 times faster" in page.answers(page.summarize(runs))[0]
+    assert "over the limit" in page.markdown(runs)
+
+
+def test_undominated_are_those_that_nothing_beats_in_both(load: Callable[..., Any]) -> None:
+    table = page.summarize(load(whole()))
+    here = table[(table["model"] == "served") & (table["max_length"] == 384)]
+    assert here[here["undominated"]]["variant"].tolist() == ["int8-openvino", "bf16"]
+    assert not table[table["model"] == "untrained"]["undominated"].any()
+
+
+def test_several_runs_are_one_cell_with_their_range(load: Callable[..., Any]) -> None:
+    runs = [run(benchmark("latency", "m", 128, "fp32", seconds=seconds, speedup=1.0)) for seconds in (0.1, 0.4, 0.2)]
+    (row,) = page.summarize(load(*runs)).to_dict("records")
+    assert row["median_s"] == pytest.approx(0.2)
+    assert (row["low_s"], row["high_s"], row["runs"]) == (0.1, 0.4, 3)
+
+
+def test_the_newest_run_tells_what_latency_does_not(load: Callable[..., Any]) -> None:
+    new, old = (
+        run(benchmark("accuracy", "m", 128, "fp32", f1=f1, documents=9), when=f"2026-11-{day}T00:00:00Z")
+        for f1, day in ((0.9, "20"), (0.5, "10"))
+    )
+    assert page.summarize(load(new, old))["f1"].tolist() == [0.9]
+
+
+def test_runs_of_different_machines_are_refused(load: Callable[..., Any]) -> None:
+    other = run(benchmark("latency", "m", 128, "fp32"))
+    other["benchmarks"][0]["extra_info"]["identity"]["processor"] = "Another"
+    with pytest.raises(InputError, match=r"different machines, A processor .* and Another"):
+        page.render(load(run(benchmark("latency", "m", 128, "fp32")), other))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        run(benchmark("latency", "m", 128, "fp32")),
+        run(benchmark("accuracy", "m", 128, "fp32", f1=0.9)),
+        run(benchmark("footprint", "m", 128, "fp32", disk_bytes=1e6)),
+        run(*(one for one in whole()["benchmarks"] if one["extra_info"]["measured"] != "accuracy")),
+        run(*(one for one in whole()["benchmarks"] if one["extra_info"]["variant"] == "int8-openvino")),
+    ],
+    ids=["one latency", "one accuracy", "one footprint", "no accuracy", "no fp32"],
+)
+def test_a_part_of_a_run_makes_a_page_too(load: Callable[..., Any], content: dict[str, Any]) -> None:
+    runs = load(content)
+    html = page.render(runs)
+    assert "nan" not in re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL).lower().replace("nanumgothic", "")
+    assert page.markdown(runs)
+    assert not page.flat(runs).empty
+
+
+def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
+    content = whole(text=MARKUP, label=MARKUP)
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        info["model"] += MARKUP
+        info["variant"] += MARKUP if info["variant"] != "fp32" else ""
+        info["identity"] |= {"processor": MARKUP, "dataset": MARKUP, "versions": {MARKUP: MARKUP}}
+    runs = load(content)
+    html = page.render(runs)
+    assert html.count("<script") == 1
+    assert "<img" not in html
+    assert "<script" not in page.markdown(runs)
+    assert "<img" not in page.markdown(runs)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) in (0, 7, 11) for line in page.markdown(runs).splitlines())
+
+
+def test_the_page_needs_no_network(load: Callable[..., Any]) -> None:
+    html = page.render(load(whole()))
+    assert not re.findall(r'(?:src|href)="(?!#)', html)
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_two_drawings_share_no_id(load: Callable[..., Any]) -> None:
+    html = page.render(load(whole()))
+    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    assert len(drawings) == 7
+    ids = [set(re.findall(r'id="([^"]+)"', drawing)) for drawing in drawings]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+    for drawing, own in zip(drawings, ids, strict=True):
+        assert set(re.findall(r"url\(#([^)]+)\)", drawing)) | set(re.findall(r'href="#([^"]+)"', drawing)) <= own
+
+
+def test_every_drawing_says_in_words_what_it_shows(load: Callable[..., Any]) -> None:
+    html = page.render(load(whole()))
+    words = re.findall(r'role="img" aria-label="([^"]+)"', html)
+    assert len(words) == 7
+    assert all("int8-openvino" in text for text in words)
+    assert "int8-openvino at 384 tokens 14 ms" in words[0]
+
+
+def test_many_flips_are_counted_and_not_all_shown(load: Callable[..., Any]) -> None:
+    content = whole()
+    for one in content["benchmarks"]:
+        if one["extra_info"].get("flipped"):
+            one["extra_info"]["flipped"] *= 300
+    html = page.render(load(content))
+    assert html.count('<td data-value="7">') == page.FLIPS_SHOWN
+    assert f"{600 - page.FLIPS_SHOWN} more are in the saved run" in html
+
+
+def test_the_command_writes_each_form(tmp_path: Path) -> None:
+    source = tmp_path / "run.json"
+    source.write_text(json.dumps(whole()))
+    arguments = [
+        str(source),
+        "-o",
+        str(tmp_path / "r.html"),
+        "--markdown",
+        str(tmp_path / "r.md"),
+        "--csv",
+        str(tmp_path / "r.csv"),
+    ]
+    done = CliRunner().invoke(main, ["report", *arguments])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("served, 384 tokens: int8-openvino")
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert "| 384 | int8-openvino | 14 |" in (tmp_path / "r.md").read_text()
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 1 + 2 * len(LENGTHS) * len(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.json", "-o", "r.html"], "missing.json cannot be read"),
+        (["damaged.json", "-o", "r.html"], "damaged.json is no JSON"),
+        (["run.json"], "name what to write"),
+        (["run.json", "-o", "no/such/folder/r.html"], "cannot be written"),
+    ],
+)
+def test_a_mistake_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(whole()))
+    (tmp_path / "damaged.json").write_text("{")
+    done = CliRunner().invoke(main, ["report", *arguments])
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    if executable is None:
+        pytest.skip("no Chromium here")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser: Any, load: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Open the page with markup in its texts; whatever it says or asks for is an error."""
+    path = tmp_path / "report.html"
+    path.write_text(page.render(load(whole(text=MARKUP, label=MARKUP))), encoding="utf-8")
+    contexts = []
+
+    def show(width: int, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        shown = context.new_page()
+        shown.said = []
+        shown.on("console", lambda message: shown.said.append(message.text))
+        shown.on("pageerror", lambda error: shown.said.append(str(error)))
+        shown.on("request", lambda request: shown.said.append(request.url) if request.url != path.as_uri() else None)
+        shown.goto(path.as_uri())
+        return shown
+
+    yield show
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_a_phone_and_a_desk(opened: Callable[..., Any], width: int) -> None:
+    shown = opened(width)
+    assert shown.said == []
+    assert shown.title() == "qbert report: served, untrained"
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = shown.evaluate("[...document.querySelectorAll('figure svg')].map(one => one.getBoundingClientRect().width)")
+    assert len(sizes) == 7
+    assert all(300 < size <= width for size in sizes)
+    smallest = shown.evaluate(
+        "Math.min(...[...document.querySelectorAll('svg text')].map(one => one.getBoundingClientRect().height))"
+    )
+    assert smallest > 7, "letters of a drawing are too small to read"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_in_the_light_and_in_the_dark(opened: Callable[..., Any], scheme: str) -> None:
+    shown = opened(1280, scheme)
+
+    def luminance(selector: str, name: str) -> float:
+        colour = shown.evaluate(f"getComputedStyle(document.querySelector('{selector}'))['{name}']")
+        channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    ground = luminance("body", "backgroundColor")
+    assert (ground < 0.1) == (scheme == "dark")
+    for selector, name in ((".answer", "color"), ("figcaption", "color"), ("svg text", "fill")):
+        lighter, darker = sorted((ground, luminance(selector, name)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, selector
+
+
+def test_a_click_on_a_heading_sorts(opened: Callable[..., Any]) -> None:
+    shown = opened(1280)
+
+    def column() -> list[float]:
+        texts = shown.evaluate(
+            "[...document.querySelector('table').tBodies[0].rows].map(row => row.cells[2].textContent)"
+        )
+        return [float(text) for text in texts]
+
+    before = column()
+    shown.click("text=latency ms >> nth=0")
+    assert column() == sorted(before)
+    shown.click("text=latency ms >> nth=0")
+    assert column() == sorted(before, reverse=True)
+    assert shown.said == []
+
+
+def test_it_prints(opened: Callable[..., Any]) -> None:
+    shown = opened(1280)
+    assert shown.pdf(format="A4").startswith(b"%PDF")
