@@ -16,7 +16,7 @@ from qbert import worker as timing
 from qbert.sides import Side, Subject, Worker
 from qbert.terminal import progress
 
-SECONDS = 1.0  # for about so long each cell is timed in a pair, and for one ABBA at least
+SECONDS = 0.8  # for about so long each cell is timed in a pair, and for one ABBA at least
 PREPARE_TIMEOUT_S = 3600  # a training or a compilation may be under way
 
 PASSED, REGRESSION, USAGE, INCONCLUSIVE, NOT_COMPARABLE = range(5)

@@ -339,7 +339,7 @@ def test_a_slowdown_is_a_share_of_the_call() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cost_s", "untimed", "timed"), [(0.001, 20, 30), (0.03, 1, 1), (0.05, 1, 1), (0.1, 0, 1), (0.8, 0, 1)]
+    ("cost_s", "untimed", "timed"), [(0.001, 4, 6), (0.003, 2, 2), (0.01, 1, 1), (0.02, 0, 1), (0.8, 0, 1)]
 )
 def test_short_calls_fill_a_turn_and_long_ones_are_one(cost_s: float, untimed: int, timed: int) -> None:
     assert timing.block(cost_s) == (untimed, timed)
