@@ -62,7 +62,13 @@ def main(plugins: tuple[str, ...]) -> None:
             ) from error
 
 
-for command in (cli_results.gate, cli_results.compare, cli_results.history, cli_results.report):
+for command in (
+    cli_results.gate,
+    cli_results.compare,
+    cli_results.history,
+    cli_results.report,
+    cli_results.reproduce,
+):
     main.add_command(command)
 
 _dataset = click.option(

@@ -1,4 +1,4 @@
-"""The commands of qbert that show results and hold them against each other: gate, compare, history, report."""
+"""The commands of qbert that show results: gate, compare, history, report, reproduce."""
 
 import json
 import os
@@ -112,8 +112,8 @@ def gate(
     """
     import contextlib
 
+    from qbert import comparisons, report, sides
     from qbert import gate as gates
-    from qbert import report, sides
     from qbert.suite import DEFAULT_MODELS
     from qbert.train import GEOMETRIES
 
@@ -166,18 +166,18 @@ def gate(
         from qbert import history as saved
 
         saved.keep_spreads(saved.machine_name(found["sides"]["head"]["identity"]), gates.spreads(found))
-        report.show(report.calibration(gates.calibrated(found), found))
+        report.show(comparisons.calibration(gates.calibrated(found), found))
         return
     pairs = max((len(cell["log_ratios"]) for cell in found["cells"]), default=0)
-    title = report.answer(found["cells"])
+    title = comparisons.answer(found["cells"])
     caption = (
         f"{pairs} pairs of processes in {found['measure_s']:.0f} s, one thread, batch 1. Intervals hold together\n"
         f"with 95 %; slower, faster: beyond {min_effect:.1%}, same: within. F1 on the same documents."
     )
     if any(cell["verdict"] == "inconclusive" for cell in found["cells"]):
         caption += "\nInconclusive: more --max-seconds, a quieter machine or a greater --min-effect decides."
-    report.show(report.verdicts(found["cells"], title=title, caption=caption))
-    _write(markdown, report.verdicts_markdown(found["cells"], title=title, caption=caption.replace("\n", " ")))
+    report.show(comparisons.verdicts(found["cells"], title=title, caption=caption))
+    _write(markdown, comparisons.verdicts_markdown(found["cells"], title=title, caption=caption.replace("\n", " ")))
     code = found["exit_code"]
     ctx.exit(gates.PASSED if code == gates.INCONCLUSIVE and not strict else code)
 
@@ -255,8 +255,8 @@ def compare(
     import pandas as pd
 
     from qbert import compare as verdicts
+    from qbert import comparisons, report
     from qbert import history as saved
-    from qbert import report
 
     split = files.index("::") if "::" in files else 1 if len(files) == 2 else 0  # noqa: PLR2004  base and head
     names = [[Path(file) for file in part if file != "::"] for part in (files[:split], files[split:])]
@@ -272,7 +272,7 @@ def compare(
             if storage:
                 raise
     rows = verdicts.runs(base, head, spreads=spreads, min_effect=min_effect, across=across)
-    title = report.answer(rows)
+    title = comparisons.answer(rows)
     caption = (
         f"{len(names[0])} and {len(names[1])} runs. Intervals hold together with 95 %; slower, faster: beyond\n"
         f"{min_effect:.1%}, same: within. Latency: geometric mean of the runs' medians."
@@ -284,9 +284,9 @@ def compare(
             if known
             else "save\nmore runs, or let qbert gate --calibrate find it."
         )
-    report.show(report.verdicts(rows, title=title, caption=caption))
+    report.show(comparisons.verdicts(rows, title=title, caption=caption))
     _write(json_file, json.dumps({"cells": rows}, indent=1, ensure_ascii=False, default=float) + "\n")
-    _write(markdown, report.verdicts_markdown(rows, title=title, caption=caption.replace("\n", " ")))
+    _write(markdown, comparisons.verdicts_markdown(rows, title=title, caption=caption.replace("\n", " ")))
     if csv_file:
         flat = [
             {k: v for k, v in row.items() if k not in ("f1", "differs")}
@@ -310,16 +310,16 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 
     Machines are kept apart.
     """
+    from qbert import comparisons, report
     from qbert import history as saved
-    from qbert import report
 
     table, left_out = saved.stored(storage)
     for sentence in left_out:
         click.echo(f"left out: {sentence}", err=True)
     rows = saved.changes(table, min_effect)
-    report.show(report.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
+    report.show(comparisons.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
     if plot:
-        report.plot_history(table, rows, plot)
+        comparisons.plot_history(table, rows, plot)
 
 
 @click.command()
@@ -346,3 +346,70 @@ def report(files: tuple[Path, ...], output: Path | None, markdown: Path | None, 
         _write(csv_file, page.flat(runs).to_csv(index=False))
     for answer in page.answers(page.summarize(runs)):
         click.echo(answer)
+
+
+@click.command()
+@click.option("--dataset", default="news_mini", show_default=True, metavar="DIR", help="Folder of the dataset.")
+@click.option(
+    "--base",
+    default="bert-tiny",
+    show_default=True,
+    metavar="BASE",
+    help="What is trained: hub id, folder or built-in.",
+)
+@click.option("--variant", default="int8-dynamic", show_default=True, metavar="NAME", help="What comes after.")
+@click.option("--max-lengths", default="384,256,128", show_default=True, metavar="LIST", help="Tokens.")
+@click.option("--trainings", type=click.IntRange(min=1), default=3, show_default=True, help="Of each length.")
+@_json
+@_markdown
+def reproduce(
+    dataset: str,
+    base: str,
+    variant: str,
+    max_lengths: str,
+    trainings: int,
+    json_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Do the published experiment anew: trainings at each length, time per document and F1 before and after.
+
+    What is done is kept: an interrupted run goes on where it stopped.
+    """
+    import dataclasses
+    import hashlib
+
+    from qbert import dataset as datasets
+    from qbert import report, reproduce
+    from qbert import variants as table
+    from qbert.cache import cache_dir
+    from qbert.suite import UNTRAINED, Suite
+    from qbert.terminal import progress
+
+    table.get(variant)
+    if variant == table.BASELINE:
+        raise InputError(f"--variant {variant} is what comes before: name what comes after")
+    if base == UNTRAINED:
+        raise InputError(
+            f"--base {base} is random weights here: name a hub id (bert-base-chinese), a folder or bert-tiny"
+        )
+    loaded = datasets.load(dataset)
+    suite = Suite(loaded, [base], max_lengths=_lengths(max_lengths), experiments=trainings, fine_tune=True)
+    documents = loaded.documents(None)
+    done = []
+    for max_length in suite.max_lengths:
+        for model in suite.models.values():
+            before, after = (suite.cell(model.name, max_length, name) for name in (table.BASELINE, variant))
+            identity = [cell.describe(cell.classifier.evidence)["identity"] for cell in (before, after)]
+            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+            path = cache_dir() / "reproductions" / f"{key}.json"
+            training = reproduce.kept(path, identity)
+            if training is None:
+                what = f"{max_length} tokens, training {model.seed + 1} of {trainings}"
+                with progress(what, len(documents)) as advance:
+                    training = reproduce.measure(before, after, documents, advance)
+                reproduce.keep(path, identity, training)
+            done.append(training)
+    title = f"{base} on {loaded.name}, {len(documents)} documents one by one: fp32 before, {variant} after"
+    report.show(reproduce.table(done, title=title))
+    _write(json_file, json.dumps([dataclasses.asdict(one) for one in done], indent=1) + "\n")
+    _write(markdown, reproduce.markdown(done, title=title))

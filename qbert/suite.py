@@ -38,16 +38,18 @@ class Model:
     name: str
     """As it stands in test ids."""
     source: str
-    """A key of train.GEOMETRIES, or a checkpoint's folder."""
+    """A key of train.GEOMETRIES, or a checkpoint's folder: to be used as it is, or fine-tuned."""
     trained: bool
     """Whether its head was trained, so that its labels mean something."""
     seed: int = 0
-    """Of a built-in model's training."""
+    """Of the training."""
+    fine_tune: bool = False
+    """Whether its source is a base that is trained on the dataset here."""
 
     @property
-    def built_in(self) -> bool:
+    def made_here(self) -> bool:
         """Whether it is made here, at first use."""
-        return self.source in train.GEOMETRIES
+        return self.fine_tune or self.source in train.GEOMETRIES
 
 
 class Suite:
@@ -60,8 +62,11 @@ class Suite:
         *,
         max_lengths: Sequence[int] = DEFAULT_MAX_LENGTHS,
         experiments: int = 1,
+        fine_tune: bool = False,
     ) -> None:
         """Check that `models` (built-in names, folders, hub ids) fit the dataset and the lengths.
+
+        With `fine_tune` a folder or hub id is a base, trained on the dataset once for each length and experiment.
 
         Raises:
             InputError: a model cannot be used, its labels are not the dataset's, or a length is beyond its positions.
@@ -76,12 +81,12 @@ class Suite:
         self._in_use = ""
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
         for source in dict.fromkeys(models):
-            for model in self._resolve(source, experiments):
+            for model in self._resolve(source, experiments, fine_tune=fine_tune):
                 taken = sum(name == model.name or name.startswith(f"{model.name}-copy") for name in self.models)
                 name = f"{model.name}-copy{taken}" if taken else model.name
                 self.models[name] = replace(model, name=name)
 
-    def _resolve(self, source: str, experiments: int) -> list[Model]:
+    def _resolve(self, source: str, experiments: int, *, fine_tune: bool) -> list[Model]:
         if source in train.GEOMETRIES:
             for max_length in self.max_lengths:
                 train.check_length(source, max_length)
@@ -98,17 +103,22 @@ class Suite:
             raise InputError(f"{error}; built in are {', '.join(train.GEOMETRIES)}") from error
         checkpoint = Checkpoint.open(folder)
         checkpoint.check_length(*self.max_lengths)
+        name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
+        place = str(folder.resolve())
+        if fine_tune:
+            names = [name if seed == 0 else f"{name}-seed{seed}" for seed in range(experiments)]
+            return [Model(one, place, trained=True, seed=seed, fine_tune=True) for seed, one in enumerate(names)]
         if checkpoint.trained:
             checkpoint.check_labels(self.dataset)
-        name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
-        return [Model(name, str(folder.resolve()), checkpoint.trained)]
+        return [Model(name, place, checkpoint.trained)]
 
     def checkpoint(self, model: Model, max_length: int) -> Checkpoint:
         """Return the checkpoint of `model` for this length; a built-in one is made at first use."""
-        if not model.built_in:
+        if not model.made_here:
             return self._checkpoints.setdefault(model.source, Checkpoint(Path(model.source)))
         recipe = train.recipe_for(model.source, len(self.dataset.train))
-        made_of: list[Any] = [self.dataset.sha256, model.source, model.seed]
+        base = Checkpoint(Path(model.source)).sha256 if model.fine_tune else model.source
+        made_of: list[Any] = [self.dataset.sha256, base, model.seed]
         if model.trained:
             made_of += [max_length, asdict(recipe)]
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
@@ -129,8 +139,8 @@ class Suite:
             return
         say(f"training {model.name} at {max_length} tokens on {self.dataset.name}, once")
         # A process of its own has all cores, and leaves this one's threads and memory as every later run finds them.
-        command = f"-m qbert train --base {model.source} --max-length {max_length} --seed {model.seed}".split()
-        command += ["--dataset", str(self.dataset.folder), "--output", str(stage)]
+        command = ["-m", "qbert", "train", "--base", model.source, "--max-length", str(max_length)]
+        command += ["--seed", str(model.seed), "--dataset", str(self.dataset.folder), "--output", str(stage)]
         done = subprocess.run(  # noqa: S603  our own command
             [sys.executable, "-P", "-W", "ignore", *command],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},

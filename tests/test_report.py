@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from qbert import history, report
+from qbert import comparisons, history, report
 
 
 def benchmark(variant: str, median: float, **info: Any) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def test_verdicts_of_the_longest_names_fit_80_columns() -> None:
     f1 = {"f1_baseline": 0.95, "f1": 0.94, "flips": 123, "verdict": "worse"}
     sizes = {"base_disk_bytes": 409_123_456, "head_disk_bytes": 102_123_456}
     rows = [held("int8-dynamic-per-channel", "inconclusive", **TIMED, f1=f1, **sizes), held("fp32", "same", **TIMED)]
-    text = draw(report.verdicts(rows, title=report.answer(rows), caption="c"))
+    text = draw(comparisons.verdicts(rows, title=comparisons.answer(rows), caption="c"))
     assert max(map(len, text.splitlines())) <= 80
     assert "+12.5% -11.0% +30.0%" in text
     assert text.startswith("2 cells: 1 same, 1 inconclusive, 1 in F1 worse")
@@ -155,10 +155,10 @@ def test_what_is_not_compared_says_why_and_markup_is_shown_as_it_is() -> None:
         held("[red]a[/red]", "not comparable", differs=["torch: 1, [b]2"]),
         held("b|<i>", "same", over=["disk 5 MB > 3 MB"]),
     ]
-    text = draw(report.verdicts(rows, title=report.answer(rows), caption="c"))
+    text = draw(comparisons.verdicts(rows, title=comparisons.answer(rows), caption="c"))
     assert "bert-base-384-[red]a[/red]: torch: 1, [b]2" in text
     assert "disk 5 MB > 3 MB" in text
-    markdown = report.verdicts_markdown(rows, title="t", caption="c")
+    markdown = comparisons.verdicts_markdown(rows, title="t", caption="c")
     assert "<i>" not in markdown
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {12}
