@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path, dir_okay=False)
 CALIBRATED = (0.02, 0.03, 0.05, 0.10)
 CALIBRATION_PAIRS = 16
+CALIBRATION_SECONDS = 6 * 3600  # nobody said when to stop: all pairs
 
 
 class Percentage(click.ParamType):  # type: ignore[type-arg]
@@ -141,7 +142,7 @@ def gate(
     budget = gates.Budget(
         min_effect,
         max_pairs or (CALIBRATION_PAIRS if calibrate else gates.Budget.max_pairs),
-        max_seconds or (float("inf") if calibrate else gates.Budget.max_seconds),
+        max_seconds or (CALIBRATION_SECONDS if calibrate else gates.Budget.max_seconds),
         timeout,
     )
     rows = gates.limits(Path("pyproject.toml"))
@@ -168,14 +169,7 @@ def gate(
         saved.keep_spreads(saved.machine_name(found["sides"]["head"]["identity"]), gates.spreads(found))
         report.show(comparisons.calibration(gates.calibrated(found), found))
         return
-    pairs = max((len(cell["log_ratios"]) for cell in found["cells"]), default=0)
-    title = comparisons.answer(found["cells"])
-    caption = (
-        f"{pairs} pairs of processes in {found['measure_s']:.0f} s, one thread, batch 1. Intervals hold together\n"
-        f"with 95 %; slower, faster: beyond {min_effect:.1%}, same: within. F1 on the same documents."
-    )
-    if any(cell["verdict"] == "inconclusive" for cell in found["cells"]):
-        caption += "\nInconclusive: more --max-seconds, a quieter machine or a greater --min-effect decides."
+    title, caption = comparisons.answer(found["cells"]), comparisons.gate_caption(found)
     report.show(comparisons.verdicts(found["cells"], title=title, caption=caption))
     _write(markdown, comparisons.verdicts_markdown(found["cells"], title=title, caption=caption.replace("\n", " ")))
     code = found["exit_code"]

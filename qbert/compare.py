@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,26 +20,40 @@ SUBJECT = ("processor", "instruction_sets", "threads", "dataset_sha256", "checkp
 """What has to agree in two results' `identity` before their latencies can be compared."""
 
 
-def signed_rank_interval(values: Sequence[float] | npt.NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """Return the interval of the median of `values` (of a symmetric distribution) that the signed-rank test accepts.
+def signed_rank_interval(
+    values: Sequence[float] | npt.NDArray[np.float64], confidence: float
+) -> tuple[float, float, float]:
+    """Return the estimate of the median of `values` and its interval, by the signed-rank test.
 
-    It is infinite where there are too few values for this confidence. Nothing but symmetry is supposed of them, which
-    log ratios of two sides of the same code have: swapping the sides changes their sign.
+    The interval is infinite where there are too few values for this confidence. Nothing but symmetry is supposed of
+    them, which log ratios of two sides of the same code have: swapping the sides changes their sign.
 
-    Source: Hollander, Wolfe and Chicken 2014, "Nonparametric Statistical Methods", section 3.3: the interval's ends
-    are order statistics of the Walsh averages, counted off by the exact distribution of the signed-rank sum.
+    Source: Hollander, Wolfe and Chicken 2014, "Nonparametric Statistical Methods", sections 3.2 and 3.3: the estimate
+    of Hodges and Lehmann is the median of the Walsh averages, the interval's ends are order statistics of them, counted
+    off by the exact distribution of the signed-rank sum.
     """
-    count = len(values)
+    sample = np.asarray(values)
+    first, second = np.triu_indices(len(sample))
+    averages = np.sort((sample[first] + sample[second]) / 2)
+    middle = float(np.median(averages))
+    beyond = _beyond(len(sample), confidence)
+    if not beyond:
+        return middle, -math.inf, math.inf
+    return middle, float(averages[beyond - 1]), float(averages[-beyond])
+
+
+@cache
+def _beyond(count: int, confidence: float) -> int:
+    """Return how many signed-rank sums of `count` values lie in each tail that `confidence` leaves."""
     sums = np.ones(1)  # of how many subsets of the ranks 1..count is each number the sum, as shares
     for rank in range(1, count + 1):
         sums = np.convolve(sums, np.r_[0.5, np.zeros(rank - 1), 0.5])
-    beyond = int((np.cumsum(sums) <= (1 - confidence) / 2).sum())
-    if not beyond:
-        return -math.inf, math.inf
-    sample = np.asarray(values)
-    first, second = np.triu_indices(count)
-    averages = np.sort((sample[first] + sample[second]) / 2)
-    return float(averages[beyond - 1]), float(averages[-beyond])
+    return int((np.cumsum(sums) <= (1 - confidence) / 2).sum())
+
+
+def least_values(confidence: float) -> int:
+    """Return how many values the interval of `signed_rank_interval` needs to have ends."""
+    return 1 - math.floor(math.log2(1 - confidence))
 
 
 def corrected(confidence: float, cells: int) -> float:

@@ -37,6 +37,21 @@ def answer(rows: Sequence[Row]) -> str:
     return f"{len(rows)} cells: " + ", ".join(f"{count} {what}" for count, what in counts if count)
 
 
+def gate_caption(found: Row) -> str:
+    """Return how sure the gate's result `found` is, and what would make it surer."""
+    cells = found["cells"]
+    pairs = max((len(cell["log_ratios"]) for cell in cells), default=0)
+    told = (
+        f"{pairs} pairs of processes in {found['measure_s']:.0f} s, one thread, batch 1. Intervals hold together\n"
+        f"with 95 %; slower, faster: beyond {found['settings']['min_effect']:.1%}, same: within. F1: same documents."
+    )
+    if any(cell["verdict"] == "inconclusive" for cell in cells):
+        told += "\nInconclusive: more --max-seconds, a quieter machine or a greater --min-effect decides."
+        if pairs < found["least_pairs"]:
+            told += f"\nSo many cells need {found['least_pairs']} pairs at least."
+    return told
+
+
 def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
     """Return head against base: for each model and length a heading and a line for each variant. It fits 80 columns.
 

@@ -76,8 +76,8 @@ class Cell:
     """Head over base, one a pair of processes."""
     base_s: list[float] = field(default_factory=list)
     head_s: list[float] = field(default_factory=list)
-    interval: tuple[float, float] = (-math.inf, math.inf)
-    """Of the median log ratio."""
+    change: tuple[float, float, float] = (math.nan, -math.inf, math.inf)
+    """The median log ratio, and its interval."""
     f1: dict[str, Any] = field(default_factory=dict)
     """The fields of evaluate.Comparison, base for the baseline, and the verdict; empty without a trained head."""
     base_disk_bytes: int | None = None
@@ -103,14 +103,13 @@ class Cell:
         self.log_ratios.append(float(np.median((ratios[::2] + ratios[1::2]) / 2)))
         self.base_s.append(float(np.median(base_s)))
         self.head_s.append(float(np.median(head_s)))
-        self.interval = compare.signed_rank_interval(self.log_ratios, confidence)
-        self.verdict = compare.verdict(*self.interval, self.min_effect)
+        self.change = compare.signed_rank_interval(self.log_ratios, confidence)
+        self.verdict = compare.verdict(*self.change[1:], self.min_effect)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold; `change` is head over base less 1, `base_s` and `head_s` are medians of pairs."""
         shown = asdict(self)
-        change = float(np.median(self.log_ratios)) if self.log_ratios else math.nan
-        for name, value in zip(("change", "change_low", "change_high"), (change, *shown.pop("interval")), strict=True):
+        for name, value in zip(("change", "change_low", "change_high"), shown.pop("change"), strict=True):
             shown[name] = math.expm1(value) if math.isfinite(value) else None
         return shown | {side: float(np.median(shown[side])) if shown[side] else None for side in ("base_s", "head_s")}
 
@@ -193,6 +192,7 @@ def run(
         },
         "settings": asdict(subject) | asdict(budget),
         "cells": [cell.as_dict() for cell in cells + slowed],
+        "least_pairs": compare.least_values(compare.corrected(CONFIDENCE, len(comparable + slowed))),
         "prepare_s": prepared - start,
         "measure_s": measured - prepared,
         "exit_code": exit_code(cells),
@@ -355,7 +355,7 @@ def calibrated(found: dict[str, Any]) -> list[dict[str, Any]]:
     for slowdown in sorted({cell["slowdown"] for cell in slowed}):
         called = [
             [
-                compare.verdict(*compare.signed_rank_interval(cell["log_ratios"], confidence), slowdown / 2)
+                compare.verdict(*compare.signed_rank_interval(cell["log_ratios"], confidence)[1:], slowdown / 2)
                 for cell in cells
             ]
             for cells in ([cell for cell in slowed if cell["slowdown"] == slowdown], plain)
