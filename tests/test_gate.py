@@ -345,6 +345,11 @@ def test_short_calls_fill_a_turn_and_long_ones_are_one(cost_s: float, untimed: i
     assert timing.block(cost_s) == (untimed, timed)
 
 
+@pytest.mark.parametrize(("cost_s", "abbas"), [(0.001, 20), (0.02, 10), (0.07, 6), (0.1, 5), (0.28, 2), (0.8, 1)])
+def test_a_cell_takes_a_second_or_two_of_a_pair(cost_s: float, abbas: int) -> None:
+    assert gate.abbas(cost_s) == abbas
+
+
 def test_a_calibration_counts_what_was_found_and_what_was_not() -> None:
     def cell(slowdown: float, *log_ratios: float) -> dict[str, Any]:
         return {"model": "m", "max_length": 1, "variant": "v", "slowdown": slowdown, "log_ratios": list(log_ratios)}
