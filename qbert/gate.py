@@ -16,7 +16,7 @@ from qbert import worker as timing
 from qbert.sides import Side, Subject, Worker
 from qbert.terminal import progress
 
-# For so long each cell is timed in a pair: SECONDS, or until there are ABBAS, but not beyond MOST_SECONDS unless one ABBA
+# So long each cell is timed in a pair: SECONDS, or until there are ABBAS, but not beyond MOST_SECONDS unless one ABBA
 # takes longer. With 3 of them a pair's log ratio spread by 3 % (BERT-base at 32 tokens), with 15 and more by 1 %.
 SECONDS = 0.8
 ABBAS = 6
