@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qbert import InputError, gate, sides
+from qbert import InputError, evaluate, gate, sides, variants
 from qbert import worker as timing
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.variants import VARIANTS
 
 PLUGIN = """
 import gc, os, time
@@ -121,8 +122,11 @@ def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
 
 
 def test_f1_and_limits_are_regressions_too(
-    start: Callable[..., subprocess.Popen[str]], trained: Checkpoint, tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]], trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
+    as_predicted = Path(shutil.copytree(news.folder, tmp_path / "as_predicted"))
+    logits, _ = evaluate.run(variants.build(VARIANTS["fp32"], trained), trained.encoder, news.test, 16)
+    news.test.assign(label=logits.argmax(axis=1)).to_csv(as_predicted / "test.csv", index=False)
     worse = Path(shutil.copytree(trained.folder, tmp_path / "worse"))
     weights = load_file(worse / "model.safetensors")
     weights["classifier.weight"] *= -1
@@ -140,6 +144,8 @@ def test_f1_and_limits_are_regressions_too(
         max_disk_mb = 0.1
     """)
     process = start(
+        "--dataset",
+        as_predicted,
         "--model",
         worse,
         "--base-model",
@@ -160,6 +166,7 @@ def test_f1_and_limits_are_regressions_too(
     assert (same["f1"]["verdict"], changed["f1"]["verdict"]) == ("same", "worse")
     assert (same["f1"]["flips"], changed["f1"]["flips"] > 10) == (0, True)
     assert [sentence.split()[0] for sentence in same["over"]] == ["disk", "memory", "latency"]
+    assert same["f1"]["f1"] == 1, "what it predicts is what is asked for"
     assert "tiny-16-fp32: disk " in output
 
 
