@@ -172,6 +172,11 @@ class Checkpoint:
         return int(self.config.num_labels)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels' names, in the order of the logits."""
+        return tuple(str(self.config.id2label[label]) for label in range(self.num_labels))
+
+    @property
     def positions(self) -> int:
         """The greatest length that the model takes, in tokens."""
         positions = int(getattr(self.config, "max_position_embeddings", 512))
@@ -260,14 +265,16 @@ class Checkpoint:
 
     def check_length(self, *max_lengths: int) -> None:
         """Raise InputError where one of `max_lengths` is beyond the model's positions or leaves no room for text."""
-        special = self.encoder.tokenizer.num_special_tokens_to_add()
-        for max_length in max_lengths:
-            if max_length > self.positions:
-                raise InputError(
-                    f"max_length {max_length} is beyond {self.folder}'s {self.positions} positions: take less"
-                )
-            if max_length <= special:
-                raise InputError(f"max_length {max_length} holds no text beside {special} special tokens: take more")
+        check_length(self.folder, self.positions, self.encoder.tokenizer.num_special_tokens_to_add(), *max_lengths)
+
+
+def check_length(folder: Path, positions: int, special: int, *max_lengths: int) -> None:
+    """Do so for the model in `folder`, which takes `positions` tokens, `special` of them beside the text's own."""
+    for max_length in max_lengths:
+        if max_length > positions:
+            raise InputError(f"max_length {max_length} is beyond {folder}'s {positions} positions: take less")
+        if max_length <= special:
+            raise InputError(f"max_length {max_length} holds no text beside {special} special tokens: take more")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from rich.markup import escape
 from qbert import InputError, __version__, cli_results
 
 if TYPE_CHECKING:
+    from qbert.artefact import Artefact
     from qbert.checkpoint import Checkpoint
     from qbert.dataset import Dataset
     from qbert.variants import Classifier, Variant
@@ -284,10 +285,10 @@ def predict(
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
-    classifier, checkpoint = _open(model, variant, dataset, max_length)
-    encoder, names = checkpoint.encoder, checkpoint.config.id2label
-    max_length = max_length or checkpoint.max_length
-    checkpoint.check_length(max_length)
+    classifier, opened = _open(model, variant, dataset, max_length)
+    encoder, names = opened.encoder, opened.labels
+    max_length = max_length or opened.max_length
+    opened.check_length(max_length)
     with _reading(sys.stdin) as lines:
         for text in texts or lines:
             first, _, second = text.rstrip("\r\n").partition("\t")
@@ -393,16 +394,17 @@ def _checkpoint(model: str, dataset: str | None, max_length: int | None) -> "Che
 
 def _open(
     model: str, variant: str | None, dataset: str | None, max_length: int | None
-) -> "tuple[Classifier, Checkpoint]":
+) -> "tuple[Classifier, Checkpoint | Artefact]":
     """Return the classifier of an artefact, or of a checkpoint run as `variant`, and its folder."""
     from qbert import variants as table
+    from qbert.artefact import Artefact
     from qbert.checkpoint import Checkpoint
 
-    checkpoint = Checkpoint(Path(model))
-    if "variant" not in checkpoint.record:
+    if "variant" not in Checkpoint(Path(model)).record:
         checkpoint = _checkpoint(model, dataset, max_length)
         chosen = table.get(variant or table.BASELINE)
         return table.build(chosen, checkpoint, _calibration(chosen, model, dataset)), checkpoint
-    if variant not in (None, checkpoint.record["variant"]):
-        raise InputError(f"{model} holds the variant {checkpoint.record['variant']}: leave out --variant {variant}")
-    return table.load_artefact(Path(model))[1], checkpoint
+    artefact = Artefact.open(Path(model))
+    if variant not in (None, artefact.variant):
+        raise InputError(f"{model} holds the variant {artefact.variant}: leave out --variant {variant}")
+    return artefact.load(), artefact

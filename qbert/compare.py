@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from qbert import CONFIDENCE
 
@@ -174,6 +173,8 @@ def _two_samples(
     Source: Student's two-sample interval with pooled variance, into which `spread` (a standard deviation of single
     values and its degrees of freedom) is pooled as one more sample.
     """
+    from scipy import stats  # not for commands that only take a default from here
+
     known, freedom = spread or (0.0, 0)
     squares = sum(((sample - sample.mean()) ** 2).sum() for sample in (base, head)) + freedom * known**2
     freedom += len(base) + len(head) - 2
@@ -187,6 +188,8 @@ def _two_samples(
 
 def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float) -> dict[str, Any]:
     """Compare the F1 of two runs, and what both predict, as far as their flips against the same baseline tell it."""
+    from scipy import stats  # not for commands that only take a default from here
+
     if _absent(base.get("f1")) or _absent(head.get("f1")):
         return {}
     found = {"f1_baseline": base["f1"], "f1": head["f1"], "f1_drop": base["f1"] - head["f1"]}

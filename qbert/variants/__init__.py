@@ -21,7 +21,7 @@ from qbert import InputError, machine, reason
 from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import RECORD, Checkpoint, Encoding, write_record
 from qbert.terminal import say, silent
-from qbert.variants import eager, inductor, onnxruntime, openvino
+from qbert.variants import eager, inductor, native, onnxruntime, openvino
 
 if TYPE_CHECKING:
     from qbert.dataset import Dataset
@@ -198,6 +198,15 @@ for row in (
         for precision in ("fp32", "bf16", "int8", "int8-bf16")
     ),
     Variant(
+        "int8-native",
+        "qbert",
+        "int8",
+        native.load,
+        native.export,
+        needs="AVX512-VNNI or AVX-VNNI, a C++ compiler",
+        unsupported=native.unsupported,
+    ),
+    Variant(
         "fp32-inductor",
         "TorchInductor",
         "fp32",
@@ -339,7 +348,10 @@ def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path, datas
             "calibration": calibration,
             "checkpoint_sha256": checkpoint.sha256,
             "definition": variant.definition,
+            "inputs": checkpoint.encoder.inputs,
+            "labels": checkpoint.labels,
             "max_length": checkpoint.max_length,
+            "positions": checkpoint.positions,
             "untrained": not checkpoint.trained,
             "variant": variant.name,
             "versions": machine.versions(*variant.packages),

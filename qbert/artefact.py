@@ -1,0 +1,88 @@
+"""A folder that `qbert quantize` wrote, read without torch or transformers: what serves needs no more."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qbert import InputError, checkpoint, reason
+from qbert.checkpoint import RECORD, Encoding
+
+if TYPE_CHECKING:
+    from qbert.variants import Classifier
+
+ARRAYS = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
+"""What transformers and tokenizers call the same array."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A variant's files, its tokenizer, and the record of what made them."""
+
+    folder: Path
+    variant: str
+    inputs: tuple[str, ...]
+    """The arrays that the model takes, of an encoding."""
+    labels: tuple[str, ...]
+    max_length: int
+    """The length that the model was trained at."""
+    positions: int
+    """The greatest length that it takes, in tokens."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "Artefact":
+        """Read the record in `folder`.
+
+        Raises:
+            InputError: there is none, or it is a checkpoint's.
+        """
+        try:
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+            return cls(
+                folder,
+                variant=record["variant"],
+                inputs=tuple(record["inputs"]),
+                labels=tuple(record["labels"]),
+                max_length=int(record["max_length"]),
+                positions=int(record["positions"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{folder} is no quantized artefact ({RECORD}: {reason(error)}): make one with qbert quantize"
+            ) from error
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401  a tokenizers.Tokenizer, which has no types
+        """The tokenizer, of the library `tokenizers`."""
+        from tokenizers import Tokenizer
+
+        path = self.folder / "tokenizer.json"
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no more than that
+            raise InputError(f"{path} cannot be read ({reason(error)}): make it again with qbert quantize") from error
+
+    def encoder(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
+        """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(max_length)
+        tokens = self.tokenizer.encode(text, text_pair)
+        return {name: np.array([getattr(tokens, ARRAYS[name])], dtype=np.int64) for name in self.inputs}
+
+    def check_length(self, max_length: int) -> None:
+        """Raise InputError where `max_length` is beyond the model's positions or leaves no room for text."""
+        special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
+        checkpoint.check_length(self.folder, self.positions, special, max_length)
+
+    def load(self) -> "Classifier":
+        """Return the classifier.
+
+        Raises:
+            InputError: its files are damaged, or its variant is not what it was when they were made.
+        """
+        from qbert import variants
+
+        return variants.load_artefact(self.folder)[1]

@@ -1,0 +1,142 @@
+"""Quantize a checkpoint's weights for the native encoder: one step for each output, nothing calibrated."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qbert import InputError
+from qbert.checkpoint import Checkpoint
+from qbert.variants.native.compiler import library
+from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry
+
+Array = npt.NDArray[Any]
+
+BERT = {
+    "embeddings.word": "embeddings.word_embeddings",
+    "embeddings.position": "embeddings.position_embeddings",
+    "embeddings.type": "embeddings.token_type_embeddings",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "embeddings.project": "embeddings_project",
+    "layers": "encoder.layer",
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm": "output.LayerNorm",
+}
+DISTILBERT = BERT | {
+    "layers": "transformer.layer",
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "output": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "down": "ffn.lin2",
+    "norm": "output_layer_norm",
+}
+FAMILIES = {
+    # architecture: names of its modules, its head's two layers, and what is between these
+    "bert": (BERT, "bert.pooler.dense", "classifier", "tanh"),
+    "camembert": (BERT, "classifier.dense", "classifier.out_proj", "tanh"),
+    "distilbert": (DISTILBERT, "pre_classifier", "classifier", "relu"),
+    "electra": (BERT, "classifier.dense", "classifier.out_proj", "gelu"),
+    "roberta": (BERT, "classifier.dense", "classifier.out_proj", "tanh"),
+    "xlm-roberta": (BERT, "classifier.dense", "classifier.out_proj", "tanh"),
+}
+COUNT_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")
+"""Architectures whose first position is the one after the padding token's id."""
+SPELLINGS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+
+
+def export(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the weights of `checkpoint` to `folder`: products in int8, word embeddings in bf16, the rest in fp32.
+
+    Raises:
+        InputError: it is none of FAMILIES, its activation is another, or a weight is not finite.
+    """
+    from safetensors.numpy import save_file
+
+    library()  # compiled now rather than at the first load
+    config = checkpoint.config
+    if config.model_type not in FAMILIES:
+        raise InputError(f"int8-native runs {', '.join(FAMILIES)}, and {checkpoint.folder} is a {config.model_type}")
+    activation = getattr(config, "hidden_act", None) or config.activation
+    activation = SPELLINGS.get(activation, activation)
+    if activation not in ACTIVATIONS:
+        raise InputError(f"int8-native knows the activations {', '.join(ACTIVATIONS)}, not {activation!r}")
+    body, dense, labels, head_activation = FAMILIES[config.model_type]
+    weights = {name: tensor.numpy() for name, tensor in checkpoint.load().state_dict().items()}
+    prefix = checkpoint.skeleton.base_model_prefix
+    layers = f"{prefix}.{body['layers']}"
+
+    def theirs(ours: str) -> str:
+        """Return the checkpoint's name of one of our modules."""
+        if ours.startswith("layers."):
+            _, number, module = ours.split(".")
+            return f"{layers}.{number}.{body[module]}"
+        return {"head.dense": dense, "head.labels": labels}.get(ours) or f"{prefix}.{body[ours]}"
+
+    words = weights[f"{theirs('embeddings.word')}.weight"]
+    types = weights.get(f"{theirs('embeddings.type')}.weight", ())
+    geometry = Geometry(
+        vocabulary=len(words),
+        embedding=words.shape[1],
+        types=len(types) or 1,
+        positions=checkpoint.positions,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        layers=config.num_hidden_layers,
+        intermediate=len(weights[f"{theirs('layers.0.up')}.weight"]),
+        labels=config.num_labels,
+        activation=ACTIVATIONS.index(activation),
+        head_activation=HEAD_ACTIVATIONS.index(head_activation),
+        padding=config.pad_token_id if config.model_type in COUNT_FROM_PADDING else -1,
+        epsilon=getattr(config, "layer_norm_eps", 1e-12),
+    )
+    tensors = {
+        name: _tensor(name, kind, shape, weights, theirs)
+        for group in geometry.groups()
+        for name, (kind, shape) in group.items()
+    }
+    save_file(tensors, folder / WEIGHTS, {"format": FORMAT, "geometry": json.dumps(geometry.values())})
+
+
+def _tensor(
+    name: str, kind: str, shape: tuple[int, ...], weights: Mapping[str, Array], theirs: Callable[[str], str]
+) -> Array:
+    """Return the tensor `name` of the native file, made of the checkpoint's."""
+    module, _, part = name.rpartition(".")
+    if module == "embeddings":  # a table, not a layer with weight and bias
+        module, part = name, "weight"
+    source = weights.get(f"{theirs(module)}.{'bias' if part == 'bias' else 'weight'}")
+    if source is None:  # architectures without token types
+        return np.zeros(shape, dtype=np.float32)
+    if not np.isfinite(source).all():
+        raise InputError(f"{theirs(module)} has numbers that are not finite: train or save the checkpoint again")
+    if kind == "U16":
+        return bf16(source)
+    if kind == "I8" or part == "step":
+        steps, step = quantize(source)
+        return step if part == "step" else steps
+    return np.ascontiguousarray(source[: shape[0]], dtype=np.float32)
+
+
+def quantize(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Return whole steps `(outputs, inputs)` from -127 to 127, and the size of a step for each output."""
+    step = np.abs(weight).max(axis=1) / np.float32(127)
+    step[step == 0] = 1
+    return np.rint(weight / step[:, None]).astype(np.int8), step
+
+
+def bf16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """Return the upper halves of `numbers`, rounded to the nearest, and of two to the even one."""
+    bits = np.ascontiguousarray(numbers, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

@@ -1,0 +1,222 @@
+"""The file of quantized weights, and the encoder that runs them: numpy and safetensors, no torch."""
+
+import ctypes
+import json
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qbert import InputError, reason
+from qbert.checkpoint import Encoding
+from qbert.variants.native.compiler import library
+
+if TYPE_CHECKING:
+    from qbert.variants import Classifier
+
+WEIGHTS = "native.safetensors"
+FORMAT = "1"
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
+PRODUCTS = ("query", "key", "value", "output", "up", "down")
+MOST = 1 << 20  # of anything that a geometry counts
+
+Specification = dict[str, tuple[str, tuple[int, ...]]]
+"""Type, as safetensors names it, and shape of each tensor by its name."""
+
+
+class Geometry(ctypes.Structure):
+    """The sizes of an encoder, as encoder.h has them."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("vocabulary", "embedding", "types", "positions", "hidden", "heads")),
+        *((name, ctypes.c_int64) for name in ("layers", "intermediate", "labels", "activation", "head_activation")),
+        ("padding", ctypes.c_int64),
+        ("epsilon", ctypes.c_double),
+    )
+    vocabulary: int
+    embedding: int
+    types: int
+    positions: int
+    hidden: int
+    heads: int
+    layers: int
+    intermediate: int
+    labels: int
+    activation: int
+    head_activation: int
+    padding: int
+    epsilon: float
+
+    def values(self) -> dict[str, Any]:
+        """Return name and value of each field."""
+        return {field[0]: getattr(self, field[0]) for field in self._fields_}
+
+    def check(self) -> None:
+        """Raise ValueError where no encoder has these sizes."""
+        sizes = [value for name, value in self.values().items() if name not in {"activation", "head_activation"}]
+        if not all(1 <= size <= MOST for size in sizes[:9]) or self.hidden % self.heads:
+            raise ValueError(f"sizes {self.values()}")
+        if not (0 <= self.activation < len(ACTIVATIONS) and 0 <= self.head_activation < len(HEAD_ACTIVATIONS)):
+            raise ValueError(f"activations {self.activation} and {self.head_activation}")
+        if not (-1 <= self.padding < MOST and 0 < self.epsilon < 1):
+            raise ValueError(f"padding {self.padding}, epsilon {self.epsilon}")
+
+    def groups(self) -> Iterator[Specification]:
+        """Yield the tensors in the order in which encoder.h takes them: the embeddings', each layer's, the head's."""
+
+        def product(name: str, outputs: int, inputs: int) -> Specification:
+            return {
+                f"{name}.weight": ("I8", (outputs, inputs)),
+                f"{name}.step": ("F32", (outputs,)),
+                f"{name}.bias": ("F32", (outputs,)),
+            }
+
+        def vectors(size: int, *names: str) -> Specification:
+            return dict.fromkeys(names, ("F32", (size,)))
+
+        yield {
+            "embeddings.word": ("U16", (self.vocabulary, self.embedding)),  # bf16
+            "embeddings.position": ("F32", (self.positions + self.padding + 1, self.embedding)),
+            "embeddings.type": ("F32", (self.types, self.embedding)),
+            **vectors(self.embedding, "embeddings.norm.weight", "embeddings.norm.bias"),
+            **(product("embeddings.project", self.hidden, self.embedding) if self.embedding != self.hidden else {}),
+        }
+        for layer in (f"layers.{number}" for number in range(self.layers)):
+            shapes = dict.fromkeys(PRODUCTS, (self.hidden, self.hidden))
+            shapes |= {"up": (self.intermediate, self.hidden), "down": (self.hidden, self.intermediate)}
+            group: Specification = {}
+            for name, (outputs, inputs) in shapes.items():
+                group |= product(f"{layer}.{name}", outputs, inputs)
+            norms = [f"{layer}.{norm}.{part}" for norm in ("attention_norm", "norm") for part in ("weight", "bias")]
+            yield group | vectors(self.hidden, *norms)
+        yield {
+            "head.dense.weight": ("F32", (self.hidden, self.hidden)),
+            **vectors(self.hidden, "head.dense.bias"),
+            "head.labels.weight": ("F32", (self.labels, self.hidden)),
+            **vectors(self.labels, "head.labels.bias"),
+        }
+
+
+class Encoder:
+    """A loaded encoder: token ids in, logits out. One call at a time; others wait."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the weights in `path`.
+
+        Raises:
+            InputError: the file is damaged, or none that `export` wrote.
+        """
+        from safetensors import SafetensorError
+
+        self.library = library()
+        try:
+            self.geometry = _geometry(path)
+            self._read(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged or not int8-native's ({reason(error)}): make it again with qbert quantize"
+            ) from error
+        self._lock = threading.Lock()
+
+    def _read(self, path: Path) -> None:
+        handle = self.library.qbert_new(ctypes.byref(self.geometry))
+        if not handle:
+            raise MemoryError
+        self._handle = handle
+        weakref.finalize(self, self.library.qbert_delete, handle)
+        groups = list(self.geometry.groups())
+        setters = ["set_embeddings", *["add_layer"] * self.geometry.layers, "set_head"]
+        for group, setter in zip(groups, setters, strict=True):
+            tensors = _tensors(path, group)
+            pointers = (ctypes.c_void_p * len(tensors))(*(tensor.ctypes.data for tensor in tensors))
+            if not getattr(self.library, f"qbert_{setter}")(handle, pointers):
+                raise MemoryError
+
+    def __call__(self, encoding: Encoding) -> npt.NDArray[np.float32]:
+        """Return the logits, `(1, num_labels)`, of one encoding; padding after the text is left out.
+
+        Raises:
+            ValueError: it is no text that this model knows: an id beyond the vocabulary, more tokens than positions.
+        """
+        ids = encoding["input_ids"]
+        mask = encoding.get("attention_mask")
+        tokens = ids.shape[1] if mask is None else int(mask.sum())
+        types = encoding.get("token_type_ids")
+        if ids.shape[0] != 1 or (mask is not None and not mask[0, :tokens].all()):
+            raise ValueError("one text at a time, and padding only after it")
+        rows = [None if row is None else np.ascontiguousarray(row[0, :tokens], dtype=np.int64) for row in (ids, types)]
+        logits = np.empty((1, self.geometry.labels), dtype=np.float32)
+        pointers = [None if row is None else row.ctypes.data for row in rows]
+        with self._lock:
+            done = self.library.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data)
+        if not done:
+            size = self.geometry
+            raise ValueError(
+                f"{tokens} tokens with ids from {ids.min()} to {ids.max()}: this model has {size.positions} positions, "
+                f"{size.vocabulary} ids and {size.types} token types"
+            )
+        return logits
+
+
+def _geometry(path: Path) -> Geometry:
+    """Read and check the sizes, and the type and shape of every tensor, from the header of `path`."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"format {metadata.get('format')}, not {FORMAT}")
+        values = json.loads(metadata["geometry"])
+        geometry = Geometry(**values)
+        if values.keys() != geometry.values().keys():
+            raise ValueError(f"geometry {sorted(values)}")
+        geometry.check()
+        expected = {name: what for group in geometry.groups() for name, what in group.items()}
+        if expected.keys() != set(file.keys()):
+            raise ValueError(f"tensor {min(expected.keys() ^ set(file.keys()))} is missing or unknown")
+        for name, what in expected.items():
+            tensor = file.get_slice(name)
+            if (tensor.get_dtype(), tuple(tensor.get_shape())) != what:
+                raise ValueError(f"{name} is {tensor.get_dtype()} {tensor.get_shape()}")
+    return geometry
+
+
+def _tensors(path: Path, group: Specification) -> list[npt.NDArray[Any]]:
+    """Read the tensors of one group; closing the file between them keeps it from staying in memory."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        tensors = [file.get_tensor(name) for name in group]
+    for name, tensor in zip(group, tensors, strict=True):
+        if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    return tensors
+
+
+def load(folder: Path) -> "Classifier":
+    """Return the encoder whose weights `export` wrote to `folder`.
+
+    Raises:
+        InputError: the weights are damaged or another's, or the library cannot be compiled.
+    """
+    from qbert.variants import Classifier
+
+    encoder = Encoder(folder / WEIGHTS)
+    layers = encoder.geometry.layers
+    instructions = encoder.library.qbert_instructions().decode().split()
+    return Classifier(
+        encoder,
+        {
+            "attention": "bfloat16" if "avx512_bf16" in instructions else "float32",
+            "fused_ops": {"Attention": layers, "BiasGelu": layers, "SkipLayerNormalization": 2 * layers},
+            "instructions": instructions,
+            "precision": "float32",
+            "quantized_ops": sum(name.endswith(".step") for group in encoder.geometry.groups() for name in group),
+            "threads": 1,
+        },
+    )

@@ -1,0 +1,50 @@
+// Memory for weights and work: aligned, zero at first, in large pages where the system has them, freed all at once.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <new>
+#include <vector>
+
+#include "vector.h"
+
+namespace qbert {
+
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (const Chunk& chunk : chunks_) munmap(chunk.start, chunk.size);
+  }
+
+  template <class Value>
+  Value* take(std::size_t count) {
+    const std::size_t size = round_up(count * sizeof(Value), kAlignment);
+    if (chunks_.empty() || used_ + size > chunks_.back().size) {
+      const std::size_t wanted = round_up(std::max(size, kChunk), kPage);
+      void* start = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (start == MAP_FAILED) throw std::bad_alloc();
+      chunks_.push_back({static_cast<unsigned char*>(start), wanted});
+      madvise(start, wanted, MADV_HUGEPAGE);  // without it, only slower
+      used_ = 0;
+    }
+    unsigned char* taken = chunks_.back().start + used_;
+    used_ += size;
+    return reinterpret_cast<Value*>(taken);
+  }
+
+ private:
+  static constexpr std::size_t kAlignment = 64, kPage = 2 << 20, kChunk = 16 << 20;
+  struct Chunk {
+    unsigned char* start;
+    std::size_t size;
+  };
+  std::vector<Chunk> chunks_;
+  std::size_t used_ = 0;
+};
+
+}  // namespace qbert

@@ -1,0 +1,56 @@
+// What Python calls (encoder.py). No exception crosses; a null pointer or false says that it failed.
+#include <memory>
+
+#include "encoder.h"
+
+extern "C" {
+
+// What the dot products are: `vnni`, with the bits of a register and what attention is computed in.
+const char* qbert_instructions() {
+#if defined(__AVX512BF16__)
+  return "avx512_vnni avx512_bf16";
+#elif defined(__AVX512VNNI__)
+  return "avx512_vnni";
+#else
+  return "avx_vnni";
+#endif
+}
+
+void* qbert_new(const qbert::Geometry* geometry) try {
+  return new qbert::Encoder(*geometry);
+} catch (...) {
+  return nullptr;
+}
+
+void qbert_delete(void* encoder) { delete static_cast<qbert::Encoder*>(encoder); }
+
+bool qbert_set_embeddings(void* encoder, const void* const* tensors) try {
+  static_cast<qbert::Encoder*>(encoder)->set_embeddings(tensors);
+  return true;
+} catch (...) {
+  return false;
+}
+
+bool qbert_add_layer(void* encoder, const void* const* tensors) try {
+  static_cast<qbert::Encoder*>(encoder)->add_layer(tensors);
+  return true;
+} catch (...) {
+  return false;
+}
+
+bool qbert_set_head(void* encoder, const void* const* tensors) try {
+  static_cast<qbert::Encoder*>(encoder)->set_head(tensors);
+  return true;
+} catch (...) {
+  return false;
+}
+
+bool qbert_run(void* encoder, const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens, float* logits) try {
+  auto& chosen = *static_cast<qbert::Encoder*>(encoder);
+  if (!chosen.knows(ids, types, tokens)) return false;
+  chosen.run(ids, types, int(tokens), logits);
+  return true;
+} catch (...) {
+  return false;
+}
+}
