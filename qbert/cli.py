@@ -251,7 +251,7 @@ def quantize(model: str, variant: str, output: Path, dataset: str | None, max_le
     checkpoint = _checkpoint(model, dataset, max_length)
     seen = _calibration(chosen, model, dataset)
     say(f"making {variant} of {model}")
-    build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage, seen))
+    build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage, seen, max_length))
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     click.echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
 
@@ -403,7 +403,7 @@ def _open(
     if "variant" not in Checkpoint(Path(model)).record:
         checkpoint = _checkpoint(model, dataset, max_length)
         chosen = table.get(variant or table.BASELINE)
-        return table.build(chosen, checkpoint, _calibration(chosen, model, dataset)), checkpoint
+        return table.build(chosen, checkpoint, _calibration(chosen, model, dataset), max_length), checkpoint
     artefact = Artefact.open(Path(model))
     if variant not in (None, artefact.variant):
         raise InputError(f"{model} holds the variant {artefact.variant}: leave out --variant {variant}")

@@ -77,7 +77,7 @@ class Suite:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._failed: dict[Path, InputError] = {}
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
-        self._folders: dict[tuple[Path, str], Path] = {}
+        self._folders: dict[tuple[Path, str, int | None], Path] = {}
         self._in_use = ""
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
         for source in dict.fromkeys(models):
@@ -156,16 +156,17 @@ class Suite:
             self._classifiers.clear()
             self._in_use = model.name
         checkpoint = self.checkpoint(model, max_length)
-        key = (checkpoint.folder, variant.name)
+        folder = self.folder(checkpoint, variant, max_length)
+        key = (folder, variant.name)
         if key not in self._classifiers:
-            self._classifiers[key] = variants.load(variant, checkpoint, self.folder(checkpoint, variant))
+            self._classifiers[key] = variants.load(variant, checkpoint, folder)
         return self._classifiers[key]
 
-    def folder(self, checkpoint: Checkpoint, variant: Variant) -> Path:
+    def folder(self, checkpoint: Checkpoint, variant: Variant, max_length: int) -> Path:
         """Return what `variant` is loaded from; made, and found whole, once a run."""
-        key = (checkpoint.folder, variant.name)
+        key = (checkpoint.folder, variant.name, max_length if variant.of_one_length else None)
         if key not in self._folders:
-            self._folders[key] = variants.prepare(variant, checkpoint, self.dataset)
+            self._folders[key] = variants.prepare(variant, checkpoint, self.dataset, max_length)
         return self._folders[key]
 
     def baseline_logits(
@@ -230,7 +231,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """What the variant is loaded from."""
-        return self.suite.folder(self.checkpoint, self.variant)
+        return self.suite.folder(self.checkpoint, self.variant, self.max_length)
 
     @property
     def disk_bytes(self) -> int:

@@ -41,11 +41,11 @@ def slow_where_compiled(rows: list[Variant]) -> list[object]:
     return [pytest.param(row, marks=[compiled] if row.runtime == "TorchInductor" else [], id=row.name) for row in rows]
 
 
-def skip_where_refused(variant: Variant, family: Checkpoint) -> None:
-    """The native encoder runs BERT's relatives; test_native.py shows that others are told so."""
-    if variant.name == "int8-native" and family.config.model_type == "modernbert":
-        with pytest.raises(InputError, match=r"int8-native runs bert, .* is a modernbert"):
-            variants.build(variant, family)
+def skip_where_refused(variant: Variant, family: Checkpoint, news: Dataset) -> None:
+    """Of what only BERT's relatives have, another architecture is told so."""
+    if (variant.name == "int8-native" or variant.of_one_length) and family.config.model_type == "modernbert":
+        with pytest.raises(InputError, match=r"(int8-native|trimming) runs bert, .* is a modernbert: leave it out"):
+            variants.build(variant, family, news)
         pytest.skip("refused, as it should be")
 
 
@@ -58,7 +58,7 @@ def padded(encoding: Encoding) -> Encoding:
 def test_logits_agree_with_the_baseline_on_every_family_length_and_pair(
     variant: Variant, family: Checkpoint, news: Dataset, pairs: Dataset
 ) -> None:
-    skip_where_refused(variant, family)
+    skip_where_refused(variant, family, news)
     baseline, classifier = (variants.build(one, family, news) for one in (VARIANTS["fp32"], variant))
     for encoding in (
         family.encoder.fill(news, 128),
@@ -79,7 +79,7 @@ def test_logits_agree_with_the_baseline_on_every_family_length_and_pair(
 def test_fp32_gives_the_baselines_logits_on_real_text_of_every_length(
     variant: Variant, trained: Checkpoint, news: Dataset
 ) -> None:
-    baseline, classifier = (variants.build(one, trained, news) for one in (VARIANTS["fp32"], variant))
+    baseline, classifier = (variants.build(one, trained, news, 384) for one in (VARIANTS["fp32"], variant))
     for length in (3, 16, 128, 256, 384):
         encoding = trained.encoder.fill(news, length)
         assert np.abs(classifier(encoding) - baseline(encoding)).max() < 1e-3
@@ -102,7 +102,7 @@ def test_token_types_and_mask_reach_the_model(variant: Variant, trained: Checkpo
 def test_every_linear_layer_is_quantized(variant: Variant, family: Checkpoint, news: Dataset) -> None:
     import torch
 
-    skip_where_refused(variant, family)
+    skip_where_refused(variant, family, news)
     model, layers = family.load(), family.config.num_hidden_layers
     every, encoder = (
         sum(isinstance(module, torch.nn.Linear) for module in part.modules()) for part in (model, model.base_model)
@@ -120,7 +120,7 @@ def test_every_linear_layer_is_quantized(variant: Variant, family: Checkpoint, n
 
 @pytest.mark.parametrize("variant", HERE, **names)
 def test_precision_and_threads_are_as_claimed(variant: Variant, trained: Checkpoint, news: Dataset) -> None:
-    classifier = variants.build(variant, trained, news)
+    classifier = variants.build(variant, trained, news, 384)
     assert classifier.evidence["threads"] == 1
     assert classifier.evidence["precision"] == ("bfloat16" if "bf16" in variant.precision else "float32")
     assert variant.runtime == "PyTorch eager" or sum(classifier.evidence["fused_ops"].values()) >= 2
@@ -296,11 +296,12 @@ def test_what_is_not_installed_is_named_with_the_command_that_brings_it() -> Non
 def test_onnxruntime_fuses_every_layer_of_the_families_that_it_knows(
     variant: Variant, family: Checkpoint, news: Dataset
 ) -> None:
+    skip_where_refused(variant, family, news)
     fused = variants.build(variant, family, news).evidence["fused_ops"]
     if family.config.model_type == "modernbert":
         assert "Attention" not in fused
         return
-    layers = family.config.num_hidden_layers
+    layers = family.config.num_hidden_layers - variant.of_one_length  # the trimmed one is no longer what it looks for
     assert fused["QAttention" if variant.precision == "int8" else "Attention"] == layers
     assert fused["BiasGelu"] == layers
     assert fused["SkipLayerNormalization"] >= 2 * layers

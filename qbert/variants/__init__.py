@@ -75,6 +75,11 @@ class Variant:
     max_f1_drop: float = MAX_F1_DROP
 
     @property
+    def of_one_length(self) -> bool:
+        """Whether `export` also takes `max_length`, the number of tokens that its graph is of."""
+        return self.export is not None and "max_length" in inspect.signature(self.export).parameters
+
+    @property
     def definition(self) -> dict[str, Any]:
         """What identifies this way of running in a saved run."""
         return {
@@ -198,6 +203,34 @@ for row in (
         for precision in ("fp32", "bf16", "int8", "int8-bf16")
     ),
     Variant(
+        "int8-onnxruntime-trimmed",
+        "ONNX Runtime",
+        "int8",
+        onnxruntime.load,
+        onnxruntime.export_trimmed,
+        options={"int8": True},
+        packages=("onnx", "onnxruntime"),
+        extra="onnxruntime",
+        needs="onnxruntime",
+        default=False,  # for texts that fill the maximum length: shorter ones are padded
+    ),
+    *(
+        Variant(
+            f"{precision}-openvino-trimmed",
+            "OpenVINO",
+            precision,
+            openvino.load,
+            openvino.export_int8_trimmed if precision == "int8" else openvino.export_trimmed,
+            options={"hint": "f32"},
+            calibrated=precision == "int8",
+            packages=("openvino", "nncf") if precision == "int8" else ("openvino",),
+            extra="openvino",
+            needs="openvino",
+            default=False,  # likewise
+        )
+        for precision in ("fp32", "int8")
+    ),
+    Variant(
         "int8-native",
         "qbert",
         "int8",
@@ -289,9 +322,11 @@ def get(name: str) -> Variant:
     return variant
 
 
-def build(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None) -> Classifier:
+def build(
+    variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None, max_length: int | None = None
+) -> Classifier:
     """Return `checkpoint` as `variant` runs it: prepare and load."""
-    return load(variant, checkpoint, prepare(variant, checkpoint, dataset))
+    return load(variant, checkpoint, prepare(variant, checkpoint, dataset, max_length))
 
 
 def load(variant: Variant, checkpoint: Checkpoint, folder: Path) -> Classifier:
@@ -308,10 +343,13 @@ def load(variant: Variant, checkpoint: Checkpoint, folder: Path) -> Classifier:
     return classifier
 
 
-def prepare(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None) -> Path:
+def prepare(
+    variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None, max_length: int | None = None
+) -> Path:
     """Return the folder that `variant` is loaded from: the checkpoint's, or what its export wrote, kept in the cache.
 
-    A calibrated variant sees training documents of `dataset`.
+    A calibrated variant sees training documents of `dataset`; one of a single length is made for `max_length`, the
+    checkpoint's own unless told.
 
     Raises:
         InputError: the runtime cannot convert this model, or the cache cannot be written to.
@@ -323,7 +361,7 @@ def prepare(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" 
         checkpoint.sha256,
         _qualified(variant.export),
         module.read_text(encoding="utf-8"),  # an edited export is made anew
-        taken(variant.export, variant.options),
+        _options(variant, checkpoint, max_length),
         _calibration(variant, checkpoint, dataset),
         machine.instruction_sets(),
         machine.versions(*variant.packages),
@@ -332,16 +370,22 @@ def prepare(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" 
 
     def fill(stage: Path) -> None:
         say(f"making {variant.name} of {checkpoint.folder.name}, once")
-        _export(variant, checkpoint, stage, dataset)
+        _export(variant, checkpoint, stage, dataset, max_length)
 
     # Variants that differ in how the same thing is loaded share it.
     return build_kept(cache_dir() / "variants" / f"{module.stem}-{variant.export.__name__}-{key}", fill)
 
 
-def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Dataset | None" = None) -> None:
+def write_artefact(
+    variant: Variant,
+    checkpoint: Checkpoint,
+    folder: Path,
+    dataset: "Dataset | None" = None,
+    max_length: int | None = None,
+) -> None:
     """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer, and a record."""
     calibration = _calibration(variant, checkpoint, dataset)
-    _export(variant, checkpoint, folder, dataset)
+    _export(variant, checkpoint, folder, dataset, max_length)
     write_record(
         folder,
         {
@@ -350,8 +394,8 @@ def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path, datas
             "definition": variant.definition,
             "inputs": checkpoint.encoder.inputs,
             "labels": checkpoint.labels,
-            "max_length": checkpoint.max_length,
-            "positions": checkpoint.positions,
+            "max_length": max_length or checkpoint.max_length,
+            "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
             "untrained": not checkpoint.trained,
             "variant": variant.name,
             "versions": machine.versions(*variant.packages),
@@ -359,8 +403,10 @@ def write_artefact(variant: Variant, checkpoint: Checkpoint, folder: Path, datas
     )
 
 
-def _export(variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Dataset | None") -> None:
-    export, options = variant.export or eager.export, dict(variant.options)
+def _export(
+    variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Dataset | None", max_length: int | None
+) -> None:
+    export, options = variant.export or eager.export, _options(variant, checkpoint, max_length)
     if dataset is not None and variant.calibrated:
         options["calibration"] = [
             checkpoint.encoder(*text, max_length=checkpoint.max_length)
@@ -368,7 +414,7 @@ def _export(variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Da
         ]
     try:
         with silent():  # exporters print bars, advice, and graphs that they cannot do
-            export(checkpoint, folder, **taken(export, options))
+            export(checkpoint, folder, **options)
     except (InputError, OSError):
         raise
     except Exception as error:  # likewise
@@ -387,6 +433,11 @@ def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str,
     parameters = inspect.signature(function).parameters
     every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in options.items() if every or name in parameters}
+
+
+def _options(variant: Variant, checkpoint: Checkpoint, max_length: int | None) -> dict[str, Any]:
+    """Return what `variant` passes to its export, calibration documents aside."""
+    return taken(variant.export or eager.export, {"max_length": max_length or checkpoint.max_length, **variant.options})
 
 
 def _documents(checkpoint: Checkpoint) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbert import InputError, machine, reason
 from qbert.checkpoint import Checkpoint, Encoding
-from qbert.variants import eager
+from qbert.variants import eager, trimmed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GRAPH = "model.onnx"
 EVIDENCE = "evidence.json"
 OPSET = 18
+LENGTH = "length"
 FUSED = ("Attention", "QAttention", "BiasGelu", "Gelu", "SkipLayerNormalization", "EmbedLayerNormalization")
 QUANTIZED = ("QAttention", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat")
 FUSIBLE = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
@@ -35,26 +36,40 @@ def export(checkpoint: Checkpoint, folder: Path, *, int8: bool) -> None:
     Raises:
         InputError: a layer of a known architecture is not fused.
     """
+    _export(checkpoint, checkpoint.load(attn_implementation="eager"), folder, int8=int8)
+
+
+def export_trimmed(checkpoint: Checkpoint, folder: Path, *, int8: bool, max_length: int) -> None:
+    """Do so of the trimmed graph, for `max_length` tokens."""
+    _export(checkpoint, trimmed.load(checkpoint, attn_implementation="eager"), folder, int8=int8, max_length=max_length)
+
+
+def _export(checkpoint: Checkpoint, model: Any, folder: Path, *, int8: bool, max_length: int | None = None) -> None:  # noqa: ANN401  a torch module
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
     from onnxruntime.transformers import optimizer
 
     config = checkpoint.config
     with tempfile.TemporaryDirectory(dir=folder) as place:
         exported, fused = Path(place) / "exported.onnx", Path(place) / "fused.onnx"
-        _export(checkpoint, exported)
-        optimizer.optimize_model(
+        _trace(checkpoint, model, exported)
+        optimized = optimizer.optimize_model(
             str(exported),
             model_type="bert",
             num_heads=config.num_attention_heads,
             hidden_size=config.hidden_size,
             opt_level=0,  # the rest is done when a session loads it
-        ).save_model_to_file(str(fused if int8 else folder / GRAPH))
+        )
+        if max_length:  # not before: it does not know attention of a fixed length
+            make_dim_param_fixed(optimized.model.graph, LENGTH, max_length)
+        optimized.save_model_to_file(str(fused if int8 else folder / GRAPH))
         if int8:
             _quantize(fused, folder / GRAPH)
         evidence = _count(folder / GRAPH, Path(place) / "running.onnx")
     attention = evidence["fused_ops"].get("Attention", 0) + evidence["fused_ops"].get("QAttention", 0)
-    if config.model_type in FUSIBLE and attention != config.num_hidden_layers:
+    fusible = config.num_hidden_layers - (max_length is not None)  # not what is left of a trimmed last layer
+    if config.model_type in FUSIBLE and attention != fusible:
         raise InputError(
-            f"ONNX Runtime's optimizer fused the attention of {attention} of {config.num_hidden_layers} layers of "
+            f"ONNX Runtime's optimizer fused the attention of {attention} of {fusible} layers of "
             f"{checkpoint.folder}, which is slower than it has to be: take another release of onnxruntime or torch"
         )
     (folder / EVIDENCE).write_text(json.dumps(evidence), encoding="utf-8")
@@ -78,20 +93,19 @@ def _quantize(fused: Path, quantized: Path) -> None:
     )
 
 
-def _export(checkpoint: Checkpoint, path: Path) -> None:
-    """Write `checkpoint` to `path` as ONNX, its length left open."""
+def _trace(checkpoint: Checkpoint, model: Any, path: Path) -> None:  # noqa: ANN401  a torch module
+    """Write `model`, which is that of `checkpoint`, to `path` as ONNX, its length left open."""
     import torch
 
     names = list(checkpoint.encoder.inputs)
-    model = eager.positional(checkpoint.load(attn_implementation="eager"), names)
     with torch.no_grad():
         torch.onnx.export(
-            model,
+            eager.positional(model, names),
             eager.example(checkpoint),
             str(path),
             input_names=names,
             output_names=["logits"],
-            dynamic_axes={name: {1: "length"} for name in names},
+            dynamic_axes={name: {1: LENGTH} for name in names},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -125,7 +139,11 @@ def load(folder: Path) -> "Classifier":
     threads = opened.get_session_options().intra_op_num_threads
     inputs = [node.name for node in opened.get_inputs()]  # without those of no effect, as DeBERTa's token types
 
+    length = opened.get_inputs()[0].shape[1]  # a name, where it is left open
+
     def run(encoding: Encoding) -> "npt.NDArray[np.float32]":
+        if isinstance(length, int):
+            encoding = trimmed.padded(encoding, length)
         return opened.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
 
     return Classifier(run, evidence | {"precision": "float32", "threads": threads})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbert import InputError, machine, reason
 from qbert.checkpoint import Checkpoint, Encoding
-from qbert.variants import eager
+from qbert.variants import eager, trimmed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +26,35 @@ PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 def export(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the graph of `checkpoint` in fp32."""
-    module().save_model(_convert(checkpoint), folder / GRAPH, compress_to_fp16=False)
+    _save(_convert(checkpoint, checkpoint.load()), folder)
+
+
+def export_trimmed(checkpoint: Checkpoint, folder: Path, *, max_length: int) -> None:
+    """Write the trimmed graph of `checkpoint` in fp32, for `max_length` tokens."""
+    _save(_convert(checkpoint, trimmed.load(checkpoint)), folder, max_length)
 
 
 def export_int8(checkpoint: Checkpoint, folder: Path, *, calibration: Sequence[Encoding]) -> None:
-    """Write the graph of `checkpoint` with the ranges of its activations as `calibration` showed them.
+    """Write the graph of `checkpoint`, quantized."""
+    _save(_quantize(checkpoint, _convert(checkpoint, checkpoint.load()), calibration), folder)
+
+
+def export_int8_trimmed(
+    checkpoint: Checkpoint, folder: Path, *, calibration: Sequence[Encoding], max_length: int
+) -> None:
+    """Write the trimmed graph of `checkpoint`, quantized, for `max_length` tokens."""
+    model = _quantize(checkpoint, _convert(checkpoint, trimmed.load(checkpoint)), calibration)
+    _save(model, folder, max_length)
+
+
+def _save(model: Any, folder: Path, max_length: int | None = None) -> None:  # noqa: ANN401  an openvino.Model
+    if max_length:
+        model.reshape({port.get_any_name(): [1, max_length] for port in model.inputs})
+    module().save_model(model, folder / GRAPH, compress_to_fp16=False)
+
+
+def _quantize(checkpoint: Checkpoint, model: Any, calibration: Sequence[Encoding]) -> Any:  # noqa: ANN401  openvino.Models
+    """Return `model`, the graph of `checkpoint`, with the ranges of its activations as `calibration` showed them.
 
     NNCF has to be told that it is a transformer. Else it quantizes what attention cannot bear, for 3 % of speed
     (MiniLM on SST-2: 134 of 872 labels flipped instead of 3). Before, it moves the activations' outliers into the
@@ -39,13 +63,12 @@ def export_int8(checkpoint: Checkpoint, folder: Path, *, calibration: Sequence[E
 
     Source: Xiao et al. 2023, "SmoothQuant", section 4, on the migration strength alpha.
     """
-    openvino = module()
+    module()
     import nncf
     import numpy as np
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
 
     nncf.set_log_level(logging.ERROR)
-    model = _convert(checkpoint)
     held_back, seen = calibration[::3], [encoding for row, encoding in enumerate(calibration) if row % 3]
 
     def quantize(alpha: float) -> Any:  # noqa: ANN401  an openvino.Model
@@ -66,8 +89,7 @@ def export_int8(checkpoint: Checkpoint, folder: Path, *, calibration: Sequence[E
     # Of an untrained model any will do.
     candidates = [quantize(alpha) for alpha in (ALPHAS if checkpoint.trained else ALPHAS[:1])]
     expected = logits(model)
-    nearest = min(candidates, key=lambda candidate: float(np.abs(logits(candidate) - expected).mean()))
-    openvino.save_model(nearest, folder / GRAPH, compress_to_fp16=False)
+    return min(candidates, key=lambda candidate: float(np.abs(logits(candidate) - expected).mean()))
 
 
 def _logits_layer(model: Any) -> str:  # noqa: ANN401  an openvino.Model
@@ -126,8 +148,11 @@ def compile_model(model: Any, hint: str) -> Any:  # noqa: ANN401  a path or a mo
 
 def _runner(compiled: Any) -> "Callable[[Encoding], npt.NDArray[np.float32]]":  # noqa: ANN401  a CompiledModel
     request = compiled.create_infer_request()
+    length = compiled.inputs[0].partial_shape[1]
 
     def run(encoding: Encoding) -> "npt.NDArray[np.float32]":
+        if length.is_static:
+            encoding = trimmed.padded(encoding, length.get_length())
         return request.infer(encoding, share_inputs=True)[0]  # type: ignore[no-any-return]
 
     return run
@@ -149,12 +174,12 @@ def module() -> Any:  # noqa: ANN401
     return openvino
 
 
-def _convert(checkpoint: Checkpoint) -> Any:  # noqa: ANN401  an openvino.Model
-    """Return the graph of `checkpoint`, its length left open."""
+def _convert(checkpoint: Checkpoint, model: Any) -> Any:  # noqa: ANN401  a torch module, and an openvino.Model
+    """Return the graph of `model`, which is `checkpoint`'s, its length left open."""
     openvino = module()
     example = dict(zip(checkpoint.encoder.inputs, eager.example(checkpoint), strict=True))
     return openvino.convert_model(
-        checkpoint.load(),
+        model,
         example_input=example,
         input=[(name, openvino.PartialShape([1, -1]), openvino.Type.i64) for name in example],
     )

@@ -10,47 +10,12 @@ import numpy.typing as npt
 
 from qbert import InputError
 from qbert.checkpoint import Checkpoint
+from qbert.variants import families
 from qbert.variants.native.compiler import library
 from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry
 
 Array = npt.NDArray[Any]
 
-BERT = {
-    "embeddings.word": "embeddings.word_embeddings",
-    "embeddings.position": "embeddings.position_embeddings",
-    "embeddings.type": "embeddings.token_type_embeddings",
-    "embeddings.norm": "embeddings.LayerNorm",
-    "embeddings.project": "embeddings_project",
-    "layers": "encoder.layer",
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "norm": "output.LayerNorm",
-}
-DISTILBERT = BERT | {
-    "layers": "transformer.layer",
-    "query": "attention.q_lin",
-    "key": "attention.k_lin",
-    "value": "attention.v_lin",
-    "output": "attention.out_lin",
-    "attention_norm": "sa_layer_norm",
-    "up": "ffn.lin1",
-    "down": "ffn.lin2",
-    "norm": "output_layer_norm",
-}
-FAMILIES = {
-    # architecture: names of its modules, its head's two layers, and what is between these
-    "bert": (BERT, "bert.pooler.dense", "classifier", "tanh"),
-    "camembert": (BERT, "classifier.dense", "classifier.out_proj", "tanh"),
-    "distilbert": (DISTILBERT, "pre_classifier", "classifier", "relu"),
-    "electra": (BERT, "classifier.dense", "classifier.out_proj", "gelu"),
-    "roberta": (BERT, "classifier.dense", "classifier.out_proj", "tanh"),
-    "xlm-roberta": (BERT, "classifier.dense", "classifier.out_proj", "tanh"),
-}
 COUNT_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")
 """Architectures whose first position is the one after the padding token's id."""
 SPELLINGS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
@@ -60,29 +25,25 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the weights of `checkpoint` to `folder`: products in int8, word embeddings in bf16, the rest in fp32.
 
     Raises:
-        InputError: it is none of FAMILIES, its activation is another, or a weight is not finite.
+        InputError: its architecture or activation is another, or a weight is not finite.
     """
     from safetensors.numpy import save_file
 
     library()  # compiled now rather than at the first load
     config = checkpoint.config
-    if config.model_type not in FAMILIES:
-        raise InputError(f"int8-native runs {', '.join(FAMILIES)}, and {checkpoint.folder} is a {config.model_type}")
-    activation = getattr(config, "hidden_act", None) or config.activation
-    activation = SPELLINGS.get(activation, activation)
+    family = families.of(checkpoint, "int8-native")
+    activation = SPELLINGS.get(families.activation(config), families.activation(config))
     if activation not in ACTIVATIONS:
         raise InputError(f"int8-native knows the activations {', '.join(ACTIVATIONS)}, not {activation!r}")
-    body, dense, labels, head_activation = FAMILIES[config.model_type]
     weights = {name: tensor.numpy() for name, tensor in checkpoint.load().state_dict().items()}
     prefix = checkpoint.skeleton.base_model_prefix
-    layers = f"{prefix}.{body['layers']}"
 
     def theirs(ours: str) -> str:
         """Return the checkpoint's name of one of our modules."""
         if ours.startswith("layers."):
             _, number, module = ours.split(".")
-            return f"{layers}.{number}.{body[module]}"
-        return {"head.dense": dense, "head.labels": labels}.get(ours) or f"{prefix}.{body[ours]}"
+            return f"{prefix}.{family.body['layers']}.{number}.{family.body[module]}"
+        return family.head.get(ours) or f"{prefix}.{family.body[ours]}"
 
     words = weights[f"{theirs('embeddings.word')}.weight"]
     types = weights.get(f"{theirs('embeddings.type')}.weight", ())
@@ -97,7 +58,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
         intermediate=len(weights[f"{theirs('layers.0.up')}.weight"]),
         labels=config.num_labels,
         activation=ACTIVATIONS.index(activation),
-        head_activation=HEAD_ACTIVATIONS.index(head_activation),
+        head_activation=HEAD_ACTIVATIONS.index(family.head_activation),
         padding=config.pad_token_id if config.model_type in COUNT_FROM_PADDING else -1,
         epsilon=getattr(config, "layer_norm_eps", 1e-12),
     )

@@ -31,26 +31,18 @@ inline void range(const float* row, int count, float& least, float& greatest) {
 //
 // The head looks at the first token alone, so its rounding errors add up from layer to layer, while the others' reach it
 // as a mean over many tokens. So the first token has two rows: what its bytes leave over is quantized again, into a row
-// that comes before all others (`rests` is 1, else 0), and both rows' products are added. It has 16 bits, for one row more.
+// that comes before all others, and both rows' products are added. It has 16 bits, for one row more.
 struct Quantized {
   std::uint8_t* bytes;
   std::size_t stride;
   float* step;
   float* offset;
-  int rests;
-
-  // The rows from token `token` on.
-  Quantized from(int token) const {
-    if (token == 0) return *this;
-    const int row = token + rests;
-    return {bytes + row * stride, stride, step + row, offset + row, 0};
-  }
 
   // Quantize the `count` numbers of token `token`; `rest` has room for as many.
   void put(int token, const float* values, int count, float* rest) const {
-    const int row = token + rests;
+    const int row = token + 1;
     put_row(row, values, count);
-    if (row != rests || !rests) return;
+    if (token > 0) return;
     for (int i = 0; i < count; i += kLanes) {
       const Floats steps = __builtin_convertvector(load<Bytes>(bytes + row * stride + i), Floats);
       store(rest + i, load<Floats>(values + i) - (steps * step[row] + offset[row]));

@@ -114,6 +114,7 @@ inline void transpose(Ints (&rows)[kLanes]) {
 struct Int8Dot {  // four unsigned bytes by four signed ones, exact: at most 4 * 255 * 127 is added to 32 bits
   using Sum = Ints;
   static constexpr int kGroup = 4;
+  static constexpr bool kCold = true;  // its columns are weights, used once in a run
   static void add(Ints& sum, Ints row, Ints column) {
     asm(QBERT_VNNI "vpdpbusd %2, %1, %0" : "+" QBERT_REGISTER(sum) : QBERT_REGISTER(row), QBERT_REGISTER(column));
   }
@@ -124,6 +125,7 @@ struct Bf16Dot {
   using Sum = Floats;
   using Element = std::uint16_t;
   static constexpr int kGroup = 2;
+  static constexpr bool kCold = false;
   static void add(Floats& sum, Ints row, Ints column) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(row), "v"(column));
   }
@@ -139,6 +141,7 @@ struct Fp32Dot {
   using Sum = Floats;
   using Element = float;
   static constexpr int kGroup = 1;
+  static constexpr bool kCold = false;
   static void add(Floats& sum, Ints row, Ints column) {
     asm("vfmadd231ps %2, %1, %0" : "+" QBERT_REGISTER(sum) : QBERT_REGISTER(row), QBERT_REGISTER(column));
   }
