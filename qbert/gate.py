@@ -295,7 +295,7 @@ def _measure(
     begun = time.monotonic()
     longest = 0.0
     left = list(cells)
-    with progress("timing pairs", budget.max_pairs) as advance:
+    with progress("timing pairs, of the seconds allowed", round(budget.max_seconds)) as advance:
         for number in range(budget.max_pairs):
             if not left or time.monotonic() - begun + longest > budget.max_seconds:
                 return
@@ -308,7 +308,10 @@ def _measure(
                 _pair(one, other, left, confidence)
             longest = max(longest, time.monotonic() - start)
             left = [cell for cell in cells if every_pair or cell.verdict == "inconclusive"]
-            advance(number + 1, f"timing pairs, {len(cells) - len(left)} of {len(cells)} cells sure")
+            spent = max((number + 1) / budget.max_pairs, (time.monotonic() - begun) / budget.max_seconds)
+            advance(
+                round(spent * budget.max_seconds), f"{number + 1} pairs, {len(cells) - len(left)} of {len(cells)} sure"
+            )
 
 
 def _pair(one: Worker, other: Worker, cells: Sequence[Cell], confidence: float) -> None:
