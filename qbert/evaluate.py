@@ -48,6 +48,8 @@ class Comparison:
     """Exact McNemar test of `lost` against `gained`."""
     smallest_visible_drop: float
     """The least drop in accuracy that so many documents could tell from chance (p < 0.05)."""
+    logit_error: float | None = None
+    """Mean absolute difference of the logits from the baseline's, where they were given."""
 
 
 def run(

@@ -254,6 +254,7 @@ class Cell:
         comparison = evaluate.compare(
             documents["label"].to_numpy(), baseline.argmax(axis=1), logits.argmax(axis=1), logits.shape[1]
         )
+        comparison = replace(comparison, logit_error=float(np.abs(logits - baseline).mean()))
         return comparison, evaluate.flipped(documents, baseline, logits, self.suite.dataset.label_names)
 
     def limit(self, seconds: float) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def test_accuracy_cells_judge_every_document(saved: tuple[str, dict[str, Any]], 
         assert info["f1_drop_low"] <= info["f1_drop"] <= info["f1_drop_high"]
         assert info["flips"] == len(info["flipped"])
         assert 0 <= info["mcnemar_p"] <= 1
+        assert (info["logit_error"] == 0) == (info["variant"] == "fp32")
 
 
 def test_the_run_ends_with_one_table_that_fits_80_columns(saved: tuple[str, dict[str, Any]]) -> None:
