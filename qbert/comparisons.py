@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Group, RenderableType
@@ -12,6 +13,9 @@ from rich.text import Text
 
 from qbert import InputError, reason, report
 from qbert.report import Format, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
 
 VERDICTS = {
     "slower": "red",
@@ -170,6 +174,16 @@ def _day(when: pd.Timestamp) -> str:
     return "" if pd.isna(when) else f", {when:%Y-%m-%d}"
 
 
+def ticks(axis: "Axis") -> None:
+    """Put as many numbers on a logarithmic `axis`, of which the data is drawn, as can be read."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 6 * low else MaxNLocator(5))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
 def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
     """Draw the latency of each cell over the runs of `table` (history.stored) to `path`, its changes as vertical marks.
 
@@ -209,8 +223,7 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
                     parse_math=False,
                 )
         axes.set_yscale("log")
-        for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            axis("{x:g}")
+        ticks(axes.yaxis)
         axes.tick_params(which="both", labelsize=7)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(f"{model}, {max_length} tokens: {machine}", fontsize=8, parse_math=False)

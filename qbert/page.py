@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from qbert import InputError, __version__
+from qbert import InputError, __version__, comparisons
 from qbert.compare import CELL, differences
 from qbert.report import markdown_table, markdown_text
 from qbert.variants import BASELINE
@@ -256,9 +256,7 @@ def _latency(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, s
         reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
         axes.errorbar(group["max_length"], middle, yerr=reach, color=colour, marker=marker, markersize=5, capsize=2)
     axes.set_yscale("log")
-    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatter("{x:g}")
-    axes.tick_params(axis="y", which="minor", labelsize=8)
+    comparisons.ticks(axes.yaxis)
     axes.set_xticks(sorted(cells["max_length"].unique()))
     axes.set_xlabel("tokens")
     axes.set_ylabel("ms")
@@ -316,10 +314,8 @@ def _f1(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]])
     first = cells.iloc[0]
     axes.axhline(first["f1_baseline"] - cells["max_f1_drop"].min(), color=INK, linestyle="--", linewidth=1)
     axes.set_xscale("log")
-    for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=8)
     axes.margins(x=0.15, y=0.15)
+    comparisons.ticks(axes.xaxis)
     axes.set_xlabel("ms")
     axes.set_ylabel("weighted F1")
 
