@@ -51,7 +51,7 @@ struct Linear {
     auto columns(int column) const {
       const Floats step = load<Floats>(linear.step + column), sums = load<Floats>(linear.sums + column),
                    bias = load<Floats>(linear.bias + column);
-      return [=, this, rest = Floats{}](int first, int r, Ints sum) mutable {
+      return [=, rest = Floats{}](int first, int r, Ints sum) mutable {
         const int row = first + r;
         Floats values =
             __builtin_convertvector(sum, Floats) * (step * rows.step[row]) + (sums * rows.offset[row] + bias);
