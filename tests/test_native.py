@@ -91,7 +91,7 @@ def write(folder: Path, geometry: Geometry, tensors: dict[str, np.ndarray]) -> P
 def reference(
     geometry: Geometry, tensors: dict[str, np.ndarray], ids: np.ndarray, types: np.ndarray | None
 ) -> np.ndarray:
-    """Return the logits in float64, activations quantized as rows.h says, attention's in bf16 where the library does."""
+    """Return the logits in float64, rounded where the encoder rounds: activations, and attention's bf16."""
     instructions = compiler.library().qbert_instructions()
     lanes = 8 if instructions == b"avx_vnni" else 16
     numbers = {
@@ -181,7 +181,7 @@ def test_logits_are_the_float64_references(
         expected = reference(geometry, tensors, encoding["input_ids"][0], None if types is None else types[0])
         errors.append(np.abs(encoder(encoding)[0] - expected).max())
     # What is left: GELU within 2.5e-4, and numbers that round to the other side. Of 15,000 draws without an outlier the
-    # worst was 0.012 of what the head's weights sum up to, half below 0.0002. With one, a single number on the other side
+    # worst was 0.012 of what the head's weights sum up to, half below 0.0002. With one, a number on the other side
     # of a step, which is a hundred times as large, can change a text's logits; but not most texts'.
     scale = max(np.abs(tensors["head.labels.weight"]).sum(1).max(), 1)
     assert np.median(errors) < (0.03 if outlier == 1 else 0.3) * scale
