@@ -24,6 +24,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
 PRODUCTS = ("query", "key", "value", "output", "up", "down")
 MOST = 1 << 20  # of anything that a geometry counts
+WIDEST = 1 << 16  # inputs of a product: more times 255 * 127 could be beyond 32 bits
 
 Specification = dict[str, tuple[str, tuple[int, ...]]]
 """Type, as safetensors names it, and shape of each tensor by its name."""
@@ -59,7 +60,8 @@ class Geometry(ctypes.Structure):
     def check(self) -> None:
         """Raise ValueError where no encoder has these sizes."""
         sizes = [value for name, value in self.values().items() if name not in {"activation", "head_activation"}]
-        if not all(1 <= size <= MOST for size in sizes[:9]) or self.hidden % self.heads:
+        widest = max(self.hidden, self.intermediate, self.embedding)
+        if not all(1 <= size <= MOST for size in sizes[:9]) or self.hidden % self.heads or widest > WIDEST:
             raise ValueError(f"sizes {self.values()}")
         if not (0 <= self.activation < len(ACTIVATIONS) and 0 <= self.head_activation < len(HEAD_ACTIVATIONS)):
             raise ValueError(f"activations {self.activation} and {self.head_activation}")
