@@ -248,7 +248,8 @@ def damages(geometry: Geometry) -> Iterator[tuple[str, dict[str, np.ndarray], di
     yield f"{name} has numbers that are not finite", good | {name: good[name] * np.inf}, metadata
     yield "format None", good, {}
     yield "format 2", good, metadata | {"format": "2"}
-    for field, value in (("heads", 5), ("layers", 0), ("hidden", 1 << 40), ("intermediate", 1 << 17), ("activation", 3), ("epsilon", 0.0)):
+    too_wide = [("hidden", 1 << 40), ("intermediate", 1 << 17)]
+    for field, value in (("heads", 5), ("layers", 0), *too_wide, ("activation", 3), ("epsilon", 0.0)):
         yield str(value), good, metadata | {"geometry": json.dumps(geometry.values() | {field: value})}
     yield "", good, metadata | {"geometry": "[1, 2]"}
     yield "", good, metadata | {"geometry": json.dumps(geometry.values() | {"surprise": 1})}
