@@ -110,7 +110,9 @@ def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
     assert {name: cell["verdict"] for name, cell in cells.items()} == {"fp32": "same", "mine": "slower"}
     assert cells["mine"]["change_low"] > 0.2
     assert len(cells["mine"]["log_ratios"]) >= 7, "fewer pairs cannot be sure of two cells"
-    assert 0.0007 < cells["mine"]["head_s"] - cells["mine"]["base_s"] < 0.003, "a millisecond, and a busy machine's more"
+    assert (
+        0.0007 < cells["mine"]["head_s"] - cells["mine"]["base_s"] < 0.003
+    )  # a millisecond, and a busy machine's more
     assert [cell["f1"]["verdict"] for cell in found["cells"]] == ["same", "same"]
     assert [cell["f1"]["documents"] for cell in found["cells"]] == [20, 20]
     assert output.startswith("2 cells: 1 slower, 1 same")
