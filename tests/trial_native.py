@@ -1,0 +1,53 @@
+"""How fast int8-native is beside OpenVINO's int8, plain and trimmed: all in one process, call by call in turn.
+
+    python tests/trial_native.py
+
+BERT-base's geometry with random weights; the median and the middle half of the ratios to the first variant's calls.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+from qbert import dataset, variants
+from qbert.latency import one_core, time_call
+from qbert.suite import Suite
+
+
+def ratios(suite: Suite, names: list[str], length: int, seconds: float) -> dict[str, np.ndarray]:
+    """Return each variant's seconds, in turns forwards and backwards; a turn's first call finds others' caches."""
+    cells = {name: suite.cell("bert-base", length, name) for name in names}
+    encoding = next(iter(cells.values())).encoder.fill(suite.dataset, length)
+    classifiers = {name: cell.classifier for name, cell in cells.items()}
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    with one_core():
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            for name in (*names, *reversed(names)):
+                classifiers[name](encoding)
+                taken[name] += [time_call(classifiers[name], encoding) for _ in range(2)]
+    return {name: np.array(calls) for name, calls in taken.items()}
+
+
+def main() -> None:
+    """Print a line for each length and variant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", default="int8-openvino,int8-openvino-trimmed,int8-native")
+    parser.add_argument("--max-lengths", default="128,256,384")
+    parser.add_argument("--seconds", type=float, default=10, help="for each length")
+    parser.add_argument("--dataset", default="news_mini")
+    options = parser.parse_args()
+    lengths, names = list(map(int, options.max_lengths.split(","))), options.variants.split(",")
+    suite = Suite(dataset.load(options.dataset), ["bert-base"], max_lengths=lengths)
+    for name in names:
+        variants.get(name)
+    for length in lengths:
+        taken = ratios(suite, names, length, options.seconds)
+        for name, calls in taken.items():
+            low, middle, high = np.quantile(calls / taken[names[0]], [0.25, 0.5, 0.75])
+            print(f"{length} {name}: {np.median(calls) * 1e3:.1f} ms, {middle:.3f} ({low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    main()
