@@ -92,7 +92,7 @@ def reference(
     geometry: Geometry, tensors: dict[str, np.ndarray], ids: np.ndarray, types: np.ndarray | None
 ) -> np.ndarray:
     """Return the logits in float64, rounded where the encoder rounds: activations, and attention's bf16."""
-    instructions = compiler.library().qbert_instructions()
+    instructions = compiler.load_library().qbert_instructions()
     lanes = 8 if instructions == b"avx_vnni" else 16
     numbers = {
         name: (tensor.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == np.uint16 else tensor
@@ -382,7 +382,7 @@ def test_sanitizers_find_nothing() -> None:
 
 
 def test_two_processes_share_the_compilation(tmp_path: Path) -> None:
-    script = "from qbert.variants.native.compiler import library; library()"
+    script = "from qbert.variants.native.compiler import load_library; load_library()"
     environment = os.environ | {"QBERT_CACHE": str(tmp_path), "QBERT_CXXFLAGS": "-O1"}
     processes = [
         subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE) for _ in range(2)
@@ -396,17 +396,17 @@ def test_two_processes_share_the_compilation(tmp_path: Path) -> None:
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """An empty cache, and nothing remembered of compiler and library."""
     monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
-    for function in (compiler.compiler, compiler.library):
+    for function in (compiler.compiler, compiler.load_library):
         function.cache_clear()
     yield monkeypatch
-    for function in (compiler.compiler, compiler.library):
+    for function in (compiler.compiler, compiler.load_library):
         function.cache_clear()
 
 
 def test_a_compiler_that_fails_is_one_sentence(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh.setenv("CXX", "false")
     with pytest.raises(InputError, match=r"/false cannot compile .* \(exit code 1\): set CXX to another compiler"):
-        compiler.library()
+        compiler.load_library()
     assert not [path for path in (tmp_path / "native").iterdir() if path.is_dir()]
 
 

@@ -49,7 +49,7 @@ def flags() -> tuple[str, ...]:
 
 
 @cache
-def library() -> ctypes.CDLL:
+def load_library() -> ctypes.CDLL:
     """Return the compiled library.
 
     It is kept under a hash of sources, compiler, flags and processor; two runs that need it at once share the work.

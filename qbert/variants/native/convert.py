@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qbert import InputError
 from qbert.checkpoint import Checkpoint
 from qbert.variants import families
-from qbert.variants.native.compiler import library
+from qbert.variants.native.compiler import load_library
 from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry
 
 Array = npt.NDArray[Any]
@@ -29,7 +29,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    library()  # compiled now rather than at the first load
+    load_library()  # compiled now rather than at the first load
     config = checkpoint.config
     family = families.of(checkpoint, "int8-native")
     activation = SPELLINGS.get(families.activation(config), families.activation(config))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from qbert import InputError, reason
 from qbert.checkpoint import Encoding
-from qbert.variants.native.compiler import library
+from qbert.variants.native.compiler import load_library
 
 if TYPE_CHECKING:
     from qbert.variants import Classifier
@@ -115,7 +115,7 @@ class Encoder:
         """
         from safetensors import SafetensorError
 
-        self.library = library()
+        self.native = load_library()
         try:
             self.geometry = _geometry(path)
             self._read(path)
@@ -126,17 +126,17 @@ class Encoder:
         self._lock = threading.Lock()
 
     def _read(self, path: Path) -> None:
-        handle = self.library.qbert_new(ctypes.byref(self.geometry))
+        handle = self.native.qbert_new(ctypes.byref(self.geometry))
         if not handle:
             raise MemoryError
         self._handle = handle
-        weakref.finalize(self, self.library.qbert_delete, handle)
+        weakref.finalize(self, self.native.qbert_delete, handle)
         groups = list(self.geometry.groups())
         setters = ["set_embeddings", *["add_layer"] * self.geometry.layers, "set_head"]
         for group, setter in zip(groups, setters, strict=True):
             tensors = _tensors(path, group)
             pointers = (ctypes.c_void_p * len(tensors))(*(tensor.ctypes.data for tensor in tensors))
-            if not getattr(self.library, f"qbert_{setter}")(handle, pointers):
+            if not getattr(self.native, f"qbert_{setter}")(handle, pointers):
                 raise MemoryError
 
     def __call__(self, encoding: Encoding) -> npt.NDArray[np.float32]:
@@ -155,7 +155,7 @@ class Encoder:
         logits = np.empty((1, self.geometry.labels), dtype=np.float32)
         pointers = [None if row is None else row.ctypes.data for row in rows]
         with self._lock:
-            done = self.library.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data)
+            done = self.native.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data)
         if not done:
             size = self.geometry
             raise ValueError(
@@ -210,7 +210,7 @@ def load(folder: Path) -> "Classifier":
 
     encoder = Encoder(folder / WEIGHTS)
     layers = encoder.geometry.layers
-    instructions = encoder.library.qbert_instructions().decode().split()
+    instructions = encoder.native.qbert_instructions().decode().split()
     return Classifier(
         encoder,
         {
