@@ -31,6 +31,8 @@ class Artefact:
     """The length that the model was trained at."""
     positions: int
     """The greatest length that it takes, in tokens."""
+    truncation_side: str
+    """Where too long a text is cut off: `right` or `left`."""
 
     @classmethod
     def open(cls, folder: Path) -> "Artefact":
@@ -48,6 +50,7 @@ class Artefact:
                 labels=tuple(record["labels"]),
                 max_length=int(record["max_length"]),
                 positions=int(record["positions"]),
+                truncation_side=record["truncation_side"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -68,7 +71,7 @@ class Artefact:
     def encoder(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length)
+        self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
         tokens = self.tokenizer.encode(text, text_pair)
         return {name: np.array([getattr(tokens, ARRAYS[name])], dtype=np.int64) for name in self.inputs}
 

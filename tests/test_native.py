@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import erf
 
 from qbert import InputError, machine, variants
+from qbert.artefact import Artefact
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 from qbert.variants import VARIANTS, native
@@ -343,6 +344,23 @@ assert not {{"torch", "transformers", "scipy", "pandas"}} & set(sys.modules), so
     classifier = variants.build(VARIANTS["int8-native"], trained)
     expected = int(classifier(trained.encoder("球队赢了比赛", max_length=64)).argmax())
     assert done.stdout.strip() == trained.labels[expected]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_an_artefact_cuts_texts_and_pairs_off_as_transformers_does(
+    trained: Checkpoint, tmp_path: Path, side: str
+) -> None:
+    tokenizer = trained.encoder.tokenizer
+    before, tokenizer.truncation_side = tokenizer.truncation_side, side
+    try:
+        variants.write_artefact(VARIANTS["int8-native"], trained, tmp_path)
+        artefact = Artefact.open(tmp_path)
+        for texts in (("球队赢了比赛" * 20,), ("体育" * 30, "汽车发动机" * 30), ("短",)):
+            expected, found = (one(*texts, max_length=24) for one in (trained.encoder, artefact.encoder))
+            assert expected.keys() == found.keys()
+            assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    finally:
+        tokenizer.truncation_side = before
 
 
 def again(flags: str, names: str, **environment: str) -> None:

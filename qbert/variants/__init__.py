@@ -396,6 +396,7 @@ def write_artefact(
             "labels": checkpoint.labels,
             "max_length": max_length or checkpoint.max_length,
             "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
+            "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
             "untrained": not checkpoint.trained,
             "variant": variant.name,
             "versions": machine.versions(*variant.packages),

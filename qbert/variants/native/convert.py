@@ -77,9 +77,10 @@ def _tensor(
     module, _, part = name.rpartition(".")
     if module == "embeddings":  # a table, not a layer with weight and bias
         module, part = name, "weight"
-    source = weights.get(f"{theirs(module)}.{'bias' if part == 'bias' else 'weight'}")
-    if source is None:  # architectures without token types
+    theirs_name = f"{theirs(module)}.{'bias' if part == 'bias' else 'weight'}"
+    if module == "embeddings.type" and theirs_name not in weights:  # an architecture without token types
         return np.zeros(shape, dtype=np.float32)
+    source = weights[theirs_name]
     if not np.isfinite(source).all():
         raise InputError(f"{theirs(module)} has numbers that are not finite: train or save the checkpoint again")
     if kind == "U16":
