@@ -1,6 +1,15 @@
 """How much faster a quantized BERT text classifier is on this processor, and what it costs in F1."""
 
+import sys
+from pathlib import Path
+
 __version__ = "0.1.0"
+
+DISTRIBUTION = "pytest-qbert"
+"""What pip calls this package: the name qbert is another project's on PyPI."""
+
+TRACEBACK = "QBERT_TRACEBACK"
+"""The environment variable with which developers see where an error was raised."""
 
 CONFIDENCE = 0.95
 """Of every interval that is reported."""
@@ -8,6 +17,26 @@ CONFIDENCE = 0.95
 
 class InputError(Exception):
     """What a person gave cannot be used; the message is one sentence: where, the value found, the remedy."""
+
+
+def sentence(error: BaseException) -> str:
+    """Return what to tell a person of `error`: their mistake, an unusable file, or a fault of this project."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be used ({error.strerror}): name another file or folder"
+    return (
+        f"{' '.join(sys.argv[1:])}: {type(error).__name__}: {reason(error)}: qbert did not expect this; "
+        f"please report it with this line ({TRACEBACK}=1 shows where it happened)"
+    )
+
+
+def pip_install(extra: str) -> str:
+    """Return the command that brings `extra` where this package was installed from: a clone, or the registry."""
+    clone = Path(__file__).resolve().parents[1]
+    if not (clone / "pyproject.toml").is_file():
+        return f"pip install '{DISTRIBUTION}[{extra}]'"
+    return f"pip install -e '{'.' if clone == Path.cwd() else clone}[{extra}]'"
 
 
 def reason(error: BaseException, line: int = 0) -> str:

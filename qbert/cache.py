@@ -1,8 +1,10 @@
-"""Folders that are either absent or whole: built beside their place under a lock, then renamed."""
+"""Folders and files that are either absent or whole: built beside their place, then renamed; folders under a lock."""
 
+import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,29 @@ CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.EN
 def cache_dir() -> Path:
     """Return the folder that keeps trained built-in models and quantized variants (`QBERT_CACHE`)."""
     return Path(os.environ.get("QBERT_CACHE") or platformdirs.user_cache_dir("qbert"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` write a file beside `path`, then rename it; what is no file (/dev/stdout, a pipe) is written to.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    place = beside = path
+    try:
+        place = beside = path.resolve()
+        if not place.exists() or place.is_file():
+            # The suffix stays, since it may choose the format.
+            beside = place.with_name(f".{place.stem}.unfinished-{secrets.token_hex(4)}{place.suffix}")
+        write(beside)
+        if beside != place:
+            beside.replace(place)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
+    finally:
+        if beside != place:
+            with contextlib.suppress(OSError):
+                beside.unlink()
 
 
 def is_filled(target: Path) -> bool:

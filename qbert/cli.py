@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from qbert import InputError, __version__, cli_results
+from qbert import TRACEBACK, InputError, __version__, cli_results, sentence
+from qbert.terminal import echo, shown
 
 if TYPE_CHECKING:
     from qbert.artefact import Artefact
@@ -26,7 +27,7 @@ DEFAULT_MAX_LENGTH = 384
 
 
 class Command(click.Group):
-    """A group that reports an InputError in one sentence, with exit code 2."""
+    """A group that reports every error in one sentence, with exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
         """Run the command."""
@@ -34,15 +35,19 @@ class Command(click.Group):
             warnings.showwarning = _warn
             try:
                 return super().invoke(ctx)
-            except InputError as error:
-                raise click.UsageError(str(error)) from error
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
+                raise
+            except Exception as error:  # the outer net: whatever is raised is told in a sentence
+                if os.environ.get(TRACEBACK):
+                    raise
+                raise click.UsageError(shown(sentence(error))) from error
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     from qbert.dataset import DatasetWarning
 
     if issubclass(category, DatasetWarning):  # a library's warnings are not for the person at the terminal
-        click.echo(f"warning: {message}", err=True)
+        echo(f"warning: {message}", err=True)
 
 
 @click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -163,7 +168,7 @@ def train(
     recipe = dataclasses.replace(recipe, **given)  # type: ignore[arg-type] # click has checked each option's type
     checkpoint = training.train(loaded, base, output, max_length=max_length, seed=seed, vocab=vocab, recipe=recipe)
     metrics = checkpoint.record["metrics"]
-    click.echo(f"{output}: weighted F1 {metrics['test_weighted_f1']:.4f} on the test split, {metrics['seconds']:.0f} s")
+    echo(f"{output}: weighted F1 {metrics['test_weighted_f1']:.4f} on the test split, {metrics['seconds']:.0f} s")
 
 
 @main.command()
@@ -200,6 +205,7 @@ def evaluate(
     from qbert import evaluate as judging
     from qbert import report
     from qbert import variants as table
+    from qbert.cache import write_file
     from qbert.suite import Suite
     from qbert.terminal import progress
 
@@ -221,10 +227,8 @@ def evaluate(
         times = judging.percentiles(seconds)
         results.append(cell.describe(classifier.evidence) | dataclasses.asdict(comparison) | times | {"flipped": flips})
     if json_file:
-        try:
-            json_file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{json_file} cannot be written ({error.strerror}): name another file") from error
+        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        write_file(json_file, lambda place: place.write_text(text, encoding="utf-8"))
     report.show(
         report.accuracy(results, title=f"{name} on {loaded.name}, {len(rows)} documents, {max_length} tokens at most")
     )
@@ -253,7 +257,7 @@ def quantize(model: str, variant: str, output: Path, dataset: str | None, max_le
     say(f"making {variant} of {model}")
     build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage, seen, max_length))
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    click.echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
+    echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
 
 
 @main.command()
@@ -298,14 +302,14 @@ def predict(
             best = int(scores.argmax())
             if as_json:
                 ranked = {names[label]: round(float(scores[label]), 6) for label in scores.argsort()[::-1]}
-                click.echo(
+                echo(
                     json.dumps(
                         {"text": text.rstrip("\r\n"), "label": names[best], "scores": ranked},
                         ensure_ascii=False,
                     )
                 )
             else:
-                click.echo(f"{names[best]}\t{scores[best]:.4f}\t{first[:60]}")
+                echo(f"{names[best]}\t{scores[best]:.4f}\t{first[:60]}")
 
 
 @main.command()
@@ -347,8 +351,8 @@ def machine() -> None:
     drawn.add_row("libraries", ", ".join(f"{name} {version}" for name, version in here.versions(*packages).items()))
     for precision, (rate, library) in rates.items():
         drawn.add_row(f"{precision} products", f"{rate / 1e9:.0f} billion operations a second, by {library}")
-    for number, sentence in enumerate(here.disturbances() or ["nothing found"]):
-        drawn.add_row("" if number else "disturbs timing", escape(sentence))
+    for number, found in enumerate(here.disturbances() or ["nothing found"]):
+        drawn.add_row("" if number else "disturbs timing", escape(found))
     report.show(drawn)
 
 

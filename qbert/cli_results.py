@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qbert import InputError
+from qbert.cache import write_file
 from qbert.compare import MIN_EFFECT, SUBJECT
+from qbert.terminal import echo
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -158,7 +160,7 @@ def gate(
                 base, head, subject, budget, limits=rows, asked=asked, put_in=lambda _: slowed, every_pair=calibrate
             )
         except sides.SideError as error:
-            click.echo(f"Error: {error}", err=True)
+            echo(f"Error: {error}", err=True)
             ctx.exit(gates.NOT_COMPARABLE)
         except KeyboardInterrupt:
             ctx.exit(128 + signal.SIGINT)
@@ -200,10 +202,7 @@ def _lengths(text: str) -> tuple[int, ...]:
 def _write(path: Path | None, text: str) -> None:
     if path is None:
         return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
+    write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
 
 
 class BaseAndHead(click.Command):
@@ -309,7 +308,7 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 
     table, left_out = saved.stored(storage)
     for sentence in left_out:
-        click.echo(f"left out: {sentence}", err=True)
+        echo(f"left out: {sentence}", err=True)
     rows = saved.changes(table, min_effect)
     report.show(comparisons.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
     if plot:
@@ -339,7 +338,7 @@ def report(files: tuple[Path, ...], output: Path | None, markdown: Path | None, 
     if csv_file:
         _write(csv_file, page.flat(runs).to_csv(index=False))
     for answer in page.answers(page.summarize(runs)):
-        click.echo(answer)
+        echo(answer)
 
 
 @click.command()

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qbert import InputError, reason, report
+from qbert import InputError, pip_install, reason, report
 from qbert.report import Format, Row
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
     try:
         from matplotlib import figure
     except ImportError as error:
-        raise InputError("--plot needs matplotlib: pip install 'qbert[report]'") from error
+        raise InputError(f"--plot needs matplotlib: {pip_install('report')}") from error
     timed = table.dropna(subset=["median_s"])
     panels = list(report.in_order(timed).groupby(["machine", "model", "max_length"], sort=False))
     drawn = figure.Figure(figsize=(9, 2.8 * len(panels)), layout="constrained")

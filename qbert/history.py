@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qbert import InputError, reason
+from qbert import InputError, parse, reason
 from qbert.cache import cache_dir
 from qbert.compare import CELL, MIN_EFFECT
 
@@ -54,14 +54,7 @@ def read(path: Path) -> pd.DataFrame:
     Raises:
         InputError: the file cannot be read, is no run of pytest-benchmark, or holds no cell of this suite.
     """
-    import orjson
-
-    try:
-        run = orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): name a saved run") from error
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{path} is no JSON ({reason(error)}): it is damaged, or no saved run") from error
+    run = parse.read_json(path, Any, "name a saved run")
     if not isinstance(run, dict) or not isinstance(run.get("benchmarks"), list):
         raise InputError(f"{path} is no run of pytest-benchmark: it has no list 'benchmarks'")
     try:

@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("qbert", "torch", "transformers", "tokenizers", "numpy", "pytest-benchmark")
+from qbert import DISTRIBUTION
+
+LIBRARIES = (DISTRIBUTION, "torch", "transformers", "tokenizers", "numpy", "pytest-benchmark")
 
 INSTRUCTION_SETS = {
     "avx2": "avx2",
@@ -64,7 +66,7 @@ def versions(*packages: str) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in (*LIBRARIES, *packages):
         try:
-            found[name] = importlib.metadata.version(name)
+            found["qbert" if name == DISTRIBUTION else name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found

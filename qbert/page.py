@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from qbert import InputError, __version__, comparisons
+from qbert import InputError, __version__, comparisons, pip_install
 from qbert.compare import CELL, differences
 from qbert.report import markdown_table, markdown_text
 from qbert.variants import BASELINE
@@ -132,7 +132,7 @@ def render(runs: pd.DataFrame) -> str:
         import jinja2
         import matplotlib as mpl
     except ImportError as error:
-        raise InputError("a report needs matplotlib and Jinja: pip install 'qbert[report]'") from error
+        raise InputError(f"a report needs matplotlib and Jinja: {pip_install('report')}") from error
     table = summarize(runs)
     variants = list(dict.fromkeys(table["variant"]))
     looks = {name: (COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]) for n, name in enumerate(variants)}

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from qbert.terminal import console
 
 Row = Mapping[Any, Any]
 
@@ -108,7 +110,7 @@ def markdown_text(text: str) -> str:
 
 def show(drawn: RenderableType) -> None:
     """Print to standard output; colours only on a terminal and without NO_COLOR."""
-    Console(highlight=False).print(drawn)
+    console().print(drawn)
 
 
 def milliseconds(seconds: float) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import InputError, evaluate, limit, machine, train, variants
+from qbert import InputError, evaluate, limit, machine, sources, train, variants
 from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
@@ -120,7 +120,7 @@ class Suite:
         base = Checkpoint(Path(model.source)).sha256 if model.fine_tune else model.source
         made_of: list[Any] = [self.dataset.sha256, base, model.seed]
         if model.trained:
-            made_of += [max_length, asdict(recipe)]
+            made_of += [max_length, asdict(recipe), sources.sha256(train.__name__)]
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         folder = cache_dir() / "models" / key / (f"{model.name}-{max_length}" if model.trained else model.name)
         if failed := self._failed.get(folder):

@@ -8,7 +8,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
+import click
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,12 +18,43 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+
+CONTROLS = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+    | {0x7F: "␡"}
+    | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�")
+)
+"""What a terminal would obey, and what reorders a line, by what is shown instead: Unicode's pictures of the codes."""
+
+
+def shown(text: str) -> str:
+    """Return `text`, which may come from data, so that a terminal shows all of it and obeys nothing in it."""
+    return text.translate(CONTROLS)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line of `text`, which may come from data, to standard output or standard error."""
+    click.echo(shown(text), err=err)
+
+
+class _Console(Console):
+    """A console on which text from data cannot pass for control codes."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield the segments of `renderable`."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else shown(text), style, control)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return rich's console; colours only on a terminal and without NO_COLOR."""
+    return _Console(stderr=stderr, highlight=False)
 
 
 def say(what: str) -> None:
     """Tell on standard error, on a line of its own, what will take a while."""
-    sys.stderr.write(f"\n{what}\n")
-    sys.stderr.flush()
+    echo(f"\n{what}", err=True)
 
 
 @contextlib.contextmanager
@@ -62,7 +94,7 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
 
     Yield the function that says where it is: `(completed, what)`, the second where it reads otherwise by now.
     """
-    console = Console(stderr=True)
+    on = console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -70,8 +102,8 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=on,
+        disable=not on.is_terminal,
         transient=True,
     )
     with bar:

@@ -289,7 +289,7 @@ def test_what_is_not_installed_is_named_with_the_command_that_brings_it() -> Non
     absent = dataclasses.replace(VARIANTS["fp32"], packages=("no_such_package",))
     assert absent.missing() == "no_such_package not installed: pip install no_such_package"
     absent = dataclasses.replace(absent, packages=("json", "no_such_package"), extra="nothing")
-    assert absent.missing() == "no_such_package not installed: pip install 'qbert[nothing]'"
+    assert absent.missing() == "no_such_package not installed: pip install -e '.[nothing]'"
 
 
 @pytest.mark.parametrize("variant", [row for row in HERE if row.runtime == "ONNX Runtime"], **names)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the engine qnnpack warns of nothing that a person could change
 
@@ -188,7 +188,7 @@ def classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
     """Return `model`, a classifier of transformers in evaluation mode, run on one thread without autograd."""
     import torch
 
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
     one_thread()
 

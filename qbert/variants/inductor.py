@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
 PACKAGE = "model.pt2"
 INSTRUCTION_SETS = "instruction_sets.txt"
@@ -95,7 +95,7 @@ def load(folder: Path) -> "Classifier":
     """
     import torch
 
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
     try:
         lacking = set((folder / INSTRUCTION_SETS).read_text().split()) - set(machine.instruction_sets())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
 GRAPH = "model.onnx"
 EVIDENCE = "evidence.json"
@@ -129,7 +129,7 @@ def load(folder: Path) -> "Classifier":
     Raises:
         InputError: the graph is damaged.
     """
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
     try:
         evidence = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))

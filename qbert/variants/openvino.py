@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
 GRAPH = "model.xml"
 PRODUCTS = {"FullyConnected", "MatMul", "ScaledDotProductAttention"}
@@ -109,7 +109,7 @@ def load(folder: Path, *, hint: str) -> "Classifier":
     Raises:
         InputError: the graph is damaged.
     """
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
     try:
         compiled = compile_model(folder / GRAPH, hint)

@@ -11,7 +11,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from qbert import InputError, machine
+from qbert import InputError, machine, pip_install
 from qbert.cache import build_kept, cache_dir
 from qbert.terminal import say
 
@@ -27,7 +27,7 @@ def unsupported() -> str:
     """Say why the sources would not compile or run here; empty where they would."""
     if not (machine.is_x86() and machine.has("avx512_vnni", "avx_vnni")) or sys.platform == "win32":
         return "it is written for processors with AVX512-VNNI or AVX-VNNI, on Linux or macOS"
-    return "" if compiler() else "no C++ compiler: install g++ or clang++, or pip install 'qbert[native]'"
+    return "" if compiler() else f"no C++ compiler: install g++ or clang++, or {pip_install('native')}"
 
 
 @cache

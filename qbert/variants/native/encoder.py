@@ -16,7 +16,7 @@ from qbert.checkpoint import Encoding
 from qbert.variants.native.compiler import load_library
 
 if TYPE_CHECKING:
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
 WEIGHTS = "native.safetensors"
 FORMAT = "1"
@@ -206,7 +206,7 @@ def load(folder: Path) -> "Classifier":
     Raises:
         InputError: the weights are damaged or another's, or the library cannot be compiled.
     """
-    from qbert.variants import Classifier
+    from qbert.variants.base import Classifier
 
     encoder = Encoder(folder / WEIGHTS)
     layers = encoder.geometry.layers

@@ -1,0 +1,54 @@
+"""What a person gives, read into typed objects: one place that tells what is wrong with it."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qbert import InputError
+
+Kind = TypeVar("Kind")
+
+
+def read_bytes(path: Path, remedy: str) -> bytes:
+    """Return what is in the file `path`; `remedy` ends the sentence that says why it cannot be read.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is no file: a pipe would be waited for without an end.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            why = os.strerror(errno.EISDIR) if path.is_dir() else "it is a pipe or a device"
+            raise InputError(f"{path} cannot be read ({why}): {remedy}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): {remedy}") from error
+
+
+def read_json(path: Path, kind: type[Kind], remedy: str) -> Kind:
+    """Return the JSON in the file `path` as a `kind`, a msgspec.Struct or another type.
+
+    Raises:
+        InputError: it cannot be read, is no JSON, or a value in it is of another type or beyond its bounds.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(read_bytes(path, remedy), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be used ({error}): {remedy}") from error
+
+
+def convert(value: Any, kind: type[Kind], what: str, remedy: str) -> Kind:  # noqa: ANN401  that is what is found out
+    """Return `value`, which JSON or TOML held, as a `kind`; `what` names it in the error.
+
+    Raises:
+        InputError: it, or a value in it, is of another type or beyond its bounds.
+    """
+    import msgspec
+
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise InputError(f"{what} cannot be used ({error}): {remedy}") from error

@@ -1,0 +1,92 @@
+"""Which source files a result depends on: those of a module, of all that it imports, and of all that these import.
+
+The standard library alone is needed: the gate runs this file in either side's interpreter, over that side's own code.
+"""
+
+import ast
+import hashlib
+import importlib.machinery
+import importlib.util
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+COMPILED = ("*.h", "*.cpp")
+"""What is compiled at first use, and lies beside the module that does it."""
+
+
+@cache
+def sha256(*modules: str) -> str:
+    """Return the hash of the sources that `modules`, named as they are imported, depend on.
+
+    Imports inside functions count, those for type checkers do not. Libraries are left out: their versions tell.
+    """
+    digest = hashlib.sha256()
+    for name, path in sorted(files(*modules).items()):
+        beside = sorted(file for pattern in COMPILED for file in path.parent.glob(pattern))
+        for file in (path, *beside):
+            digest.update(f"{name} {file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def files(*modules: str) -> dict[str, Path]:
+    """Return the source file of each module that `modules` depend on, by its name."""
+    own = frozenset({"qbert", *(name.partition(".")[0] for name in modules)})
+    found: dict[str, Path] = {}
+    left = list(modules)
+    while left:
+        name = left.pop()
+        spec = None if name in found else _spec(name, own)
+        if spec and spec.origin and spec.origin.endswith(".py"):
+            found[name] = Path(spec.origin)
+            package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+            for module, attribute in _imports(ast.parse(found[name].read_bytes()), package):
+                part = f"{module}.{attribute}"
+                left.append(part if attribute and _spec(part, own) else module)
+    return found
+
+
+@cache
+def _spec(name: str, own: frozenset[str]) -> importlib.machinery.ModuleSpec | None:
+    """Return where `name` is found; None where that is no module, the standard library or a library."""
+    top = name.partition(".")[0]
+    if not _is_own(top, own):
+        return None
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, ValueError):  # a function's or a class's name
+        return None
+
+
+@cache
+def _is_own(top: str, own: frozenset[str]) -> bool:
+    """Whether the package or module `top` is one of `own`, or neither the standard library nor installed."""
+    if top in sys.stdlib_module_names or top == "__main__":
+        return False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    if spec is None or top in own:
+        return spec is not None
+    places = [spec.origin, *(spec.submodule_search_locations or ())]
+    libraries = [*map(sysconfig.get_path, ("purelib", "platlib")), *site.getsitepackages(), site.getusersitepackages()]
+    return not any(place and Path(place).is_relative_to(library) for place in places for library in libraries)
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:
+    """Yield what `tree`, of a module in `package`, imports: modules, and of `from a import b` what is taken of them."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = "." * node.level + (node.module or "")
+            module = importlib.util.resolve_name(name, package) if node.level else name
+            yield from ((module, alias.name) for alias in node.names)
+        else:
+            yield from _imports(node, package)

@@ -1,0 +1,89 @@
+"""What a variant is: the row of the table, and the classifier that its function returns."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qbert import pip_install
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from qbert.checkpoint import Encoding
+
+MAX_F1_DROP = 0.01  # what users of quantized classifiers commonly accept; 500 documents can just tell it from 0
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A built variant: one encoding in, logits out."""
+
+    run: "Callable[[Encoding], npt.NDArray[np.float32]]"
+    """From arrays of shape `(1, length)` to logits of shape `(1, num_labels)`."""
+    evidence: Mapping[str, Any]
+    """What shows that it is what its name says: `threads`, `precision`, `quantized_ops` of what really runs."""
+
+    def __call__(self, encoding: "Encoding") -> "npt.NDArray[np.float32]":
+        """Return the logits, `(1, num_labels)`, of one encoding."""
+        return self.run(encoding)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a checkpoint."""
+
+    name: str
+    runtime: str
+    precision: str
+    """`fp32`, `bf16`, `int8`, or `int8-bf16`; one that says int8 has to show quantized operations."""
+    load: Callable[..., Classifier]
+    """`load(folder, **options)`: read what `export` wrote, or the checkpoint itself where there is no export."""
+    export: Callable[..., None] | None = None
+    """`export(checkpoint, folder, **options)`: fill an empty folder with what `load` reads."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For `load` and `export`; each is passed those that it takes."""
+    calibrated: bool = False
+    """Whether `export` also takes `calibration`, a list of encodings of training documents."""
+    packages: tuple[str, ...] = ()
+    """What has to be installed beside this project's own dependencies."""
+    extra: str = ""
+    """The extra of this project that brings them."""
+    needs: str = "nothing more"
+    """What it needs, in words."""
+    unsupported: Callable[[], str] = lambda: ""
+    """Why this machine cannot run it, in words; empty where it can. Answers at once, without importing the runtime."""
+    default: bool = True
+    """Whether it runs where nobody chose variants and it is available."""
+    max_f1_drop: float = MAX_F1_DROP
+
+    @property
+    def of_one_length(self) -> bool:
+        """Whether `export` also takes `max_length`, the number of tokens that its graph is of."""
+        return self.export is not None and "max_length" in inspect.signature(self.export).parameters
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What identifies this way of running in a saved run."""
+        return {
+            "export": self.export and qualified(self.export),
+            "load": qualified(self.load),
+            "options": dict(self.options),
+            "precision": self.precision,
+            "runtime": self.runtime,
+        }
+
+    def missing(self) -> str:
+        """Say why it cannot run here; empty where it can."""
+        absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if absent:
+            command = pip_install(self.extra) if self.extra else f"pip install {' '.join(self.packages)}"
+            return f"{' and '.join(absent)} not installed: {command}"
+        return self.unsupported()
+
+
+def qualified(function: Callable[..., Any]) -> str:
+    """Return the name by which saved runs and artefacts know `function`."""
+    return f"{function.__module__}.{function.__qualname__}"

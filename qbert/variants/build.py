@@ -1,0 +1,167 @@
+"""From a checkpoint to a classifier: prepare what a variant is loaded from, keep that in the cache, load it."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbert import InputError, machine, reason, sources
+from qbert.cache import build_kept, cache_dir
+from qbert.checkpoint import Checkpoint, write_record
+from qbert.terminal import say, silent
+from qbert.variants import eager
+from qbert.variants.base import Classifier, Variant, qualified
+
+if TYPE_CHECKING:
+    from qbert.dataset import Dataset
+
+CALIBRATION_DOCUMENTS = 192  # NNCF's default of 300 takes longer and flips as many labels of SST-2 and MRPC
+UNTRAINED_DOCUMENTS = 24  # ranges of random weights: only the time that they take is of interest
+
+
+def build(
+    variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None, max_length: int | None = None
+) -> Classifier:
+    """Return `checkpoint` as `variant` runs it: prepare and load."""
+    return load(variant, checkpoint, prepare(variant, checkpoint, dataset, max_length))
+
+
+def load(variant: Variant, checkpoint: Checkpoint, folder: Path) -> Classifier:
+    """Return what prepare left in `folder`, after one call.
+
+    Raises:
+        InputError: the runtime cannot run this model.
+    """
+    classifier = load_folder(variant, folder)
+    try:
+        classifier(checkpoint.encoder("a", max_length=checkpoint.positions))
+    except Exception as error:  # each runtime raises its own, without a common class
+        raise InputError(_cannot(variant, "run", checkpoint, error)) from error
+    return classifier
+
+
+def prepare(
+    variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None, max_length: int | None = None
+) -> Path:
+    """Return the folder that `variant` is loaded from: the checkpoint's, or what its export wrote, kept in the cache.
+
+    A calibrated variant sees training documents of `dataset`; one of a single length is made for `max_length`, the
+    checkpoint's own unless told.
+
+    Raises:
+        InputError: the runtime cannot convert this model, or the cache cannot be written to.
+    """
+    if variant.export is None:
+        return checkpoint.folder
+    made_of = [
+        checkpoint.sha256,
+        qualified(variant.export),
+        sources.sha256(variant.export.__module__, __name__),  # what edited code would make is made anew
+        _options(variant, checkpoint, max_length),
+        _calibration(variant, checkpoint, dataset),
+        machine.instruction_sets(),
+        machine.versions(*variant.packages),
+    ]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{variant.export.__module__.rpartition('.')[2]}-{variant.export.__name__}-{key}"
+
+    def fill(stage: Path) -> None:
+        say(f"making {variant.name} of {checkpoint.folder.name}, once")
+        _export(variant, checkpoint, stage, dataset, max_length)
+
+    # Variants that differ in how the same thing is loaded share it.
+    return build_kept(cache_dir() / "variants" / name, fill)
+
+
+def write_artefact(
+    variant: Variant,
+    checkpoint: Checkpoint,
+    folder: Path,
+    dataset: "Dataset | None" = None,
+    max_length: int | None = None,
+) -> None:
+    """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer, and a record."""
+    calibration = _calibration(variant, checkpoint, dataset)
+    _export(variant, checkpoint, folder, dataset, max_length)
+    write_record(
+        folder,
+        {
+            "calibration": calibration,
+            "checkpoint_sha256": checkpoint.sha256,
+            "definition": variant.definition,
+            "inputs": checkpoint.encoder.inputs,
+            "labels": checkpoint.labels,
+            "max_length": max_length or checkpoint.max_length,
+            "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
+            "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
+            "untrained": not checkpoint.trained,
+            "variant": variant.name,
+            "versions": machine.versions(*variant.packages),
+        },
+    )
+
+
+def _export(
+    variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Dataset | None", max_length: int | None
+) -> None:
+    export, options = variant.export or eager.export, _options(variant, checkpoint, max_length)
+    if dataset is not None and variant.calibrated:
+        options["calibration"] = [
+            checkpoint.encoder(*text, max_length=checkpoint.max_length)
+            for text in dataset.training_texts(_documents(checkpoint))
+        ]
+    try:
+        with silent():  # exporters print bars, advice, and graphs that they cannot do
+            export(checkpoint, folder, **options)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # likewise
+        raise InputError(_cannot(variant, "be made of", checkpoint, error)) from error
+    checkpoint.config.save_pretrained(folder)
+    checkpoint.encoder.tokenizer.save_pretrained(folder)
+
+
+def _cannot(variant: Variant, what: str, checkpoint: Checkpoint, error: Exception) -> str:
+    family = checkpoint.config.model_type
+    return f"variant {variant.name} cannot {what} {checkpoint.folder}, a {family} ({reason(error)}): leave it out"
+
+
+def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `options` that `function` takes."""
+    parameters = inspect.signature(function).parameters
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in options.items() if every or name in parameters}
+
+
+def _options(variant: Variant, checkpoint: Checkpoint, max_length: int | None) -> dict[str, Any]:
+    """Return what `variant` passes to its export, calibration documents aside."""
+    return taken(variant.export or eager.export, {"max_length": max_length or checkpoint.max_length, **variant.options})
+
+
+def _documents(checkpoint: Checkpoint) -> int:
+    return CALIBRATION_DOCUMENTS if checkpoint.trained else UNTRAINED_DOCUMENTS
+
+
+def _calibration(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None") -> dict[str, Any] | None:
+    """Return what identifies the documents that `variant` is calibrated on, where it is."""
+    if not variant.calibrated:
+        return None
+    if dataset is None:
+        raise InputError(f"variant {variant.name} is calibrated on training documents: name their dataset (--dataset)")
+    return {"dataset_sha256": dataset.sha256, "documents": _documents(checkpoint)}
+
+
+def load_folder(variant: Variant, folder: Path) -> Classifier:
+    """Return the classifier in `folder`, which `variant` has written, or which is a checkpoint's.
+
+    Raises:
+        InputError: it claims int8 and is not.
+    """
+    classifier = variant.load(folder, **taken(variant.load, variant.options))
+    if variant.precision.startswith("int8") and not classifier.evidence.get("quantized_ops"):
+        raise InputError(
+            f"variant {variant.name} claims int8 and runs no quantized operation: it would only seem to be"
+        )
+    return classifier
