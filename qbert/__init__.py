@@ -1,5 +1,6 @@
 """How much faster a quantized BERT text classifier is on this processor, and what it costs in F1."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,11 @@ TRACEBACK = "QBERT_TRACEBACK"
 
 CONFIDENCE = 0.95
 """Of every interval that is reported."""
+
+
+# ONNX Runtime's wheels look up a telemetry host and keep a device id, unless told before their first import. Child
+# processes inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 class InputError(Exception):
