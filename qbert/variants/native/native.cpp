@@ -5,7 +5,7 @@
 
 extern "C" {
 
-// What the dot products are: `vnni`, with the bits of a register and what attention is computed in.
+// The instruction sets that this was compiled for: the one of the int8 dot products, and avx512_bf16 where attention has it.
 const char* qbert_instructions() {
 #if defined(__AVX512BF16__)
   return "avx512_vnni avx512_bf16";

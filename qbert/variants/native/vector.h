@@ -108,8 +108,8 @@ inline void transpose(Ints (&rows)[kLanes]) {
   if constexpr (kLanes == 16) exchange<8>(rows, kAll);
 }
 
-// Each dot product takes `Group` elements of both sides from one dword of each lane, and adds to the lane of `sum`.
-// Everywhere, dwords of rows are broadcast and dwords of packed columns lie side by side (pack.h).
+// Each dot product takes `kGroup` elements of both sides from one dword of each lane, and adds to the lane of `sum`.
+// Everywhere, dwords of rows are broadcast and dwords of packed columns lie side by side (product.h).
 
 struct Int8Dot {  // four unsigned bytes by four signed ones, exact: at most 4 * 255 * 127 is added to 32 bits
   using Sum = Ints;
