@@ -63,12 +63,11 @@ def read(path: Path) -> pd.DataFrame:
     table = cells(saved_run.as_dictionaries(run.cells(str(path))))
     if table.empty:
         raise InputError(f"{path} holds no cell of this suite: it is another project's run, or an older version's")
-    commit = run.commit_info or saved_run.Commit()
     table["file"] = str(path)
     table["when"] = pd.to_datetime(run.datetime, utc=True)
     table["machine"] = table["identity"].map(machine_name)
     table["dataset"] = [f"{one.get('dataset', '')} ({one['dataset_sha256'][:12]})" for one in table["identity"]]
-    table["commit"] = (commit.id or "unknown")[:12] + ("+" if commit.dirty else "")
+    table["commit"] = run.commit_info.id[:12] + "+" * run.commit_info.dirty
     table["failed"] = bool(run.qbert and run.qbert.failed)
     table["median_s"] = table["median_s"].astype(float)
     return table

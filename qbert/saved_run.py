@@ -169,8 +169,8 @@ class Benchmark(Struct):
 class Commit(Struct):
     """What pytest-benchmark knows of the commit."""
 
-    id: str | None = None
-    dirty: bool | None = None
+    id: str
+    dirty: bool = False
 
 
 class Outcome(Struct):
@@ -184,7 +184,7 @@ class Run(Struct):
 
     benchmarks: list[Benchmark]
     datetime: datetime
-    commit_info: Commit | None = None
+    commit_info: Commit
     qbert: Outcome | None = None
 
     def cells(self, source: str) -> list[Benchmark]:
