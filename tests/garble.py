@@ -1,4 +1,4 @@
-"""Damage that a saved run may come with: copies of one in which a value, a key or some bytes are not what they were."""
+"""What a saved run says of a cell, and the damage that it may come with: a value, a key, some bytes, its end."""
 
 import copy
 import json
@@ -6,6 +6,24 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+FIGURES: dict[str, dict[str, Any]] = {
+    "latency": {"speedup": 1.0},
+    "accuracy": {
+        "documents": 500,
+        "f1": 0.95,
+        "f1_baseline": 0.95,
+        "f1_drop_low": -0.01,
+        "f1_drop_high": 0.01,
+        "flips": 0,
+        "mcnemar_p": 1.0,
+        "smallest_visible_drop": 0.012,
+        "max_f1_drop": 0.01,
+        "f1_guard": "point",
+        "flipped": [],
+    },
+    "footprint": {"disk_bytes": 4e8, "load_s": 0.5, "first_call_s": 0.2, "peak_rss_bytes": 5e8},
+}
+"""What has to be in `extra_info` beside the cell and its percentiles, by what is measured."""
 DEPTH = 100_000
 MARK = "garbled-here"
 VALUES: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from garble import FIGURES, garbled_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,16 +26,6 @@ IDENTITY = {
     "threads": 1,
     "definition": {"precision": "fp32"},
     "versions": {"torch": "2.13"},
-}
-
-
-FIGURES: dict[str, dict[str, Any]] = {
-    "latency": {"speedup": 1.0},
-    "accuracy": {
-        **{"documents": 500, "f1": 0.95, "f1_baseline": 0.95, "f1_drop_low": -0.01, "f1_drop_high": 0.01, "flips": 0},
-        **{"mcnemar_p": 1.0, "smallest_visible_drop": 0.012, "max_f1_drop": 0.01, "f1_guard": "point", "flipped": []},
-    },
-    "footprint": {"disk_bytes": 4e8, "load_s": 0.5, "first_call_s": 0.2, "peak_rss_bytes": 5e8},
 }
 
 
@@ -113,6 +104,114 @@ def test_what_is_no_run_is_said_in_a_sentence(save: Callable[..., Path], content
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("measured", "name", "value"),
+    [
+        *(("latency", "speedup", value) for value in (None, 0, -1.0, 1e300, "2.0", True, [])),
+        ("latency", "speedup_low", None),
+        ("latency", "baseline_p50_s", 0),
+        ("latency", "p50_s", 0.2),
+        ("latency", "measured", "latencies"),
+        ("latency", "trained", 1),
+        ("latency", "max_length", 0),
+        ("latency", "max_length", "128"),
+        ("latency", "model", None),
+        ("latency", "identity", {"processor": "P"}),
+        ("latency", "identity", IDENTITY | {"definition": {"precision": 32}}),
+        ("accuracy", "f1", 1.01),
+        ("accuracy", "f1_drop", 0.2),
+        ("accuracy", "documents", 0),
+        ("accuracy", "flips", -1),
+        ("accuracy", "flips", 1.5),
+        ("accuracy", "mcnemar_p", None),
+        ("accuracy", "flipped", None),
+        ("accuracy", "flipped", [{"row": 3}]),
+        ("footprint", "load_s", 0),
+        ("footprint", "disk_bytes", -1),
+        ("footprint", "peak_rss_bytes", "many"),
+    ],
+)
+def test_a_garbled_figure_is_an_error_of_its_file(
+    save: Callable[..., Path], measured: str, name: str, value: Any
+) -> None:
+    garbled = benchmark(measured)
+    garbled["extra_info"][name] = value
+    path = save(run(benchmark("latency", variant="other"), garbled))
+    with pytest.raises(InputError, match=f"test_{measured}.* the run is damaged, so name another one") as caught:
+        history.read(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("stats", [{"median": 0}, {"median": -0.1}, {"median": 0.1, "q1": 0.2}, {"median": 0.2}])
+def test_an_impossible_statistic_is_an_error_of_its_file(save: Callable[..., Path], stats: dict[str, float]) -> None:
+    path = save(run(benchmark("latency") | {"stats": stats}))
+    with pytest.raises(InputError, match="the run is damaged"):
+        history.read(path)
+
+
+@pytest.mark.parametrize("name", ["model", "max_length", "variant", "trained", "identity", "measured", "speedup"])
+def test_a_cell_without_a_part_is_not_left_out_in_silence(save: Callable[..., Path], name: str) -> None:
+    garbled = benchmark("latency")
+    del garbled["extra_info"][name]
+    with pytest.raises(InputError, match="the run is damaged"):
+        history.read(save(run(benchmark("latency", variant="other"), garbled)))
+
+
+@pytest.mark.parametrize("info", [{}, {"model": "other"}])
+def test_a_cell_is_known_by_its_parameters_too(save: Callable[..., Path], info: dict[str, Any]) -> None:
+    garbled = benchmark("latency") | {"params": {"model": "tiny", "max_length": 128, "variant": "fp32"}}
+    garbled["extra_info"] = (garbled["extra_info"] | info) if info else {}
+    with pytest.raises(InputError, match="the run is damaged"):
+        history.read(save(run(benchmark("latency", variant="other"), garbled)))
+
+
+def test_the_benchmarks_of_a_cell_are_of_one_subject(save: Callable[..., Path]) -> None:
+    other = benchmark("accuracy", identity=IDENTITY | {"checkpoint_sha256": "e"})
+    with pytest.raises(InputError, match="another `identity`"):
+        history.read(save(run(benchmark("latency"), other)))
+
+
+def test_benchmarks_of_other_projects_are_left_out(save: Callable[..., Path]) -> None:
+    theirs = {"name": "test_x", "stats": {"median": 0.0, "q1": 0.0}, "extra_info": {"model": 3, "variant": None}}
+    assert len(history.read(save(run(theirs, benchmark("latency"))))) == 1
+
+
+def test_a_judgement_that_broke_off_leaves_the_rest_of_the_run(save: Callable[..., Path]) -> None:
+    begun = benchmark("accuracy")
+    del begun["extra_info"]["f1"]
+    table = history.read(save(run(benchmark("latency"), begun, qbert={"failed": [begun["fullname"]]})))
+    assert table["median_s"].tolist() == [0.1]
+
+
+def test_figures_that_an_old_run_lacks_are_not_known(save: Callable[..., Path]) -> None:
+    (row,) = history.read(save(run(benchmark("latency")))).to_dict("records")
+    assert math.isnan(row["baseline_p50_s"])
+
+
+def test_damage_is_told_or_changes_nothing(save: Callable[..., Path]) -> None:
+    whole = run(
+        *(
+            benchmark(measured, variant=variant) | {"params": {"model": "tiny", "max_length": 128, "variant": variant}}
+            for measured in FIGURES
+            for variant in ("fp32", "bf16")
+        )
+    )
+    figures = ["model", "max_length", "variant", "median_s", "speedup", "f1", "flips", "disk_bytes", "load_s"]
+    path = save(whole)
+    expected = history.read(path)[figures]
+    told = []
+    for damage, content in garbled_runs(path.read_bytes(), seed=0, count=300):
+        path.write_bytes(content)
+        try:
+            found = history.read(path)[figures]
+        except InputError as error:
+            told.append(str(error))
+        else:
+            assert "bits flipped" in damage or found.equals(expected), damage  # one digit for another is a figure too
+    assert all(sentence.startswith(str(path)) and "\n" not in sentence for sentence in told)
+    assert len(told) > 150
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.recursive(
@@ -131,7 +230,7 @@ def test_what_is_no_run_is_said_in_a_sentence(save: Callable[..., Path], content
 )
 def test_no_json_brings_a_traceback(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
-    whole = {"benchmarks": [benchmark("latency", **({"identity": content} if isinstance(content, list) else {}))]}
+    whole = run(benchmark("latency", **({"identity": content} if isinstance(content, list) else {})))
     for written in (content, {"benchmarks": content}, {"benchmarks": [content]}, whole | {"commit_info": content}):
         path.write_text(json.dumps(written))
         with contextlib.suppress(InputError):
@@ -178,6 +277,45 @@ def test_spreads_are_those_between_changes(save: Callable[..., Path], tmp_path: 
     ((spread, freedom),) = history.spreads(table).values()
     assert spread == pytest.approx(0.01, rel=0.3)
     assert freedom == 58
+
+
+def test_another_dataset_is_another_history(save: Callable[..., Path], tmp_path: Path) -> None:
+    for day, median in enumerate(series((0.1, 10), (0.2, 10))):
+        identity = IDENTITY | ({"dataset": "other", "dataset_sha256": "e" * 64} if day >= 10 else {})
+        save(run(benchmark("latency", median=median, identity=identity), day=day))
+    table, _ = history.stored(tmp_path / ".benchmarks")
+    assert [(row["runs"], row["changes"]) for row in history.changes(table)] == [(10, []), (10, [])]
+    ((spread, freedom),) = history.spreads(table).values()
+    assert (spread, freedom) == (pytest.approx(0.01, rel=0.5), 18)
+    code, output = qbert("history", tmp_path / ".benchmarks")
+    assert code == 0
+    assert "P (avx2), other (eeeeeeeeeeee)" in output
+
+
+def test_a_terminal_obeys_nothing_in_a_history(save: Callable[..., Path], tmp_path: Path) -> None:
+    codes = "\x1b]0;x\x07\x1b[2J\x9b\r\u202e"
+    identity = IDENTITY | {"processor": codes, "dataset": codes}
+    for day, median in enumerate(series((0.1, 8), (0.2, 8))):
+        cell = benchmark("latency", median=median, model=codes, variant=codes, identity=identity)
+        path = save(run(cell, day=day, commit=codes))
+    save("{", python=codes)
+    out = {form: tmp_path / f"o.{form}" for form in ("csv", "markdown", "json")}
+    drawn = tmp_path / "h.svg"
+    said = [
+        *(qbert("history", tmp_path / ".benchmarks", "--plot", drawn), drawn.read_text()),
+        *qbert(
+            "compare",
+            path,
+            path,
+            "--history",
+            tmp_path / ".benchmarks",
+            *(x for f in out.items() for x in (f"--{f[0]}", f[1])),
+        ),
+        *(file.read_text() for file in out.values()),
+        *qbert("report", save("{", python=codes), "-o", tmp_path / "x.html"),
+    ]
+    for text in said:
+        assert not set("\x1b\x07\x9b\r\u202e") & set(str(text))
 
 
 def test_a_storage_is_read_across_pythons_in_the_order_of_time(save: Callable[..., Path], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from garble import FIGURES
 
 from qbert import InputError, history, page
 from qbert.cli import main
@@ -23,16 +24,6 @@ VARIANTS = {
     "fp32-openvino": (50.0, "fp32"),
     "int8-openvino": (14.0, "int8"),
     "bf16": (40.0, "bf16"),
-}
-
-
-FIGURES: dict[str, dict[str, Any]] = {
-    "latency": {"speedup": 1.0},
-    "accuracy": {
-        **{"documents": 500, "f1": 0.95, "f1_baseline": 0.95, "f1_drop_low": -0.01, "f1_drop_high": 0.01, "flips": 0},
-        **{"mcnemar_p": 1.0, "smallest_visible_drop": 0.012, "max_f1_drop": 0.01, "f1_guard": "point", "flipped": []},
-    },
-    "footprint": {"disk_bytes": 4e8, "load_s": 0.5, "first_call_s": 0.2, "peak_rss_bytes": 5e8},
 }
 
 
@@ -201,7 +192,7 @@ def test_all_cells_of_a_report_are_of_one_dataset_and_its_documents(load: Callab
     runs = two_runs(**changed)
     for one in runs[1]["benchmarks"]:
         one["extra_info"]["variant"] = "bf16"
-    with pytest.raises(InputError, match="served-128-bf16 is not in .*make a report of each"):
+    with pytest.raises(InputError, match=r"served-128-bf16 is not in .*make a report of each"):
         page.summarize(load(*runs))
 
 
