@@ -324,7 +324,10 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 @_markdown
 @click.option("--csv", "csv_file", type=FILE, metavar="FILE", help="Write the figures to FILE, for a spreadsheet.")
 def report(files: tuple[Path, ...], output: Path | None, markdown: Path | None, csv_file: Path | None) -> None:
-    """Make one page of saved runs that a person decides by: it needs no network and can be sent to a colleague."""
+    """Make one page of saved runs that a person decides by: it needs no network and can be sent to a colleague.
+
+    Several runs are of one machine, and what is in them is measured alike: libraries, dataset, documents, guard.
+    """
     from qbert import history as saved
     from qbert import page
     from qbert.terminal import progress

@@ -15,7 +15,16 @@ import pandas as pd
 
 from qbert import InputError, __version__, comparisons, pip_install
 from qbert.compare import CELL, SUBJECT, differences
-from qbert.report import TOO_NOISY, at_one_pace, is_too_noisy, markdown_table, markdown_text, pace_changes, spreadsheet
+from qbert.report import (
+    PACE,
+    TOO_NOISY,
+    at_one_pace,
+    is_too_noisy,
+    markdown_table,
+    markdown_text,
+    pace_changes,
+    spreadsheet,
+)
 from qbert.terminal import shown
 from qbert.variants import BASELINE
 
@@ -133,8 +142,8 @@ def answers(table: pd.DataFrame) -> list[str]:
         noisy = [row["variant"] for row in rivals.to_dict("records") if is_too_noisy(row)]
         if noisy and len(rivals) > 1:
             said.append(
-                f"{place}: which of {' and '.join(rivals['variant'])} is the fastest cannot be told: "
-                f"{' and '.join(noisy)} was measured with too much noise."
+                f"{place}: which of {' and '.join(rivals['variant'])} is the fastest cannot be told, "
+                f"too noisy: {' and '.join(noisy)}."
             )
             continue
         sentence = f"{place}: {best['variant']} is {best['speedup']:.1f} times faster than {BASELINE}"
@@ -380,10 +389,6 @@ COLUMNS = (
     *("weighted F1", "F1 drop, 95 %", "flips", "choice"),
 )
 FOOTPRINT_COLUMNS = ("tokens", "variant", "disk MB", "load s", "first call ms", "memory MB")
-PACE = (
-    "Latency: fp32's median among all cells of the model and length, over the speedup, which is taken side by side. "
-    "So the rows of a table are of one pace of the machine."
-)
 Shown = tuple[str, float | str]
 """What a table shows, and what it is sorted by."""
 

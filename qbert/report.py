@@ -23,6 +23,9 @@ TOO_NOISY = 1.25
 """Upper over lower end of a speedup's interval, from which on it decides nothing: on a Granite Rapids machine variants
 that are next to each other in speed were 1.14 apart (median of 54; 39 of them less than 1.25), and 52 of 54 intervals
 were no wider than 1.16."""
+PACE = (
+    "Latencies are at one pace of the machine: fp32's median among the cells of a model and length, over the speedup."
+)
 PACE_CHANGE = 0.10
 """How far fp32's medians of one model and length may lie apart unsaid: 3 to 8 % on a machine with nothing else to do
 (Granite Rapids)."""
@@ -47,7 +50,7 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     for number, ((model, max_length), group) in enumerate(weighed.groupby(["model", "max_length"], sort=False)):
         parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))
         parts.append(lines(group, FOOTPRINT_COLUMNS, width, header=number == 0))
-    return Group(*parts, Text("\n".join(["", caption, *pace_changes(table)]), style="dim"))
+    return Group(*parts, Text("\n".join(["", caption, PACE, *pace_changes(table)]), style="dim"))
 
 
 def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

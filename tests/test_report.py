@@ -203,10 +203,11 @@ def test_a_share_of_the_limit_is_of_the_latency_beside_it() -> None:
 
 def test_a_change_of_pace_is_said() -> None:
     text = draw(report.summary(history.cells(CONTRARY), title="t", caption="c"))
-    assert "pace changed by 50% among the cells of bert-base, 384 tokens." in text
+    assert "The machine's pace changed by 50% among the cells of bert-base, 384 tokens." in " ".join(text.split())
+    assert "fp32's median among the cells of a model and length, over the speedup" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
     steady = [paced("fp32", 0.100, None, 1.0), paced("int8", 0.05, 0.109, 2.0)]
-    assert "pace" not in draw(report.summary(history.cells(steady), title="t", caption="c"))
+    assert "pace changed" not in draw(report.summary(history.cells(steady), title="t", caption="c"))
 
 
 def test_a_run_that_does_not_tell_the_pace_shows_its_medians() -> None:
