@@ -50,7 +50,8 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     for number, ((model, max_length), group) in enumerate(weighed.groupby(["model", "max_length"], sort=False)):
         parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))
         parts.append(lines(group, FOOTPRINT_COLUMNS, width, header=number == 0))
-    return Group(*parts, Text("\n".join(["", caption, PACE, *pace_changes(table)]), style="dim"))
+    told = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
+    return Group(*parts, Text("\n".join(["", caption, *told]), style="dim"))
 
 
 def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

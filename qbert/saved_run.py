@@ -37,7 +37,7 @@ class Identity(Struct):
     dataset_sha256: str
     definition: Definition
     threads: int | None
-    dataset: str = ""
+    dataset: str
 
 
 class Cell(Struct):
@@ -108,8 +108,8 @@ class Stats(Struct):
     """What is read of pytest-benchmark's statistics; every round, which is most of a file, is skipped."""
 
     median: float
-    q1: float | UnsetType = UNSET
-    q3: float | UnsetType = UNSET
+    q1: float
+    q3: float
 
 
 class Benchmark(Struct):
@@ -152,10 +152,14 @@ class Benchmark(Struct):
         """Yield what contradicts itself in its figures, of which `found` are typed."""
         if self._place not in (None, [getattr(found, name) for name in CELL]):
             yield "`params` and `extra_info` name different cells"
-        if not (_ascending(self.stats.q1, self.stats.median, self.stats.q3) and self.stats.median > 0):
-            yield "the median of `stats` is not above 0, or not between its quartiles"
+        if not 0 < self.stats.q1 <= self.stats.median <= self.stats.q3:
+            yield "`q1`, `median` and `q3` of `stats` are not above 0, or not ascending"
         if isinstance(found, Latency) and not _agree(self.stats.median, found.p50_s):
             yield "`p50_s` is not the median of `stats`"
+        if isinstance(found, Latency) and _known(found.speedup_low) != _known(found.speedup_high):
+            yield "`speedup_low` or `speedup_high` is missing"
+        if isinstance(found, Latency) and _known(found.floor_s) != _known(found.share_of_limit):
+            yield "`floor_s` or `share_of_limit` is missing"
         if isinstance(found, Latency) and not _ascending(found.speedup_low, found.speedup, found.speedup_high):
             yield "`speedup` is outside its interval"
         if isinstance(found, Latency) and not _agree(found.share_of_limit, found.floor_s, found.p50_s):
@@ -202,6 +206,9 @@ class Run(Struct):
             identity = one.extra_info["identity"]
             if subjects.setdefault(tuple(one.extra_info[name] for name in CELL), identity) != identity:
                 raise InputError(f"{source}: {one.name} has another `identity` than its cell has elsewhere: {REMEDY}")
+        sped = [one.extra_info for one in ours if "speedup_low" in one.extra_info]
+        if len({"baseline_p50_s" in info for info in sped}) > 1:
+            raise InputError(f"{source} has `baseline_p50_s` in some of its cells only: {REMEDY}")
         return ours
 
 
@@ -230,6 +237,10 @@ def of(run: Mapping[str, Any], source: str) -> Run:
 def as_dictionaries(benchmarks: list[Benchmark]) -> list[dict[str, Any]]:
     """Return what is read of `benchmarks` as pytest-benchmark saves it."""
     return [{"extra_info": one.extra_info, "stats": msgspec.to_builtins(one.stats)} for one in benchmarks]
+
+
+def _known(value: float | UnsetType) -> bool:
+    return value is not UNSET
 
 
 def _ascending(*values: float | UnsetType) -> bool:

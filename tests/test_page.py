@@ -64,6 +64,7 @@ def cell(model: str, max_length: int, variant: str, text: str = "a text", label:
             speedup_low=0.97 * speedup,
             speedup_high=1.02 * speedup,
             baseline_p50_s=VARIANTS["fp32"][0] * max_length / 384 / 1e3,
+            floor_s=0.4 * milliseconds * max_length / 384 / 1e3,
             share_of_limit=0.4,
         )
     ]
@@ -217,7 +218,7 @@ def slowed_down() -> dict[str, Any]:
     for one in content["benchmarks"]:
         if one["extra_info"]["variant"] == "bf16" and one["extra_info"]["measured"] == "latency":
             one["stats"] = {name: 1.4 * value for name, value in one["stats"].items()}
-            for name in ("p50_s", "p95_s", "baseline_p50_s"):
+            for name in ("p50_s", "p95_s", "baseline_p50_s", "floor_s"):
                 one["extra_info"][name] *= 1.4
     return content
 

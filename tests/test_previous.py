@@ -107,16 +107,19 @@ def test_what_cannot_be_compared_with_is_said() -> None:
     assert previous.unusable([run], disabled=False) == ""
 
 
+STATS = {"median": 1.0, "q1": 1.0, "q3": 1.0}
+GARBLED = {"measured": "latency", "model": 3, "variant": "fp32", "max_length": 128, "trained": True}
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         {"benchmarks": 3},
-        {"benchmarks": [{"name": "a", "stats": {"median": 1.0}}]},
-        {"benchmarks": [{"name": "a", "stats": {"median": 1.0}, "extra_info": {"measured": "latency", "model": 3,
-                         "variant": "fp32", "max_length": 128, "trained": True}}]},
+        {"benchmarks": [{"name": "a", "stats": STATS}]},
+        {"benchmarks": [{"name": "a", "stats": STATS, "extra_info": GARBLED}]},
         {"qbert": {"failed": 3}},
     ],
-)  # fmt: skip
+)
 def test_a_damaged_previous_run_is_named(damage: dict[str, Any]) -> None:
     run = {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": []} | damage
     why = previous.unusable([run], disabled=False)
