@@ -260,7 +260,10 @@ def compare(
     spreads = saved.kept_spreads(machine)
     if storage or saved.STORAGE.is_dir():
         try:
-            spreads |= saved.spreads(saved.stored(storage or saved.STORAGE)[0])
+            table, left_out = saved.stored(storage or saved.STORAGE)
+            for sentence in left_out:
+                echo(f"left out: {sentence}", err=True)
+            spreads |= saved.spreads(table)
         except InputError:
             if storage:
                 raise
@@ -278,7 +281,7 @@ def compare(
             else "save\nmore runs, or let qbert gate --calibrate find it."
         )
     report.show(comparisons.verdicts(rows, title=title, caption=caption))
-    _write(json_file, json.dumps({"cells": rows}, indent=1, ensure_ascii=False, default=float) + "\n")
+    _write(json_file, json.dumps({"cells": rows}, indent=1, default=float) + "\n")
     _write(markdown, comparisons.verdicts_markdown(rows, title=title, caption=caption.replace("\n", " ")))
     if csv_file:
         flat = [
@@ -291,7 +294,7 @@ def compare(
             }
             for row in rows
         ]
-        _write(csv_file, pd.DataFrame(flat).to_csv(index=False))
+        _write(csv_file, report.spreadsheet(pd.DataFrame(flat)))
 
 
 @click.command()
@@ -301,7 +304,7 @@ def compare(
 def history(storage: Path, min_effect: float, plot: Path | None) -> None:
     """Show each cell over the runs saved in STORAGE (.benchmarks): where its latency changed, and at which commit.
 
-    Machines are kept apart.
+    Machines are kept apart, and so are datasets.
     """
     from qbert import comparisons, report
     from qbert import history as saved
@@ -321,7 +324,10 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 @_markdown
 @click.option("--csv", "csv_file", type=FILE, metavar="FILE", help="Write the figures to FILE, for a spreadsheet.")
 def report(files: tuple[Path, ...], output: Path | None, markdown: Path | None, csv_file: Path | None) -> None:
-    """Make one page of saved runs that a person decides by: it needs no network and can be sent to a colleague."""
+    """Make one page of saved runs that a person decides by: it needs no network and can be sent to a colleague.
+
+    Several runs are of one machine, and what is in them is measured alike: libraries, dataset, documents, guard.
+    """
     from qbert import history as saved
     from qbert import page
     from qbert.terminal import progress
@@ -336,7 +342,7 @@ def report(files: tuple[Path, ...], output: Path | None, markdown: Path | None, 
     if markdown:
         _write(markdown, page.markdown(runs))
     if csv_file:
-        _write(csv_file, page.flat(runs).to_csv(index=False))
+        _write(csv_file, page.csv(runs))
     for answer in page.answers(page.summarize(runs)):
         echo(answer)
 

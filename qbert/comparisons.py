@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from qbert import InputError, pip_install, reason, report
+from qbert.history import SERIES
 from qbert.report import Format, Row
+from qbert.terminal import shown
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -66,8 +68,8 @@ def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
     table = report.in_order(pd.DataFrame(rows))
     rows = table.to_dict("records")
     width = max(len("variant"), *table["variant"].str.len())
-    for columns, shown in ((VERDICT_COLUMNS, table), (F1_COLUMNS, table[[_weighed(row) for row in rows]])):
-        for number, ((model, max_length), group) in enumerate(shown.groupby(["model", "max_length"], sort=False)):
+    for columns, drawn in ((VERDICT_COLUMNS, table), (F1_COLUMNS, table[[_weighed(row) for row in rows]])):
+        for number, ((model, max_length), group) in enumerate(drawn.groupby(["model", "max_length"], sort=False)):
             parts.append(Text(f"\n{model}, {max_length} tokens", style="bold"))
             parts.append(report.lines(group, columns, width, header=number == 0))
     parts += [Text(""), *map(Text, told)] if told else []
@@ -142,12 +144,12 @@ def calibration(rows: Sequence[Row], found: Row) -> Group:
 
 
 def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
-    """Return each cell over its runs, from history.changes: machines apart, a line for each change."""
+    """Return each cell over its runs, from history.changes: machines and datasets apart, a line for each change."""
     parts: list[RenderableType] = []
     table = report.in_order(pd.DataFrame(rows))
     width = max(table["variant"].str.len().max(), len("variant"))
-    for machine, of_machine in table.groupby("machine", sort=False):
-        parts.append(Text(str(machine), style="bold"))
+    for (machine, dataset), of_machine in table.groupby(["machine", "dataset"], sort=False):
+        parts.append(Text(f"{machine}, {dataset}", style="bold"))
         for number, ((model, max_length), group) in enumerate(of_machine.groupby(["model", "max_length"], sort=False)):
             parts.append(Text(f"\n{model}, {max_length} tokens", style="bold"))
             drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=number == 0)
@@ -195,26 +197,25 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
     except ImportError as error:
         raise InputError(f"--plot needs matplotlib: {pip_install('report')}") from error
     timed = table.dropna(subset=["median_s"])
-    panels = list(report.in_order(timed).groupby(["machine", "model", "max_length"], sort=False))
+    panels = list(report.in_order(timed).groupby(["machine", "dataset", "model", "max_length"], sort=False))
     drawn = figure.Figure(figsize=(9, 2.8 * len(panels)), layout="constrained")
-    for axes, ((machine, model, max_length), group) in zip(
+    for axes, ((machine, dataset, model, max_length), group) in zip(
         drawn.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
     ):
         order = {file: number for number, file in enumerate(group["file"].unique())}
         for variant, cell in group.groupby("variant", sort=False):
             places = [order[file] for file in cell["file"]]
-            (line,) = axes.plot(places, cell["median_s"] * 1e3, marker=".", label=str(variant))
+            (line,) = axes.plot(places, cell["median_s"] * 1e3, marker=".", label=shown(str(variant)))
             found = next(
                 row
                 for row in rows
-                if (row["machine"], row["model"], row["max_length"], row["variant"])
-                == (machine, model, max_length, variant)
+                if tuple(row[name] for name in SERIES) == (machine, dataset, model, max_length, variant)
             )
             for change in found["changes"]:
                 place, level = places[change["run"]], cell["median_s"].iloc[change["run"]] * 1e3
                 axes.axvline(place - 0.5, color=line.get_color(), linestyle=":")
                 axes.annotate(
-                    f"{change['change']:+.0%} {change['commit'][:7]}",
+                    f"{change['change']:+.0%} {shown(change['commit'][:7])}",
                     (place, level),
                     xytext=(0, 6),
                     textcoords="offset points",
@@ -226,7 +227,7 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
         ticks(axes.yaxis)
         axes.tick_params(which="both", labelsize=7)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_title(f"{model}, {max_length} tokens: {machine}", fontsize=8, parse_math=False)
+        axes.set_title(shown(f"{model}, {max_length} tokens: {machine}, {dataset}"), fontsize=8, parse_math=False)
         axes.set_xlabel("run", fontsize=8)
         axes.set_ylabel("ms", fontsize=8)
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)

@@ -12,17 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qbert import InputError, parse, reason
+from qbert import InputError, saved_run
 from qbert.cache import cache_dir
 from qbert.compare import CELL, MIN_EFFECT
 
-LATENCY = ["median_s", "q1_s", "q3_s", "p95_s", "speedup", "speedup_low", "speedup_high", "share_of_limit", "precision"]
+LATENCY = [
+    *("median_s", "q1_s", "q3_s", "p95_s", "speedup", "speedup_low", "speedup_high", "baseline_p50_s"),
+    *("share_of_limit", "precision"),
+]
 ACCURACY = [
-    *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop"),
+    *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop", "f1_guard"),
     *("flips", "mcnemar_p", "documents", "smallest_visible_drop", "flipped"),
 ]
 FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "peak_rss_bytes"]
-RUN = ["file", "when", "machine", "commit", "failed"]
+RUN = ["file", "when", "machine", "dataset", "commit", "failed"]
+SERIES = ["machine", "dataset", *CELL]
+"""What one history is of: latency is of the dataset's texts, so other texts are another history."""
 STORAGE = Path(".benchmarks")
 
 
@@ -52,27 +57,19 @@ def read(path: Path) -> pd.DataFrame:
     """Return the cells of one saved run: the columns of `cells`, and RUN.
 
     Raises:
-        InputError: the file cannot be read, is no run of pytest-benchmark, or holds no cell of this suite.
+        InputError: the file cannot be read, is no run of pytest-benchmark, is damaged, or holds no cell of this suite.
     """
-    run = parse.read_json(path, Any, "name a saved run")
-    if not isinstance(run, dict) or not isinstance(run.get("benchmarks"), list):
-        raise InputError(f"{path} is no run of pytest-benchmark: it has no list 'benchmarks'")
-    try:
-        table = cells(run["benchmarks"])
-        if not table.empty:
-            identity, commit = table["identity"].iloc[0], run.get("commit_info") or {}
-            table["file"] = str(path)
-            table["when"] = pd.to_datetime(str(run.get("datetime")), utc=True, errors="coerce")
-            table["machine"] = machine_name(identity)
-            table["commit"] = str(commit.get("id", "unknown"))[:12] + ("+" if commit.get("dirty") else "")
-            table["failed"] = bool((run.get("qbert") or {}).get("failed"))
-            table["median_s"] = table["median_s"].astype(float)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {reason(error)} in a benchmark is missing or garbled") from error
+    run = saved_run.read(path)
+    table = cells(saved_run.as_dictionaries(run.cells(str(path))))
     if table.empty:
         raise InputError(f"{path} holds no cell of this suite: it is another project's run, or an older version's")
-    if (table["median_s"] <= 0).any():
-        raise InputError(f"{path} is damaged: the median of a benchmark in it is not above 0")
+    table["file"] = str(path)
+    table["when"] = pd.to_datetime(run.datetime, utc=True)
+    table["machine"] = table["identity"].map(machine_name)
+    table["dataset"] = [f"{one.get('dataset', '')} ({one['dataset_sha256'][:12]})" for one in table["identity"]]
+    table["commit"] = run.commit_info.id[:12] + "+" * run.commit_info.dirty
+    table["failed"] = bool(run.qbert and run.qbert.failed)
+    table["median_s"] = table["median_s"].astype(float)
     return table
 
 
@@ -160,17 +157,17 @@ def _noise(logs: npt.NDArray[np.float64]) -> float:
 
 
 def changes(table: pd.DataFrame, min_effect: float = MIN_EFFECT) -> list[dict[str, Any]]:
-    """Return a row for each machine and cell of `table`, as `stored` gives it: its runs, first and last level, changes.
+    """Return a row for each SERIES of `table`, as `stored` gives it: its runs, first and last level, changes.
 
     Each of `changes` has the `run` (a number from 0), its `commit` and `when`, and the `change` of latency there.
     """
     rows = []
-    for key, group in table.dropna(subset=["median_s"]).groupby(["machine", *CELL], sort=False):
+    for key, group in table.dropna(subset=["median_s"]).groupby(SERIES, sort=False):
         latencies = group["median_s"].to_numpy()
         points = change_points(latencies, min_effect)
         levels = [float(np.median(part)) for part in np.split(latencies, points)]
         rows.append(
-            dict(zip(["machine", *CELL], key, strict=True))
+            dict(zip(SERIES, key, strict=True))
             | {"runs": len(group), "first_s": levels[0], "last_s": levels[-1]}
             | {
                 "changes": [
@@ -190,16 +187,16 @@ def changes(table: pd.DataFrame, min_effect: float = MIN_EFFECT) -> list[dict[st
 def spreads(table: pd.DataFrame) -> dict[tuple[Any, ...], tuple[float, int]]:
     """Return the standard deviation of log latency from run to run and its degrees of freedom, by machine and cell.
 
-    Between change points, of the runs that `stored` gives; cells of fewer than 4 runs have none.
+    Between change points, of the runs that `stored` gives; series of fewer than 4 runs have none.
     """
     found: dict[tuple[Any, ...], tuple[float, int]] = {}
     for key, group in table.dropna(subset=["median_s"]).groupby(["machine", *CELL]):
-        if len(group) < 4:  # noqa: PLR2004  fewer say too little of a spread
-            continue
-        logs = np.log(group["median_s"].to_numpy())
-        segments = np.split(logs, change_points(np.exp(logs)))
-        freedom = len(logs) - len(segments)
-        found[key] = (math.sqrt(sum(((part - part.mean()) ** 2).sum() for part in segments) / freedom), freedom)
+        series = [np.log(one["median_s"].to_numpy()) for _, one in group.groupby("dataset")]
+        long = [logs for logs in series if len(logs) >= 4]  # noqa: PLR2004  fewer say too little of a spread
+        segments = [part for logs in long for part in np.split(logs, change_points(np.exp(logs)))]
+        if freedom := sum(map(len, segments)) - len(segments):
+            squares = sum(((part - part.mean()) ** 2).sum() for part in segments)
+            found[key] = (math.sqrt(squares / freedom), freedom)
     return found
 
 

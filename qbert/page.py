@@ -14,8 +14,18 @@ import numpy as np
 import pandas as pd
 
 from qbert import InputError, __version__, comparisons, pip_install
-from qbert.compare import CELL, differences
-from qbert.report import markdown_table, markdown_text
+from qbert.compare import CELL, SUBJECT, differences
+from qbert.report import (
+    PACE,
+    TOO_NOISY,
+    at_one_pace,
+    is_too_noisy,
+    markdown_table,
+    markdown_text,
+    pace_changes,
+    spreadsheet,
+)
+from qbert.terminal import shown
 from qbert.variants import BASELINE
 
 if TYPE_CHECKING:
@@ -42,30 +52,31 @@ class Figure:
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row a cell of `runs`, as history.load gives them: the newest figures, latency over all of the runs.
 
-    Of several runs `median_s` is the geometric mean of their medians, `low_s` and `high_s` the least and greatest; of
-    one, the median and the quartiles of its rounds. `over_best` is the speedup over the fastest fp32 of the same model
-    and length; `undominated`: no other variant of these is at least as fast with at least its F1.
+    Of several runs `median_s` and `speedup` are the geometric means, `low_s` and `high_s` the least and the greatest
+    median, `speedup_low` and `speedup_high` the outermost ends of the intervals; of one, `low_s` and `high_s` are the
+    quartiles of its rounds. `latency_s`, `over_best`, `share_of_limit` and `pace_change` are as report.at_one_pace has
+    them; `undominated`: no other variant of this model and length is at least as fast with at least its F1.
 
     Raises:
-        InputError: the runs are of different machines.
+        InputError: the runs are of different machines or subjects.
     """
     machines = list(dict.fromkeys(runs["machine"]))
     if len(machines) > 1:
         raise InputError(f"the runs are of different machines, {' and '.join(machines)}: make a report of each")
+    _refuse_mixed(runs)
     groups = runs.sort_values(["when", "file"], kind="stable").groupby(CELL, sort=False)
     table = groups.last()
     medians = groups["median_s"]
     table["runs"] = medians.count()
-    table["median_s"] = np.exp(np.log(runs["median_s"]).groupby([runs[name] for name in CELL]).mean()).reindex(
-        table.index
-    )
     for name, quartile, extreme in (("low_s", "q1_s", medians.min()), ("high_s", "q3_s", medians.max())):
         table[name] = extreme.where(table["runs"] > 1, table[quartile].astype(float))
-    table = table.reset_index()
-    places = [table["model"], table["max_length"]]
-    table["over_best"] = table["speedup"] / table["speedup"].where(table["precision"] == "fp32").groupby(
-        places
-    ).transform("max")
+    table["share_of_limit"] = table["share_of_limit"].astype(float) * table["median_s"]
+    for name in ("median_s", "speedup"):
+        logs = runs[name].astype(float).map(math.log, na_action="ignore")
+        table[name] = logs.groupby([runs[part] for part in CELL]).mean().map(math.exp).reindex(table.index)
+    table["share_of_limit"] /= table["median_s"]
+    table["speedup_low"], table["speedup_high"] = groups["speedup_low"].min(), groups["speedup_high"].max()
+    table = at_one_pace(table.reset_index(), runs)
     table["undominated"] = [_undominated(row, table) for row in table.to_dict("records")]
     order = {model: number for number, model in enumerate(dict.fromkeys(runs["model"]))}
     return table.sort_values(
@@ -75,12 +86,39 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
+def _refuse_mixed(runs: pd.DataFrame) -> None:
+    """Let `runs` pass whose figures may stand in one table: of one dataset and its documents, each cell of one subject.
+
+    Raises:
+        InputError: they may not.
+    """
+    seen: dict[tuple[str, str], tuple[Any, str]] = {}
+    for row in runs.to_dict("records"):
+        cell, identity = "-".join(str(row[name]) for name in CELL), row["identity"]
+        of_all = {"dataset_sha256": identity["dataset_sha256"], "documents": row["documents"]}
+        of_cell = {name: identity.get(name) for name in SUBJECT}
+        of_cell |= {"F1 limit": row["max_f1_drop"], "F1 guard": row["f1_guard"]}
+        for scope, facts in (("", of_all), (cell, of_cell)):
+            for fact, value in facts.items():
+                if isinstance(value, float) and math.isnan(value):  # not judged in this run
+                    continue
+                known, file = seen.setdefault((scope, fact), (value, row["file"]))
+                if known != value:
+                    told = differences({fact: known}, {fact: value}) or [
+                        f"{fact}: {known:g}, {value:g}" if isinstance(value, float) else f"{fact}: {known}, {value}"
+                    ]
+                    raise InputError(
+                        f"what a report shows has to be measured alike, and {cell} is not in "
+                        f"{' and '.join(dict.fromkeys([file, row['file']]))} ({'; '.join(told)}): make a report of each"
+                    )
+
+
 def _undominated(row: Mapping[Any, Any], table: pd.DataFrame) -> bool:
-    if math.isnan(row["median_s"]) or pd.isna(row["f1"]):
+    if math.isnan(row["latency_s"]) or pd.isna(row["f1"]):
         return False
     others = table[(table["model"] == row["model"]) & (table["max_length"] == row["max_length"])]
-    as_good = (others["median_s"] <= row["median_s"]) & (others["f1"] >= row["f1"])
-    better = (others["median_s"] < row["median_s"]) | (others["f1"] > row["f1"])
+    as_good = (others["latency_s"] <= row["latency_s"]) & (others["f1"] >= row["f1"])
+    better = (others["latency_s"] < row["latency_s"]) | (others["f1"] > row["f1"])
     return not (as_good & better).any()
 
 
@@ -99,8 +137,19 @@ def answers(table: pd.DataFrame) -> list[str]:
             said.append(f"{place}: no variant is faster than {BASELINE} and within its F1 limit.")
             continue
         best = within.loc[within["speedup"].idxmax()]
+        low, high = (within[name].fillna(within["speedup"]) for name in ("speedup_low", "speedup_high"))
+        rivals = within[high >= low[best.name]].sort_values("speedup", ascending=False)
+        noisy = [row["variant"] for row in rivals.to_dict("records") if is_too_noisy(row)]
+        if noisy and len(rivals) > 1:
+            said.append(
+                f"{place}: which of {' and '.join(rivals['variant'])} is the fastest cannot be told, "
+                f"too noisy: {' and '.join(noisy)}."
+            )
+            continue
         sentence = f"{place}: {best['variant']} is {best['speedup']:.1f} times faster than {BASELINE}"
-        if pd.notna(best["speedup_low"]):
+        if noisy:
+            sentence += " (too noisy)"
+        elif pd.notna(best["speedup_low"]):
             sentence += f" ({best['speedup_low']:.1f} to {best['speedup_high']:.1f})"
         if pd.notna(best["over_best"]):
             sentence += f", {best['over_best']:.1f} times faster than the best fp32"
@@ -137,7 +186,11 @@ def render(runs: pd.DataFrame) -> str:
     variants = list(dict.fromkeys(table["variant"]))
     looks = {name: (COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]) for n, name in enumerate(variants)}
     template = resources.files("qbert").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
+    )
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "font.family": "sans-serif",
@@ -155,6 +208,7 @@ def render(runs: pd.DataFrame) -> str:
                     "trained": bool(cells["trained"].all()),
                     "figures": _figures(str(model), cells, looks),
                     "tables": _tables(cells),
+                    "pace": pace_changes(cells),
                     "flips": list(_flips(cells)),
                 }
             )
@@ -169,6 +223,8 @@ def render(runs: pd.DataFrame) -> str:
         script_hash=digest,
         flips_shown=FLIPS_SHOWN,
         version=__version__,
+        pace=PACE,
+        too_noisy=TOO_NOISY,
     )
 
 
@@ -178,21 +234,22 @@ def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
     drawn = []
     if not timed.empty:
         words = "; ".join(
-            f"{row['variant']} at {row['max_length']} tokens {row['median_s'] * 1e3:.3g} ms"
+            f"{row['variant']} at {row['max_length']} tokens {row['latency_s'] * 1e3:.3g} ms"
             for row in timed.to_dict("records")
         )
         drawn.append(
             Figure(
                 _draw(lambda axes: _latency(axes, timed, looks), 3.4),
                 f"{model}, latency: {words}",
-                "Latency of one text by its length. Bars: the middle half of the rounds; of several runs, their range.",
+                "Latency of one text by its length: fp32's, over the speedup. Bars: the middle half of the rounds; of "
+                "several runs, their range.",
             )
         )
     longest = timed[timed["max_length"] == timed["max_length"].max()]
     sped = longest[longest["speedup"].notna()]
     if not sped.empty:
         at = f"at {sped['max_length'].iloc[0]} tokens"
-        words = "; ".join(f"{row['variant']} {row['speedup']:.2f}" for row in sped.to_dict("records"))
+        words = "; ".join(f"{row['variant']} {_speedup(row)}" for row in sped.to_dict("records"))
         drawn.append(
             Figure(
                 _draw(lambda axes: _speedups(axes, sped, looks), 0.9 + 0.42 * len(sped)),
@@ -205,7 +262,7 @@ def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
     if not judged.empty:
         at = f"at {judged['max_length'].iloc[0]} tokens"
         words = "; ".join(
-            f"{row['variant']} {row['median_s'] * 1e3:.3g} ms, F1 {row['f1']:.4f}"
+            f"{row['variant']} {row['latency_s'] * 1e3:.3g} ms, F1 {row['f1']:.4f}"
             + (", undominated" if row["undominated"] else "")
             for row in judged.to_dict("records")
         )
@@ -241,7 +298,7 @@ def _draw(draw: "Callable[[Axes], None]", height_in: float) -> str:
     canvas.savefig(
         file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
     )
-    svg = file.getvalue()
+    svg = shown(file.getvalue())
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
     svg = re.sub(r'<g id="[a-zA-Z_]+\d*_?\d*"', "<g", svg)  # ids that every drawing has
     unique = hashlib.sha256(svg.encode()).hexdigest()[:8]
@@ -252,7 +309,10 @@ def _draw(draw: "Callable[[Axes], None]", height_in: float) -> str:
 def _latency(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
     for variant, group in cells.groupby("variant", sort=False):
         colour, marker = looks[str(variant)]
-        middle, low, high = (group[name].to_numpy(dtype=float) * 1e3 for name in ("median_s", "low_s", "high_s"))
+        middle, median, low, high = (
+            group[name].to_numpy(dtype=float) * 1e3 for name in ("latency_s", "median_s", "low_s", "high_s")
+        )
+        low, high = (end * middle / median for end in (low, high))
         reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
         axes.errorbar(group["max_length"], middle, yerr=reach, color=colour, marker=marker, markersize=5, capsize=2)
     axes.set_yscale("log")
@@ -268,9 +328,9 @@ def _speedups(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, 
     reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
     axes.barh(places, middle, xerr=reach, color=[looks[name][0] for name in cells["variant"]], ecolor=INK, capsize=2)
     axes.plot(cells["over_best"], places, linestyle="", marker="D", color=INK, markersize=5, markerfacecolor="white")
-    for place, value in zip(places, np.fmax(high, middle), strict=True):
+    for row, place, value in zip(cells.to_dict("records"), places, np.fmax(high, middle), strict=True):
         axes.annotate(
-            f"{middle[len(places) - 1 - place]:.2f}",
+            f"{row['speedup']:.2f}" + (" too noisy" if is_too_noisy(row) else ""),
             (value, place),
             xytext=(4, 0),
             textcoords="offset points",
@@ -298,7 +358,7 @@ def _named(axes: "Axes", cells: pd.DataFrame, places: "np.ndarray[Any, Any]", la
 def _f1(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
     for row in cells.to_dict("records"):
         colour, marker = looks[row["variant"]]
-        latency = row["median_s"] * 1e3
+        latency = row["latency_s"] * 1e3
         ends = np.array([[row["f1_drop_high"] - row["f1_drop"]], [row["f1_drop"] - row["f1_drop_low"]]], dtype=float)
         if row["variant"] != BASELINE:
             axes.errorbar(
@@ -341,18 +401,20 @@ def markdown(runs: pd.DataFrame) -> str:
         parts += ["", f"### {markdown_text(str(model))}"]
         for headings, rows in _tables(cells):
             parts += ["", markdown_table(headings, [[text for text, _ in row] for row in rows])]
+        parts += [line for sentence in pace_changes(cells) for line in ("", markdown_text(sentence))]
+    parts += ["", PACE]
     return "\n".join(parts) + "\n"
 
 
-def flat(runs: pd.DataFrame) -> pd.DataFrame:
+def csv(runs: pd.DataFrame) -> str:
     """Return the figures of `runs`, as history.load gives them, a row a cell, for a spreadsheet; seconds and bytes."""
-    return summarize(runs).drop(columns=["identity", "flipped"])
+    return spreadsheet(summarize(runs).drop(columns=["identity", "flipped"]))
 
 
 def _tables(cells: pd.DataFrame) -> list[tuple[Sequence[str], list[list[Shown]]]]:
     """Return the tables of one model, headings and rows: latency and F1, footprint; without those that are empty."""
     records = cells.to_dict("records")
-    judged = [_judged(row) for row in records if pd.notna(row["median_s"]) or pd.notna(row["f1"])]
+    judged = [_judged(row) for row in records if pd.notna(row["latency_s"]) or pd.notna(row["f1"])]
     weighed = [_weighed(row) for row in records if pd.notna(row["disk_bytes"])]
     return [table for table in ((COLUMNS, judged), (FOOTPRINT_COLUMNS, weighed)) if table[1]]
 
@@ -361,19 +423,25 @@ def _shown(value: Any, text: str) -> Shown:  # noqa: ANN401
     return ("", "") if pd.isna(value) else (text, float(value))
 
 
-def _judged(row: Mapping[Any, Any]) -> list[Shown]:
-    def between(low: str, high: str, form: str) -> str:
-        return "" if pd.isna(row[low]) else f" ({format(row[low], form)} to {format(row[high], form)})"
+def _between(low: float, high: float, form: str) -> str:
+    return "" if pd.isna(low) else f" ({format(low, form)} to {format(high, form)})"
 
+
+def _speedup(row: Mapping[Any, Any]) -> str:
+    interval = " (too noisy)" if is_too_noisy(row) else _between(row["speedup_low"], row["speedup_high"], ".2f")
+    return f"{row['speedup']:.2f}{interval}"
+
+
+def _judged(row: Mapping[Any, Any]) -> list[Shown]:
     held = pd.notna(row["f1"]) and row["variant"] != BASELINE
     over = held and row["f1_drop"] > row["max_f1_drop"]
     choice = "over the limit" if over else "undominated" if row["undominated"] else ""
-    drop = _shown(row["f1_drop"], f"{row['f1_drop']:+.4f}" + between("f1_drop_low", "f1_drop_high", "+.4f"))
+    drop = _shown(row["f1_drop"], f"{row['f1_drop']:+.4f}" + _between(row["f1_drop_low"], row["f1_drop_high"], "+.4f"))
     return [
         (str(row["max_length"]), float(row["max_length"])),
         (row["variant"], row["variant"]),
-        _shown(row["median_s"], f"{row['median_s'] * 1e3:.4g}"),
-        _shown(row["speedup"], f"{row['speedup']:.2f}" + between("speedup_low", "speedup_high", ".2f")),
+        _shown(row["latency_s"], f"{row['latency_s'] * 1e3:.4g}"),
+        _shown(row["speedup"], _speedup(row)),
         _shown(row["over_best"], f"{row['over_best']:.2f}"),
         _shown(row["share_of_limit"], f"{row['share_of_limit']:.0%}"),
         _shown(row["f1"], f"{row['f1']:.4f}"),
@@ -416,14 +484,6 @@ def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]
     versions: dict[str, str] = {}
     for one in runs["identity"]:
         versions |= one.get("versions", {})
-    differing = sorted(
-        {
-            sentence
-            for _, group in runs.groupby(CELL, sort=False)
-            for one in group["identity"]
-            for sentence in differences(group["identity"].iloc[0], one)
-        }
-    )
     documents = table["documents"].max()
     visible = table["smallest_visible_drop"].max()
     judged = f", {documents:.0f} test documents, one at a time; they cannot tell a drop below {visible:.3f} from chance"
@@ -440,5 +500,4 @@ def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]
             + ("" if pd.isna(documents) else judged),
         ),
         ("checkpoints", "; ".join(f"{name}: {digest}" for name, digest in checkpoints.items())),
-        *((("the runs differ in", "; ".join(differing)),) if differing else ()),
     ]

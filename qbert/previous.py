@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qbert import compare
+from qbert import InputError, compare, saved_run
+from qbert.terminal import shown
 
 GROWTH = 0.05  # of bytes on disk, which do not vary, and of peak memory, which varies by 1 to 2 %
 Benchmark = Mapping[str, Any]
@@ -29,7 +30,7 @@ class Findings:
         if self.gone:
             said.append(f"{len(self.gone)} of the previous run's cells were not run: {_some(self.gone)}")
         said += [f"not comparable, {what}: {_some(names)}" for what, names in self.different.items()]
-        return said + self.worse
+        return [shown(sentence) for sentence in said + self.worse]
 
 
 def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
@@ -41,10 +42,14 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
             "--benchmark-compare finds no previous run: save one with --benchmark-autosave, or name its file or number"
         )
     for run in runs:
-        if failed := (run.get("qbert") or {}).get("failed"):
-            return (
-                f"the previous run of {run.get('datetime')} failed itself ({_some(failed)}): compare with another one"
-            )
+        source = f"the previous run of {run.get('datetime')}"
+        try:
+            found = saved_run.of(run, source)
+            found.cells(source)
+        except InputError as error:
+            return shown(str(error))
+        if found.qbert and found.qbert.failed:
+            return shown(f"{source} failed itself ({_some(found.qbert.failed)}): compare with another one")
     return ""
 
 

@@ -96,7 +96,7 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
     """
     on = console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

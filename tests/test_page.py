@@ -1,14 +1,18 @@
 """The report: what it says, what it escapes, and how it looks in a real browser."""
 
+import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
+from garble import FIGURES
 
 from qbert import InputError, history, page
 from qbert.cli import main
@@ -37,7 +41,11 @@ def benchmark(measured: str, model: str, max_length: int, variant: str, **info: 
     place = {"model": model, "trained": model != "untrained", "max_length": max_length, "variant": variant}
     seconds = info.pop("seconds", 1.0)
     stats = {"median": seconds, "q1": 0.98 * seconds, "q3": 1.03 * seconds}
-    return {"stats": stats, "extra_info": place | {"identity": identity, "measured": measured} | info}
+    info = FIGURES[measured] | {"p50_s": seconds, "p95_s": 1.1 * seconds} | info
+    if measured == "accuracy":
+        info["f1_drop"] = info["f1_baseline"] - info["f1"]
+    extra = place | {"identity": identity, "measured": measured} | info
+    return {"name": f"test_{measured}[{model}-{max_length}-{variant}]", "stats": stats, "extra_info": extra}
 
 
 def cell(model: str, max_length: int, variant: str, text: str = "a text", label: str = "sport") -> list[dict[str, Any]]:
@@ -55,6 +63,8 @@ def cell(model: str, max_length: int, variant: str, text: str = "a text", label:
             speedup=speedup,
             speedup_low=0.97 * speedup,
             speedup_high=1.02 * speedup,
+            baseline_p50_s=VARIANTS["fp32"][0] * max_length / 384 / 1e3,
+            floor_s=0.4 * milliseconds * max_length / 384 / 1e3,
             share_of_limit=0.4,
         )
     ]
@@ -63,21 +73,14 @@ def cell(model: str, max_length: int, variant: str, text: str = "a text", label:
             benchmark(
                 *("accuracy", model, max_length, variant),
                 f1=0.95 - drop,
-                f1_baseline=0.95,
-                f1_drop=drop,
                 f1_drop_low=drop - 0.006,
                 f1_drop_high=drop + 0.006,
-                max_f1_drop=0.01,
                 flips=len(flips) if drop else 0,
-                documents=500,
-                smallest_visible_drop=0.012,
-                mcnemar_p=1.0,
                 flipped=flips if drop else [],
             )
         )
     if max_length == max(LENGTHS):
-        figures = {"disk_bytes": 4e8, "load_s": 0.5, "first_call_s": 0.2, "peak_rss_bytes": 5e8}
-        found.append(benchmark("footprint", model, max_length, variant, **figures))
+        found.append(benchmark("footprint", model, max_length, variant))
     return found
 
 
@@ -154,6 +157,156 @@ def test_runs_of_different_machines_are_refused(load: Callable[..., Any]) -> Non
         page.render(load(run(benchmark("latency", "m", 128, "fp32")), other))
 
 
+def two_runs(**changed: Any) -> list[dict[str, Any]]:
+    """Give the run of a cell and another one in which `changed` figures or parts of its identity are other ones."""
+    runs = [run(*cell("served", 128, "int8-openvino")) for _ in range(2)]
+    for one in runs[1]["benchmarks"]:
+        info = one["extra_info"]
+        info |= {name: value for name, value in changed.items() if name in info}
+        info["identity"] |= {name: value for name, value in changed.items() if name in info["identity"]}
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"documents": 50}, "documents: 500, 50"),
+        ({"max_f1_drop": 0.1}, "F1 limit: 0.01, 0.1"),
+        ({"f1_guard": "interval"}, "F1 guard: point, interval"),
+        ({"dataset_sha256": "e" * 64}, "dataset: dddddddddddd, eeeeeeeeeeee"),
+        ({"checkpoint_sha256": "e" * 64}, "checkpoint: cccccccccccc, eeeeeeeeeeee"),
+        ({"threads": 2}, "threads: 1, 2"),
+        ({"versions": {"torch": "2.12"}}, "torch: 2.13, 2.12"),
+        ({"definition": {"precision": "int8", "options": 1}}, "definition options: none, 1"),
+    ],
+)
+def test_what_was_not_measured_alike_is_in_no_report(load: Callable[..., Any], changed: Any, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        page.summarize(load(*two_runs(**changed)))
+    assert f"({told})" in str(caught.value)
+    assert "served-128-int8-openvino is not in" in str(caught.value)
+    assert all(name in str(caught.value) for name in ("0.json", "1.json", "make a report of each"))
+
+
+@pytest.mark.parametrize("changed", [{"documents": 50}, {"dataset_sha256": "e" * 64}])
+def test_all_cells_of_a_report_are_of_one_dataset_and_its_documents(load: Callable[..., Any], changed: Any) -> None:
+    runs = two_runs(**changed)
+    for one in runs[1]["benchmarks"]:
+        one["extra_info"]["variant"] = "bf16"
+    with pytest.raises(InputError, match=r"served-128-bf16 is not in .*make a report of each"):
+        page.summarize(load(*runs))
+
+
+def test_runs_that_measured_alike_or_something_else_are_one_report(load: Callable[..., Any]) -> None:
+    first, second = two_runs()
+    assert page.summarize(load(first, second))["runs"].tolist() == [2]
+    first["benchmarks"], second["benchmarks"] = first["benchmarks"][:1], second["benchmarks"][1:]
+    (row,) = page.summarize(load(first, second)).to_dict("records")
+    assert (row["speedup"], row["f1"]) == (pytest.approx(100 / 14), 0.946)
+
+
+def test_several_runs_have_one_speedup_and_the_outermost_ends(load: Callable[..., Any]) -> None:
+    runs = two_runs(speedup=28 / 14, speedup_low=1.9, speedup_high=2.2)
+    (row,) = page.summarize(load(*runs)).to_dict("records")
+    assert row["speedup"] == pytest.approx((100 / 14 * 2) ** 0.5)
+    assert (row["speedup_low"], row["speedup_high"]) == pytest.approx((1.9, 1.02 * 100 / 14))
+
+
+def slowed_down() -> dict[str, Any]:
+    """Give a run during which the machine became slower: by its medians bf16 is slower than fp32-openvino."""
+    content = whole()
+    for one in content["benchmarks"]:
+        if one["extra_info"]["variant"] == "bf16" and one["extra_info"]["measured"] == "latency":
+            one["stats"] = {name: 1.4 * value for name, value in one["stats"].items()}
+            for name in ("p50_s", "p95_s", "baseline_p50_s", "floor_s"):
+                one["extra_info"][name] *= 1.4
+    return content
+
+
+def test_the_figures_of_a_row_rank_alike(load: Callable[..., Any]) -> None:
+    table = page.summarize(load(slowed_down()))
+    for _, group in table.groupby(["model", "max_length"]):
+        assert group.sort_values("median_s")["variant"].tolist()[1] == "fp32-openvino"
+        assert group.sort_values("latency_s")["variant"].tolist()[1] == "bf16"
+        assert group.sort_values("latency_s")["speedup"].is_monotonic_decreasing
+
+
+def test_a_change_of_pace_is_said(load: Callable[..., Any]) -> None:
+    runs = load(slowed_down())
+    told = "The machine's pace changed by 40% among the cells of served, 384 tokens."
+    assert told in page.markdown(runs)
+    assert told.replace("'", "&#39;") in page.render(runs)
+    assert "pace changed" not in page.markdown(load(whole()))
+
+
+def test_the_spreadsheet_has_the_medians_too(load: Callable[..., Any]) -> None:
+    table = pd.read_csv(io.StringIO(page.csv(load(slowed_down()))))
+    row = table[(table["model"] == "served") & (table["max_length"] == 384)].set_index("variant").loc["bf16"]
+    assert (row["latency_s"], row["median_s"]) == pytest.approx((0.040, 0.056))
+
+
+def noisy(*variants: str) -> dict[str, Any]:
+    content = whole()
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        if info["variant"] in variants and info["measured"] == "latency":
+            info |= {"speedup_low": 0.3 * info["speedup"], "speedup_high": 1.2 * info["speedup"]}
+    return content
+
+
+def test_an_interval_too_wide_is_told_in_words(load: Callable[..., Any]) -> None:
+    runs = load(noisy("bf16"))
+    assert "| 384 | bf16 | 40 | 2.50 (too noisy) |" in page.markdown(runs)
+    html = page.render(runs)
+    assert "2.50 (too noisy)" in html
+    assert "2.50 too noisy</text>" in html
+    assert "int8-openvino is 7.1 times faster than fp32 (6.9 to 7.3)" in page.answers(page.summarize(runs))[0]
+
+
+def test_noise_that_hides_which_is_the_fastest_is_the_answer(load: Callable[..., Any]) -> None:
+    answer = page.answers(page.summarize(load(noisy("int8-openvino"))))[0]
+    assert answer == (
+        "served, 384 tokens: which of int8-openvino and bf16 is the fastest cannot be told, too noisy: int8-openvino."
+    )
+
+
+def test_the_fastest_beyond_doubt_is_named_whatever_its_noise(load: Callable[..., Any]) -> None:
+    content = noisy("int8-openvino")
+    content["benchmarks"] = [one for one in content["benchmarks"] if one["extra_info"]["variant"] != "bf16"]
+    answer = page.answers(page.summarize(load(content)))[0]
+    assert "int8-openvino is 7.1 times faster than fp32 (too noisy)" in answer
+
+
+@pytest.mark.skipif("QBERT_TEST_RUN" not in os.environ, reason="QBERT_TEST_RUN names no saved run of a default run")
+def test_a_run_of_another_machine_is_read_and_ranks_alike() -> None:
+    table = page.summarize(history.load([Path(os.environ["QBERT_TEST_RUN"])]))
+    assert len(table) > 1
+    for _, group in table.dropna(subset=["speedup"]).groupby(["model", "max_length"]):
+        assert group.sort_values("latency_s")["speedup"].is_monotonic_decreasing
+
+
+OBEYED = "\x1b]0;owned\x07\x1b[2J\x9b\r\u202e"
+
+
+def test_a_terminal_obeys_nothing_in_a_report(tmp_path: Path) -> None:
+    content = whole(text=OBEYED, label=OBEYED)
+    content["commit_info"]["id"] = OBEYED
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        info["model"] += OBEYED
+        info["variant"] += OBEYED if info["variant"] != "fp32" else ""
+        info["identity"] |= {"processor": OBEYED, "dataset": OBEYED, "versions": {OBEYED: OBEYED}}
+    source = tmp_path / f"{OBEYED.replace('/', '')}.json"
+    source.write_text(json.dumps(content))
+    written = {form: tmp_path / f"r.{form}" for form in ("html", "md", "csv")}
+    options = ["-o", written["html"], "--markdown", written["md"], "--csv", written["csv"]]
+    done = CliRunner().invoke(main, ["report", str(source), *map(str, options)])
+    assert done.exit_code == 0, done.output
+    for text in (done.output, *(path.read_bytes().decode() for path in written.values())):
+        assert "␛[2J" in text.replace("\\[", "[")
+        assert not set(OBEYED) - set("]0;owned[2J") & set(text)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -170,7 +323,7 @@ def test_a_part_of_a_run_makes_a_page_too(load: Callable[..., Any], content: dic
     html = page.render(runs)
     assert "nan" not in re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL).lower().replace("nanumgothic", "")
     assert page.markdown(runs)
-    assert not page.flat(runs).empty
+    assert page.csv(runs).count("\n") > 1
 
 
 def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
@@ -248,7 +401,7 @@ def test_the_command_writes_each_form(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["missing.json", "-o", "r.html"], "missing.json cannot be read"),
-        (["damaged.json", "-o", "r.html"], "damaged.json is no JSON"),
+        (["damaged.json", "-o", "r.html"], "damaged.json cannot be used"),
         (["run.json"], "name what to write"),
         (["run.json", "-o", "no/such/folder/r.html"], "cannot be written"),
     ],

@@ -101,6 +101,40 @@ def test_the_f1_limit_can_be_given() -> None:
 def test_what_cannot_be_compared_with_is_said() -> None:
     assert "finds no previous run" in previous.unusable([], disabled=False)
     assert "they are off" in previous.unusable([{}], disabled=True)
-    failed = {"datetime": "2026-11-01", "qbert": {"failed": ["test_accuracy[a]"]}}
-    assert "2026-11-01 failed itself (test_accuracy[a])" in previous.unusable([failed], disabled=False)
-    assert previous.unusable([{"benchmarks": []}], disabled=False) == ""
+    run = {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": []}
+    failed = run | {"qbert": {"failed": ["test_accuracy[a]"]}}
+    assert "2026-11-01T12:00:00+00:00 failed itself (test_accuracy[a])" in previous.unusable([failed], disabled=False)
+    assert previous.unusable([run], disabled=False) == ""
+
+
+STATS = {"median": 1.0, "q1": 1.0, "q3": 1.0}
+GARBLED = {"measured": "latency", "model": 3, "variant": "fp32", "max_length": 128, "trained": True}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"benchmarks": 3},
+        {"benchmarks": [{"name": "a", "stats": STATS}]},
+        {"benchmarks": [{"name": "a", "stats": STATS, "extra_info": GARBLED}]},
+        {"qbert": {"failed": 3}},
+    ],
+)
+def test_a_damaged_previous_run_is_named(damage: dict[str, Any]) -> None:
+    run = {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": []} | damage
+    why = previous.unusable([run], disabled=False)
+    assert why.startswith("the previous run of 2026-11-01T12:00:00+00:00")
+    assert "cannot be used" in why
+
+
+def test_a_terminal_obeys_nothing_in_what_is_told() -> None:
+    before = cell("a\x1b[2J", f1=0.99)
+    before["extra_info"]["identity"]["processor"] = "\x9b\u202eQ"
+    lines = [
+        *previous.hold([], [cell("\x1b]0;b\x07")]).lines(),
+        *previous.hold([cell("a\x1b[2J", f1=0.5)], [before]).lines(),
+        *previous.hold([cell("c\r", f1=0.5)], [cell("c\r", f1=0.9)]).lines(),
+        previous.unusable([{"datetime": "\x1b[2J"}], disabled=False),
+    ]
+    assert len(lines) == 4
+    assert not set("\x1b\x9b\x07\r\u202e") & set("".join(lines))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -162,3 +163,85 @@ def test_what_is_not_compared_says_why_and_markup_is_shown_as_it_is() -> None:
     assert "<i>" not in markdown
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {12}
+
+
+def paced(variant: str, median: float, fp32: float | None, speedup: float, spread: float = 0.02) -> dict[str, Any]:
+    """Give a cell that was timed while fp32 took `fp32` seconds."""
+    interval = {"speedup_low": speedup * (1 - spread), "speedup_high": speedup * (1 + spread)}
+    known = {} if variant == "fp32" else {"baseline_p50_s": fp32} | interval
+    return benchmark(variant, median, speedup=speedup, **known, **of(variant.partition("-")[0]))
+
+
+CONTRARY = [  # by medians fp32-a is slower than fp32 and has the higher speedup: the machine slowed down meanwhile
+    paced("fp32", 0.100, None, 1.0),
+    paced("fp32-a", 0.120, 0.150, 1.25),
+    paced("fp32-b", 0.095, 0.100, 1.05),
+    paced("int8-c", 0.050, 0.120, 2.40),
+]
+
+
+def test_the_figures_of_a_row_rank_alike() -> None:
+    table = history.cells(CONTRARY)
+    table = report.at_one_pace(table, table).set_index("variant")
+    assert table["latency_s"].sort_values().index.tolist() == ["int8-c", "fp32-a", "fp32-b", "fp32"]
+    assert table.loc["fp32", "latency_s"] == pytest.approx(0.110)  # the median of 0.100, 0.150, 0.100, 0.120
+    assert (table["latency_s"] * table["speedup"]).tolist() == pytest.approx([0.110] * 4)
+    assert table["over_best"].tolist() == pytest.approx([0.8, 1.0, 0.84, 1.92])
+    text = draw(report.summary(history.cells(CONTRARY), title="t", caption="c"))
+    assert [line.split()[1] for line in text.splitlines() if line.startswith(("fp32", "int8"))] == [
+        *("110", "88.0", "105", "45.8"),
+    ]
+
+
+def test_a_share_of_the_limit_is_of_the_latency_beside_it() -> None:
+    rows = [paced("fp32", 0.1, None, 1.0), paced("int8", 0.05, 0.2, 4.0)]
+    rows[1]["extra_info"]["share_of_limit"] = 0.5
+    table = history.cells(rows)
+    table = report.at_one_pace(table, table)
+    assert table["share_of_limit"][1] * table["latency_s"][1] == pytest.approx(0.025)
+
+
+def test_a_change_of_pace_is_said() -> None:
+    text = draw(report.summary(history.cells(CONTRARY), title="t", caption="c"))
+    assert "The machine's pace changed by 50% among the cells of bert-base, 384 tokens." in " ".join(text.split())
+    assert "fp32's median among the cells of a model and length, over the speedup" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+    steady = [paced("fp32", 0.100, None, 1.0), paced("int8", 0.05, 0.109, 2.0)]
+    assert "pace changed" not in draw(report.summary(history.cells(steady), title="t", caption="c"))
+
+
+def test_a_run_that_does_not_tell_the_pace_shows_its_medians() -> None:
+    rows = [paced("fp32", 0.1, None, 1.0), paced("int8", 0.05, 0.2, 4.0), paced("bf16", 0.06, 0.1, 1.9)]
+    del rows[2]["extra_info"]["baseline_p50_s"]
+    table = history.cells(rows)
+    assert report.at_one_pace(table, table)["latency_s"].tolist() == [0.1, 0.05, 0.06]
+
+
+def test_fp32_is_the_best_fp32_where_no_other_is_faster() -> None:
+    table = history.cells([paced("fp32-slow", 0.2, 0.1, 0.5), paced("int8", 0.05, 0.1, 2.0)])
+    assert report.at_one_pace(table, table)["over_best"].tolist() == [0.5, 2.0]
+
+
+def test_an_interval_too_wide_is_told_in_words() -> None:
+    rows = [paced("int8", 0.05, 0.1, 2.0, spread=0.12), paced("bf16", 0.05, 0.1, 2.0, spread=0.10)]
+    noisy, clear = [
+        line
+        for line in draw(report.summary(history.cells(rows), title="t", caption="c")).splitlines()
+        if line.startswith(("int8", "bf16"))
+    ]
+    assert noisy.split()[2:5] == ["2.00", "too", "noisy"]
+    assert clear.split()[2:4] == ["2.00", "1.80–2.20"]
+
+
+def test_no_cell_of_a_spreadsheet_is_a_formula_or_a_control_code() -> None:
+    texts = ["=1+1", "+x", "-x", "@x", "\tx", "\rx", "plain", "\x1b[2J\x9b\u202e"]
+    table = pd.DataFrame({"text": texts, "number": [-1.5] * len(texts)})
+    lines = report.spreadsheet(table).splitlines()[1:]
+    assert [line.partition(",")[0] for line in lines] == [
+        *("'=1+1", "'+x", "'-x", "'@x", "'\tx", "'␍x", "plain", "␛[2J��"),
+    ]
+    assert {line.rpartition(",")[2] for line in lines} == {"-1.5"}
+
+
+def test_markdown_shows_control_codes() -> None:
+    assert report.markdown_text("\x1b]0;x\x07\x9b\r\u202e") == "␛\\]0;x␇�␍�"
