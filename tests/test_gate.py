@@ -40,6 +40,21 @@ def plugin(when_called: str = "pass", options: str = "{}") -> str:
     return PLUGIN.format(when_called=when_called, options=options)
 
 
+WHO = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *WHO, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def negate(folder: Path) -> None:
+    """Have the checkpoint in `folder` predict what it took for the least likely."""
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= -1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Callable[[str, str], Path]:
     """Make a git repository whose commit has one plugin, and whose working tree has another."""
@@ -48,9 +63,8 @@ def repository(tmp_path: Path) -> Callable[[str, str], Path]:
         folder = tmp_path / "repository"
         folder.mkdir()
         (folder / "outside.py").write_text(base)
-        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "base"]):
-            subprocess.run(["git", *command], cwd=folder, check=True)
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "base"]):
+            git(folder, *command)
         (folder / "outside.py").write_text(head)
         return folder
 
@@ -59,11 +73,14 @@ def repository(tmp_path: Path) -> Callable[[str, str], Path]:
 
 @pytest.fixture
 def start(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start `qbert gate` on the small model with one length; worktrees go to a folder of their own."""
+    """Start `qbert gate` on the small model (unless `bare`) and one length; worktrees go to a folder of their own."""
     (tmp_path / "temporary").mkdir()
 
-    def begin(*arguments: object, cwd: Path = tmp_path, plugins: Sequence[str] = ()) -> subprocess.Popen[str]:
-        settings = ["--model", trained.folder, "--dataset", news.folder, "--max-lengths", "16", "--documents", "20"]
+    def begin(
+        *arguments: object, cwd: Path = tmp_path, plugins: Sequence[str] = (), bare: bool = False
+    ) -> subprocess.Popen[str]:
+        settings = ["--max-lengths", "16", "--documents", "20"]
+        settings += [] if bare else ["--model", trained.folder, "--dataset", news.folder]
         command = [sys.executable, "-m", "qbert", *(part for name in plugins for part in ("-p", name)), "gate"]
         return subprocess.Popen(
             [*command, *map(str, [*settings, *arguments])],
@@ -86,10 +103,8 @@ def nothing_is_left(tmp_path: Path) -> bool:
                 return False
         except OSError:
             continue
-    worktrees = subprocess.run(
-        ["git", "worktree", "list"], cwd=tmp_path / "repository", capture_output=True, text=True, check=True
-    )
-    return len(worktrees.stdout.splitlines()) == 1 and not any((tmp_path / "temporary").iterdir())
+    worktrees = git(tmp_path / "repository", "worktree", "list")
+    return len(worktrees.splitlines()) == 1 and not any((tmp_path / "temporary").iterdir())
 
 
 def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
@@ -130,9 +145,7 @@ def test_f1_and_limits_are_regressions_too(
     logits, _ = evaluate.run(variants.build(VARIANTS["fp32"], trained), trained.encoder, news.test, 16)
     news.test.assign(label=logits.argmax(axis=1)).to_csv(as_predicted / "test.csv", index=False)
     worse = Path(shutil.copytree(trained.folder, tmp_path / "worse"))
-    weights = load_file(worse / "model.safetensors")
-    weights["classifier.weight"] *= -1
-    save_file(weights, worse / "model.safetensors", {"format": "pt"})
+    negate(worse)
     (tmp_path / "pyproject.toml").write_text("""
         [[tool.qbert.gate.limits]]
         variant = "fp*"
@@ -174,9 +187,15 @@ def test_f1_and_limits_are_regressions_too(
 
 @pytest.mark.parametrize(("strict", "code"), [([], gate.PASSED), (["--strict"], gate.INCONCLUSIVE)])
 def test_inconclusive_fails_only_where_it_is_asked_to(
-    start: Callable[..., subprocess.Popen[str]], strict: list[str], code: int
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    strict: list[str],
+    code: int,
 ) -> None:
-    process = start("--base-python", sys.executable, "--variants", "fp32", "--max-pairs", "1", *strict)
+    folder = repository(plugin(), plugin("0"))
+    process = start(
+        *("--base-ref", "HEAD", "--variants", "mine", "--max-pairs", "1", *strict), cwd=folder, plugins=["outside"]
+    )
     output, errors = process.communicate()
     assert process.returncode == code, output + errors
     assert "1 cells: 1 inconclusive" in output
@@ -240,12 +259,14 @@ def test_a_gate_that_is_stopped_leaves_nothing(
     [
         ([], "name what to hold against"),
         (["--calibrate", "--base-ref", "HEAD"], "leave out --base-ref"),
+        (["--calibrate", "--base-dataset", "HEAD"], "leave out --base-ref"),
         (["--base-ref", "HEAD"], "needs a git repository"),
         (["--base-python", "missing"], "'missing' does not exist"),
         (["--base-python", sys.executable, "--min-effect", "5"], "'5' is no percentage"),
         (["--base-python", sys.executable, "--max-lengths", "a"], "--max-lengths 'a'"),
         (["--base-python", sys.executable, "--variants", "int9"], "unknown variant 'int9'"),
         (["--base-model", "a", "--base-model", "b"], "given 2 times for 1 models"),
+        (["--base-python", sys.executable], "base and head have the same code, libraries, models and dataset, so"),
     ],
 )
 def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], arguments: list[str], told: str) -> None:
@@ -322,8 +343,8 @@ def test_a_pair_is_the_median_of_its_abbas() -> None:
 
 @pytest.fixture(scope="module")
 def worker(trained: Checkpoint, news: Dataset) -> Any:
-    here = sides.Side("head", sys.executable, sides.tree_here(of_repository=False), (str(trained.folder),))
-    subject = sides.Subject(str(news.folder), (16, 64), "fp32")
+    here = sides.Side("head", sys.executable, sides.tree_here(), (str(trained.folder),), str(news.folder))
+    subject = sides.Subject((16, 64), "fp32")
     with sides.Worker(here, subject, timeout_s=60) as started:
         started.send_open()
         assert started.receive() == {"models": ["tiny"], "variants": ["fp32"]}
@@ -379,3 +400,192 @@ def test_a_calibration_counts_what_was_found_and_what_was_not() -> None:
     assert key == ("m", 1, "v")
     assert spread == pytest.approx(0.00105 / 2**0.5, rel=0.01)
     assert freedom == 9
+
+
+@pytest.fixture
+def theirs(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Path:
+    """A stranger's repository: a model and a dataset, a plugin with a helper in a subfolder, and none of our code."""
+    folder = tmp_path / "their repository"
+    shutil.copytree(trained.folder, folder / "models" / "ours")
+    shutil.copytree(news.folder, folder / "data" / "texts")
+    (folder / "plugins").mkdir()
+    (folder / "plugins" / "outside.py").write_text("import helper\n" + plugin())
+    (folder / "plugins" / "helper.py").write_text("SCALE = 1\n")
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "base"]):
+        git(folder, *command)
+    return folder
+
+
+def test_a_model_in_the_repository_is_on_each_side_its_own(
+    start: Callable[..., subprocess.Popen[str]], theirs: Path, tmp_path: Path
+) -> None:
+    negate(theirs / "models" / "ours")
+    asked = ["--model", "ours", "--dataset", "../data/texts", "--variants", "fp32", "--max-pairs", "1"]
+    (theirs / "pyproject.toml").write_text("[[tool.qbert.gate.limits]]\nmax_disk_mb = 0.5")
+    process = start(*asked, "--base-ref", "main", "--json", tmp_path / "gate.json", cwd=theirs / "models", bare=True)
+    output, errors = process.communicate()
+    assert process.returncode == gate.REGRESSION, output + errors
+    found = json.loads((tmp_path / "gate.json").read_text())
+    (cell,) = found["cells"]
+    assert cell["f1"]["verdict"] == "worse"
+    assert cell["f1"]["f1"] < cell["f1"]["f1_baseline"]
+    assert cell["over"], "limits are the repository's, from whichever folder"
+    assert found["sides"]["base"]["ref"] == "main"
+
+
+def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
+    start: Callable[..., subprocess.Popen[str]], theirs: Path
+) -> None:
+    negate(theirs / "models" / "ours")
+    process = start("--base-ref", "main", "--variants", "fp32", cwd=theirs)  # the model and the dataset lie elsewhere
+    _, errors = process.communicate()
+    assert process.returncode == gate.USAGE
+    assert "base (main) and head have the same code, libraries, models and dataset, none of them from the repo" in (
+        " ".join(errors.split())
+    )
+    assert "preparing" not in errors
+
+
+@pytest.fixture
+def sides_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[sides.Side, sides.Side]]:
+    """Give base and head as the gate would make them in `folder`; base's files are gone by then unless `look` looks."""
+
+    def make(folder: Path, model: str, dataset: str, **told: Any) -> Any:
+        monkeypatch.chdir(folder)
+        look = told.pop("look", lambda base, head: (base, head))
+        told = {"ref": "main"} | told
+        with sides.base_and_head((os.path.abspath(model),), os.path.abspath(dataset), **told) as (base, head):
+            return look(base, head)
+
+    return make
+
+
+@pytest.mark.parametrize("start", ["", "models/ours", "data"])
+def test_what_lies_in_the_repository_is_found_in_base_from_any_folder(
+    theirs: Path, sides_of: Callable[..., Any], start: str
+) -> None:
+    negate(theirs / "models" / "ours")
+    model, dataset = (os.path.relpath(theirs / path, theirs / start) for path in ("models/ours", "data/texts"))
+    base, head, weights = sides_of(
+        *(theirs / start, model, dataset),
+        look=lambda base, head: (
+            base,
+            head,
+            [load_file(Path(side.models[0], "model.safetensors")) for side in (base, head)],
+        ),
+    )
+    assert base.tree
+    assert base.models == (str(base.tree / "models" / "ours"),)
+    assert base.dataset == str(base.tree / "data" / "texts")
+    assert head.models == (str(theirs / "models" / "ours"),)
+    assert (weights[0]["classifier.weight"] == -weights[1]["classifier.weight"]).all()
+
+
+def test_a_link_in_the_repository_leads_base_where_it_led_then(theirs: Path, sides_of: Callable[..., Any]) -> None:
+    shutil.copytree(theirs / "models" / "ours", theirs / "models" / "next")
+    (theirs / "models" / "current").symlink_to("ours")
+    git(theirs, "add", ".")
+    git(theirs, "commit", "-qm", "link")
+    (theirs / "models" / "current").unlink()
+    (theirs / "models" / "current").symlink_to("next")
+    led = sides_of(
+        *(theirs, "models/current", "data/texts"),
+        look=lambda *both: [Path(side.models[0]).resolve().name for side in both],
+    )
+    assert led == ["ours", "next"]
+
+
+def test_what_lies_outside_the_repository_is_for_both(
+    theirs: Path, trained: Checkpoint, news: Dataset, sides_of: Callable[..., Any]
+) -> None:
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder))
+    assert (base.models, base.dataset) == (head.models, head.dataset)
+
+
+def test_what_is_named_for_base_is_taken_as_it_is_named(theirs: Path, sides_of: Callable[..., Any]) -> None:
+    git(theirs, "rm", "-qr", "--cached", ".")
+    git(theirs, "commit", "-qm", "nothing")
+    model, dataset = str(theirs / "models" / "ours"), str(theirs / "data" / "texts")
+    base, head = sides_of(theirs, model, dataset, base_models=(model,), base_dataset=dataset)
+    assert (base.models, base.dataset) == (head.models, head.dataset) == ((model,), dataset)
+
+
+def _untracked(folder: Path) -> None:
+    shutil.copytree(folder / "models" / "ours", folder / "models" / "new")
+
+
+def _ignored(folder: Path) -> None:
+    (folder / ".gitignore").write_text("*.safetensors\n")
+    _untracked(folder)
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "model", "dataset", "told"),
+    [
+        (_untracked, "new", "texts", "main has no models/new/config.json of its own .* with --base-model"),
+        (_ignored, "new", "texts", r"main has no models/new/\*.safetensors of its own .* with --base-model"),
+        (lambda _: None, "ours", "none", "main has no data/none/train.csv of its own .* with --base-dataset"),
+    ],
+    ids=["only at head", "weights ignored", "no dataset"],
+)
+def test_what_base_lacks_is_named(
+    theirs: Path, sides_of: Callable[..., Any], change: Callable[[Path], None], model: str, dataset: str, told: str
+) -> None:
+    change(theirs)
+    with pytest.raises(InputError, match=told):
+        sides_of(theirs, f"models/{model}", f"data/{dataset}")
+    assert len(git(theirs, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["models/ours/model.safetensors", "data/texts/test.csv"])
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_pointer_of_git_lfs_is_no_damage(theirs: Path, sides_of: Callable[..., Any], side: str, file: str) -> None:
+    whole = (theirs / file).read_bytes()
+    (theirs / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
+    if side == "base":
+        git(theirs, "commit", "-qam", "pointer")
+        (theirs / file).write_bytes(whole)
+    with pytest.raises(InputError, match=f"{side}'s {file} is a Git LFS pointer .*git lfs pull"):
+        sides_of(theirs, "models/ours", "data/texts")
+
+
+def test_modules_in_the_repository_are_base_s_own(
+    theirs: Path, trained: Checkpoint, news: Dataset, sides_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{theirs / 'plugins'}{os.pathsep}/elsewhere")
+    monkeypatch.syspath_prepend(str(theirs / "editable"))
+    monkeypatch.syspath_prepend(str(theirs / ".venv" / "lib" / "site-packages"))
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder))
+    assert head.path == (str(theirs / "plugins"), "/elsewhere", str(theirs / "editable"))
+    assert base.path == (str(base.tree / "plugins"), "/elsewhere", str(base.tree / "editable"))
+
+
+@pytest.mark.parametrize(("edited", "same"), [("helper.py", False), ("unrelated.py", True)])
+def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
+    *,
+    theirs: Path,
+    trained: Checkpoint,
+    news: Dataset,
+    sides_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    edited: str,
+    same: bool,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(theirs / "plugins"))
+    (theirs / "plugins" / edited).write_text("SCALE = 2\n")
+    subject = sides.Subject((16,), "mine", plugins=("outside",))
+
+    def fingerprints(*both: sides.Side) -> list[Any]:
+        found = []
+        for side in both:
+            with sides.Worker(side, subject, timeout_s=60, shown=True) as worker:
+                worker.send_open()
+                assert worker.receive() == {"models": ["tiny"], "variants": ["mine"]}
+                found.append(worker.ask("fingerprints")["same"])
+        return found
+
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder), look=fingerprints)
+    assert (base["code"] == head["code"]) == same
+    assert {name for name in base if base[name] != head[name]} <= {"code"}
