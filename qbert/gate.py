@@ -233,15 +233,13 @@ def _refuse_the_same(base: Worker, head: Worker) -> None:
     on_base, on_head = (worker.ask("fingerprints") for worker in (base, head))
     if on_base["same"] != on_head["same"]:
         return
-    side = head.side
-    of_side = [*side.models, side.dataset, *on_head["files"]]
-    outside = (
-        base.side.ref and side.tree and not any(Path(path).resolve().is_relative_to(side.tree) for path in of_side)
-    )
+    ref, tree = base.side.ref, head.side.tree
+    paths = [Path(name) for name in (*head.side.models, head.side.dataset, *on_head["files"])]
+    outside = ref and tree and not any(path.is_absolute() and path.resolve().is_relative_to(tree) for path in paths)
     raise InputError(
-        f"base{f' ({base.side.ref})' if base.side.ref else ''} and head have the same code, libraries, models and "
-        f"dataset{f', none of them from the repository {tree}' if outside else ''}, so nothing could be found "
-        "worse: name another --base-ref, --base-python, --base-model or --base-dataset"
+        f"base{f' ({ref})' if ref else ''} and head have the same code, libraries, models and dataset"
+        f"{f', none of them from the repository {tree}' if outside else ''}, so nothing could be found worse: "
+        "name another --base-ref, --base-python, --base-model or --base-dataset"
     )
 
 

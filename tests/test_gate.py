@@ -55,6 +55,13 @@ def negate(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def write_as_predicted(trained: Checkpoint, news: Dataset, folder: Path) -> None:
+    """Write a dataset whose test documents are labelled as the checkpoint predicts."""
+    shutil.copytree(news.folder, folder)
+    logits, _ = evaluate.run(variants.build(VARIANTS["fp32"], trained), trained.encoder, news.test, 16)
+    news.test.assign(label=logits.argmax(axis=1)).to_csv(folder / "test.csv", index=False)
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Callable[[str, str], Path]:
     """Make a git repository whose commit has one plugin, and whose working tree has another."""
@@ -94,21 +101,23 @@ def start(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[..., s
     return begin
 
 
-def nothing_is_left(tmp_path: Path) -> bool:
-    """Whether no process and no worktree of a gate is left."""
-    mine = f"TMPDIR={tmp_path / 'temporary'}".encode()
-    for process in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mine in process.read_bytes().split(b"\0"):
-                return False
-        except OSError:
-            continue
-    worktrees = git(tmp_path / "repository", "worktree", "list")
-    return len(worktrees.splitlines()) == 1 and not any((tmp_path / "temporary").iterdir())
+@pytest.fixture
+def nothing_is_left(tmp_path: Path, processes: Callable[[str], list[str]]) -> Callable[[], bool]:
+    """Tell whether no process and no worktree of a gate is left."""
+
+    def check() -> bool:
+        worktrees = git(tmp_path / "repository", "worktree", "list").splitlines()
+        temporary = tmp_path / "temporary"
+        return not processes(f"TMPDIR={temporary}") and len(worktrees) == 1 and not any(temporary.iterdir())
+
+    return check
 
 
 def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
-    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    nothing_is_left: Callable[[], bool],
 ) -> None:
     slow = "time.sleep(0) ; end = time.perf_counter() + 0.001\n        while time.perf_counter() < end: pass"
     folder = repository(plugin(), plugin(slow))
@@ -135,15 +144,13 @@ def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
     markdown = (tmp_path / "gate.md").read_text()
     assert "### 2 cells: 1 slower, 1 same" in markdown
     assert "| slower |" in markdown
-    assert nothing_is_left(tmp_path)
+    assert nothing_is_left()
 
 
 def test_f1_and_limits_are_regressions_too(
     start: Callable[..., subprocess.Popen[str]], trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
-    as_predicted = Path(shutil.copytree(news.folder, tmp_path / "as_predicted"))
-    logits, _ = evaluate.run(variants.build(VARIANTS["fp32"], trained), trained.encoder, news.test, 16)
-    news.test.assign(label=logits.argmax(axis=1)).to_csv(as_predicted / "test.csv", index=False)
+    write_as_predicted(trained, news, tmp_path / "as_predicted")
     worse = Path(shutil.copytree(trained.folder, tmp_path / "worse"))
     negate(worse)
     (tmp_path / "pyproject.toml").write_text("""
@@ -160,7 +167,7 @@ def test_f1_and_limits_are_regressions_too(
     """)
     process = start(
         "--dataset",
-        as_predicted,
+        tmp_path / "as_predicted",
         "--model",
         worse,
         "--base-model",
@@ -219,6 +226,7 @@ def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
     base: str,
     options: list[str],
     told: str,
+    nothing_is_left: Callable[[], bool],
 ) -> None:
     folder = repository(base, plugin())
     process = start("--base-ref", "HEAD", "--variants", "mine", *options, cwd=folder, plugins=["outside"])
@@ -226,11 +234,14 @@ def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
     assert process.returncode == gate.NOT_COMPARABLE, output + errors
     assert told in errors
     assert "Traceback" not in errors
-    assert nothing_is_left(tmp_path)
+    assert nothing_is_left()
 
 
 def test_sides_that_are_not_the_same_subject_are_not_compared(
-    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    nothing_is_left: Callable[[], bool],
 ) -> None:
     folder = repository(plugin(options="{'dtype': 1}"), plugin(options="{'dtype': 2}"))
     process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
@@ -238,11 +249,72 @@ def test_sides_that_are_not_the_same_subject_are_not_compared(
     assert process.returncode == gate.NOT_COMPARABLE, output + errors
     assert "1 not comparable" in output
     assert "definition options: {'dtype': 1}, {'dtype': 2}" in output
-    assert nothing_is_left(tmp_path)
+    assert nothing_is_left()
+
+
+def test_a_gate_that_is_killed_leaves_no_process_and_the_next_removes_its_tree(
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_is_left: Callable[[], bool],
+    processes: Callable[[str], list[str]],
+    wait_until: Callable[..., None],
+) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path / "cache"))
+    folder = repository(plugin(), plugin("0"))
+    options = ["--base-ref", "HEAD", "--model", "bert-tiny", "--variants", "fp32"]
+    process = start(*options, "--dataset", "news_mini", cwd=folder, plugins=["outside"], bare=True)
+    while not list((tmp_path / "cache").glob("models/*/..*")):  # a side's training has begun
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not processes(f"TMPDIR={tmp_path / 'temporary'}"))
+    assert len(git(folder, "worktree", "list").splitlines()) == 2
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD"):
+        pass
+    assert nothing_is_left()
+
+
+def test_a_gate_keeps_the_tree_of_another_that_runs(
+    repository: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = repository("", "")
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD") as first:
+        with sides.commit("HEAD") as second:
+            assert first.tree != second.tree
+        assert (first.tree / "outside.py").is_file()
+        assert len(git(folder, "worktree", "list").splitlines()) == 2
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_tree_that_was_left_is_removed_and_one_of_the_person_s_is_not(
+    *, repository: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    folder = repository("", "")
+    left, theirs = (tmp_path / place / "tree" for place in ("qbert-base-left", "theirs"))
+    for tree in (left, theirs):
+        git(folder, "worktree", "add", "--detach", str(tree))
+        (tree.parent / "lock").touch()
+    if gone:
+        shutil.rmtree(left.parent)
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD"):
+        pass
+    listed = git(folder, "worktree", "list").splitlines()
+    assert [Path(line.split()[0]) for line in listed] == [folder, theirs]
+    assert not left.parent.exists()
+    assert (theirs / "outside.py").is_file()
 
 
 def test_a_gate_that_is_stopped_leaves_nothing(
-    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    nothing_is_left: Callable[[], bool],
 ) -> None:
     folder = repository(plugin(), plugin("time.sleep(0.5)"))
     process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
@@ -251,7 +323,7 @@ def test_a_gate_that_is_stopped_leaves_nothing(
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 128 + signal.SIGTERM
-    assert nothing_is_left(tmp_path)
+    assert nothing_is_left()
 
 
 @pytest.mark.parametrize(
@@ -407,7 +479,7 @@ def theirs(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Path:
     """A stranger's repository: a model and a dataset, a plugin with a helper in a subfolder, and none of our code."""
     folder = tmp_path / "their repository"
     shutil.copytree(trained.folder, folder / "models" / "ours")
-    shutil.copytree(news.folder, folder / "data" / "texts")
+    write_as_predicted(trained, news, folder / "data" / "texts")
     (folder / "plugins").mkdir()
     (folder / "plugins" / "outside.py").write_text("import helper\n" + plugin())
     (folder / "plugins" / "helper.py").write_text("SCALE = 1\n")
@@ -454,7 +526,8 @@ def sides_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[sides.Side,
         monkeypatch.chdir(folder)
         look = told.pop("look", lambda base, head: (base, head))
         told = {"ref": "main"} | told
-        with sides.base_and_head((os.path.abspath(model),), os.path.abspath(dataset), **told) as (base, head):
+        model, dataset = (os.path.normpath(folder / path) for path in (model, dataset))
+        with sides.base_and_head((model,), dataset, **told) as (base, head):
             return look(base, head)
 
     return make
