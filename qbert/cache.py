@@ -2,20 +2,22 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from qbert import InputError
 from qbert.terminal import say
 
 MANIFEST = "files.sha256"
+SILENT_S = 2  # of waiting for another process: most of what is built takes longer, and then it is said
 FULL = 1 << 20  # bytes left on a disk that was written to until it was full
 CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 
@@ -53,18 +55,36 @@ def is_filled(target: Path) -> bool:
     return target.exists() and not (target.is_dir() and not any(target.iterdir()))
 
 
-def _lock(target: Path) -> FileLock:
-    """Return the lock of `target`; lock files stay, so they are kept apart from a person's folders."""
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of `target`; lock files stay, so they are kept apart from a person's folders."""
     locks = cache_dir() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    return FileLock(locks / hashlib.sha256(str(target).encode()).hexdigest()[:32])
+    lock = FileLock(locks / hashlib.sha256(str(target).encode()).hexdigest()[:32])
+    try:
+        lock.acquire(timeout=SILENT_S)
+    except Timeout:
+        say(f"waiting for another process, which makes {target}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_stages(target: Path) -> None:
+    """Remove what builds of `target` left beside it, as far as that can be removed: nothing but room depends on it."""
+    for dots in (".", ".."):  # with two: where a process started by the build filled the stage in the same way
+        for stage in target.parent.glob(f"{dots}{glob.escape(target.name)}.unfinished*"):
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callable[[Path], bool] = is_filled) -> Path:
     """Return `target`; where it is not `intact`, let `build` fill an empty folder beside it and rename that.
 
-    A second process that wants the same folder waits and then uses the first one's work. What a killed
-    process left beside `target` is removed by the next one that builds it.
+    A second process that wants the same folder waits and then uses the first one's work. What a killed process left
+    beside `target` is removed by the next one that builds it; no two builds share a stage, so that one which lives on
+    unseen disturbs none.
 
     Raises:
         InputError: the place cannot be written to, or is full.
@@ -72,16 +92,16 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
     target = target.resolve()
     if intact(target):
         return target
-    stage = target.with_name(f".{target.name}.unfinished")
+    stage = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target):
+        with _locked(target):
             if intact(target):
                 return target
             if is_filled(target):
                 say(f"{target} is damaged: making it again")
                 shutil.rmtree(target)
-            shutil.rmtree(stage, ignore_errors=True)
+            _remove_stages(target)
             stage.mkdir()
             try:
                 _build(build, stage)
@@ -89,7 +109,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
                     target.rmdir()
                 stage.rename(target)
             finally:
-                shutil.rmtree(stage, ignore_errors=True)
+                _remove_stages(target)
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise

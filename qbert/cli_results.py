@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ _markdown = click.option("--markdown", type=FILE, metavar="FILE", help="Write th
     help="Base's interpreter and libraries.",
 )
 @click.option("--base-model", multiple=True, metavar="MODEL", help="Base's models, one for each --model.")
+@click.option("--base-dataset", metavar="DIR", help="Base's dataset.")
 @click.option(
     "--model", "models", multiple=True, metavar="MODEL", help="Checkpoint folder, hub id or built-in model; repeatable."
 )
@@ -92,6 +93,7 @@ def gate(
     base_ref: str | None,
     base_python: str | None,
     base_model: tuple[str, ...],
+    base_dataset: str | None,
     models: tuple[str, ...],
     *,
     dataset: str,
@@ -109,6 +111,8 @@ def gate(
 ) -> None:
     """Hold head, which is what is here, against base: latency by pairs of processes, F1 by the same documents.
 
+    With --base-ref, what lies in the repository (modules, a --model, a --dataset) is on base's side that commit's own.
+
     Ends with 0 where nothing is worse, 1 with a regression, 2 with a mistake in how it was called, 3 (--strict) where
     it cannot tell, 4 where the sides cannot be compared or one of them cannot run. Limits of cells are read from
     pyproject.toml, [[tool.qbert.gate.limits]].
@@ -116,30 +120,31 @@ def gate(
     import contextlib
 
     from qbert import comparisons, report, sides
+    from qbert import dataset as datasets
     from qbert import gate as gates
     from qbert.suite import DEFAULT_MODELS
     from qbert.train import GEOMETRIES
 
-    asked = {"versions"} if base_python else set()
-    if not (base_ref or base_python or base_model or calibrate):
-        raise InputError("name what to hold against: --base-ref, --base-python, --base-model, or --calibrate")
-    if calibrate and (base_ref or base_python or base_model):
+    named = base_ref or base_python or base_model or base_dataset
+    if not (named or calibrate):
         raise InputError(
-            "--calibrate holds this machine against itself: leave out --base-ref, --base-python, --base-model"
+            "name what to hold against: --base-ref, --base-python, --base-model, --base-dataset, or --calibrate"
         )
-    models = tuple(map(_absolute, models or DEFAULT_MODELS))
+    if named and calibrate:
+        raise InputError(
+            "--calibrate holds this machine against itself: leave out "
+            "--base-ref, --base-python, --base-model, --base-dataset"
+        )
+    models = tuple(_absolute(model, GEOMETRIES) for model in models or DEFAULT_MODELS)
     models = models if base_model else tuple(dict.fromkeys(models))
-    base_models = tuple(map(_absolute, base_model)) or models
-    if len(base_models) != len(models):
-        raise InputError(f"--base-model is given {len(base_models)} times for {len(models)} models: give one for each")
-    if base_model or (base_ref and set(models) <= set(GEOMETRIES)):
-        asked.add("checkpoint_sha256")  # a tree trains its built-in models itself
+    if base_model and len(base_model) != len(models):
+        raise InputError(f"--base-model is given {len(base_model)} times for {len(models)} models: give one for each")
+    dataset = _absolute(dataset, [datasets.BUILT_IN])
+    asked = {"versions"} if base_python else set()
+    if base_ref or base_model:
+        asked.add("checkpoint_sha256")  # the commit's own, too, be they in it or trained by it
     subject = sides.Subject(
-        _absolute(dataset),
-        _lengths(max_lengths),
-        variants,
-        documents,
-        tuple((ctx.parent or ctx).params.get("plugins", ())),
+        _lengths(max_lengths), variants, documents, tuple((ctx.parent or ctx).params.get("plugins", ()))
     )
     budget = gates.Budget(
         min_effect,
@@ -147,17 +152,29 @@ def gate(
         max_seconds or (CALIBRATION_SECONDS if calibrate else gates.Budget.max_seconds),
         timeout,
     )
-    rows = gates.limits(Path("pyproject.toml"))
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
-        here = sides.tree_here(of_repository=bool(base_ref))
-        there = stack.enter_context(sides.worktree(base_ref)) if base_ref else here
-        base = sides.Side("base", base_python or sys.executable, there, base_models)
-        head = sides.Side("head", sys.executable, here, models)
+        base, head = stack.enter_context(
+            sides.base_and_head(
+                models,
+                dataset,
+                ref=base_ref,
+                python=base_python,
+                base_models=tuple(_absolute(model, GEOMETRIES) for model in base_model),
+                base_dataset=base_dataset and _absolute(base_dataset, [datasets.BUILT_IN]),
+            )
+        )
+        settings = Path("pyproject.toml")
+        rows = gates.limits(head.tree / settings if base_ref and head.tree and not settings.is_file() else settings)
         slowed = [(slowdown, slowdown / 2) for slowdown in CALIBRATED] if calibrate else []
         try:
             found = gates.run(
-                base, head, subject, budget, limits=rows, asked=asked, put_in=lambda _: slowed, every_pair=calibrate
+                *(base, head, subject, budget),
+                limits=rows,
+                asked=asked,
+                put_in=lambda _: slowed,
+                every_pair=calibrate,
+                against_itself=calibrate,
             )
         except sides.SideError as error:
             echo(f"Error: {error}", err=True)
@@ -183,10 +200,9 @@ def _end(number: int, _: "FrameType | None") -> None:
     raise SystemExit(128 + number)
 
 
-def _absolute(source: str) -> str:
-    """Return `source` so that it means the same in another folder, where it is one."""
-    path = Path(source)
-    return str(path.resolve()) if path.is_dir() and (os.sep in source or (path / "config.json").exists()) else source
+def _absolute(source: str, built_in: Collection[str]) -> str:
+    """Return `source` so that it means the same in another folder, where it is one; links in it are not followed."""
+    return os.path.abspath(source) if source not in built_in and Path(source).is_dir() else source  # noqa: PTH100
 
 
 def _lengths(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qbert import InputError, pip_install, reason, report
+from qbert.cache import write_file
 from qbert.history import SERIES
 from qbert.report import Format, Row
 from qbert.terminal import shown
@@ -232,8 +233,8 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
         axes.set_ylabel("ms", fontsize=8)
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     try:
-        drawn.savefig(path)
-    except (OSError, ValueError) as error:
+        write_file(path, drawn.savefig)
+    except ValueError as error:
         raise InputError(
             f"{path} cannot be drawn ({reason(error)}): name a file that ends in .svg, .png or .pdf"
         ) from error

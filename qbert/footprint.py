@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert import InputError
+from qbert import InputError, children
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Encoding
@@ -49,16 +47,11 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding") -> Footprint
         named: dict[str, Any] = dict(encoding)
         np.savez(arrays, **named)
         load = variant.load
-        done = subprocess.run(  # noqa: S603  our own command
-            [
-                *(sys.executable, "-P", "-W", "ignore", "-m", "qbert.footprint"),
-                *(load.__module__, load.__qualname__, json.dumps(taken(load, variant.options))),
-                *(str(folder.resolve()), str(arrays)),
-            ],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        done = children.run(
+            *("-m", "qbert.footprint"),
+            *(load.__module__, load.__qualname__, json.dumps(taken(load, variant.options))),
+            *(str(folder.resolve()), str(arrays)),
             capture_output=True,
-            text=True,
-            check=False,
         )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -95,4 +88,5 @@ def main(module: str, name: str, options: str, folder: str, arrays: str) -> None
 
 
 if __name__ == "__main__":
+    children.end_with_parent()
     main(*sys.argv[1:])

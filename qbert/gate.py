@@ -156,21 +156,32 @@ def run(
     asked: Collection[str] = (),
     put_in: Callable[[Cell], Sequence[tuple[float, float]]] = lambda _: (),
     every_pair: bool = False,
+    against_itself: bool = False,
 ) -> dict[str, Any]:
     """Hold `head` against `base`: the figures of each cell, and `exit_code`, in a dictionary that JSON can hold.
 
     `asked` names what of the sides' identity may differ (compare.SUBJECT). For each (slowdown, minimum effect) that
     `put_in` gives for a cell, a copy of it is measured beside it with that slowdown put into head. With `every_pair`
-    each cell is measured in all of `budget.max_pairs`, however sure its verdict.
+    each cell is measured in all of `budget.max_pairs`, however sure its verdict. Sides that are the same are refused
+    unless `against_itself`: nothing that could change would have been looked at.
 
     Raises:
-        InputError: head finds a mistake in what the person asked for.
+        InputError: head finds a mistake in what the person asked for, or both sides are the same.
         SideError: a side cannot run.
     """
     start = time.monotonic()
     found = {}
-    for side in (head, base):  # a mistake in what was asked for shows at head, and is the person's
-        found[side.name] = _prepare(side, subject, budget, limits if side is head else ())
+    timeout_s = max(PREPARE_TIMEOUT_S, budget.timeout_s)
+    with Worker(base, subject, timeout_s=timeout_s, shown=True) as on_base:
+        with Worker(head, subject, timeout_s=timeout_s, shown=True) as on_head:
+            for worker in (on_head, on_base):
+                worker.send_open()
+            # A mistake in what was asked for shows at head, and is the person's.
+            opened = {worker.side.name: worker.receive() for worker in (on_head, on_base)}
+            if not against_itself:
+                _refuse_the_same(on_base, on_head)
+            found["head"] = _prepare(on_head, opened["head"], subject, limits)
+        found["base"] = _prepare(on_base, opened["base"], subject, ())
     cells = _cells(found["base"], found["head"], budget, limits, asked)
     comparable = [cell for cell in cells if cell.verdict == "inconclusive"]
     slowed = [
@@ -217,28 +228,40 @@ Key = tuple[int, int, str]
 Record = dict[str, Any]
 
 
-def _prepare(side: Side, subject: Subject, budget: Budget, limits: Sequence[Limit]) -> dict[Key, Record]:
+def _refuse_the_same(base: Worker, head: Worker) -> None:
+    """Raise InputError where both sides have the same code, libraries, models and dataset."""
+    on_base, on_head = (worker.ask("fingerprints") for worker in (base, head))
+    if on_base["same"] != on_head["same"]:
+        return
+    ref, tree = base.side.ref, head.side.tree
+    paths = [Path(name) for name in (*head.side.models, head.side.dataset, *on_head["files"])]
+    outside = ref and tree and not any(path.is_absolute() and path.resolve().is_relative_to(tree) for path in paths)
+    raise InputError(
+        f"base{f' ({ref})' if ref else ''} and head have the same code, libraries, models and dataset"
+        f"{f', none of them from the repository {tree}' if outside else ''}, so nothing could be found worse: "
+        "name another --base-ref, --base-python, --base-model or --base-dataset"
+    )
+
+
+def _prepare(worker: Worker, opened: Any, subject: Subject, limits: Sequence[Limit]) -> dict[Key, Record]:  # noqa: ANN401
     """Build every cell of a side once: what each is, what it predicts with a trained head, and its size."""
     records: dict[Key, Record] = {}
-    with Worker(side, subject, timeout_s=max(PREPARE_TIMEOUT_S, budget.timeout_s), shown=True) as worker:
-        worker.send_open()
-        opened = worker.receive()
-        keys = [
-            (number, max_length, variant)
-            for number in range(len(opened["models"]))
-            for max_length in subject.max_lengths
-            for variant in opened["variants"]
-        ]
-        with progress(f"preparing {side.name}", len(keys)) as advance:
-            for done, (number, max_length, variant) in enumerate(keys, start=1):
-                named = {"model": opened["models"][number], "max_length": max_length, "variant": variant}
-                record = worker.ask("prepare", **named)
-                if record["trained"]:
-                    record |= worker.ask("judge", documents=subject.documents, **named)
-                if any(limit.covers(**named) and math.isfinite(limit.max_memory_mb) for limit in limits):
-                    record["peak_rss_bytes"] = worker.ask("peak_memory", **named)
-                records[number, max_length, variant] = record
-                advance(done)
+    keys = [
+        (number, max_length, variant)
+        for number in range(len(opened["models"]))
+        for max_length in subject.max_lengths
+        for variant in opened["variants"]
+    ]
+    with progress(f"preparing {worker.side.name}", len(keys)) as advance:
+        for done, (number, max_length, variant) in enumerate(keys, start=1):
+            named = {"model": opened["models"][number], "max_length": max_length, "variant": variant}
+            record = worker.ask("prepare", **named)
+            if record["trained"]:
+                record |= worker.ask("judge", documents=subject.documents, **named)
+            if any(limit.covers(**named) and math.isfinite(limit.max_memory_mb) for limit in limits):
+                record["peak_rss_bytes"] = worker.ask("peak_memory", **named)
+            records[number, max_length, variant] = record
+            advance(done)
     return records
 
 

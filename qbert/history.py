@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from qbert import InputError, saved_run
-from qbert.cache import cache_dir
+from qbert.cache import cache_dir, write_file
 from qbert.compare import CELL, MIN_EFFECT
 
 LATENCY = [
@@ -209,9 +209,8 @@ def keep_spreads(machine: str, spreads: Mapping[tuple[Any, ...], tuple[float, in
     path = _calibration(machine)
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = kept_spreads(machine) | {(machine, *key): value for key, value in spreads.items()}
-    beside = path.with_suffix(".unfinished")
-    beside.write_text(json.dumps([[*key[1:], *value] for key, value in kept.items()]), encoding="utf-8")
-    beside.replace(path)
+    text = json.dumps([[*key[1:], *value] for key, value in kept.items()])
+    write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
 
 
 def kept_spreads(machine: str) -> dict[tuple[Any, ...], tuple[float, int]]:

@@ -16,6 +16,7 @@ from rich.text import Text
 from scipy import stats
 
 from qbert import CONFIDENCE, evaluate, report
+from qbert.cache import write_file
 from qbert.dataset import text_rows
 from qbert.latency import one_core
 
@@ -140,11 +141,10 @@ def kept(path: Path, identity: Any) -> Training | None:  # noqa: ANN401  as JSON
 
 
 def keep(path: Path, identity: Any, training: Training) -> None:  # noqa: ANN401  as JSON holds it
-    """Write `training` to `path`, beside it first: an interrupted run leaves nothing that looks finished."""
+    """Write `training` to `path`: an interrupted run leaves nothing that looks finished."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".unfinished")
-    beside.write_text(json.dumps({"identity": identity, "training": asdict(training)}), encoding="utf-8")
-    beside.replace(path)
+    text = json.dumps({"identity": identity, "training": asdict(training)})
+    write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
 
 
 def table(trainings: Sequence[Training], *, title: str) -> Group:

@@ -7,15 +7,15 @@ import ast
 import hashlib
 import importlib.machinery
 import importlib.util
-import site
 import sys
-import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 COMPILED = ("*.h", "*.cpp")
 """What is compiled at first use, and lies beside the module that does it."""
+LIBRARIES = {"site-packages", "dist-packages"}
+"""What folders of installed libraries are called, those that a .pth file adds to the module path too."""
 
 
 @cache
@@ -73,8 +73,7 @@ def _is_own(top: str, own: frozenset[str]) -> bool:
     if spec is None or top in own:
         return spec is not None
     places = [spec.origin, *(spec.submodule_search_locations or ())]
-    libraries = [*map(sysconfig.get_path, ("purelib", "platlib")), *site.getsitepackages(), site.getusersitepackages()]
-    return not any(place and Path(place).is_relative_to(library) for place in places for library in libraries)
+    return not any(place and LIBRARIES.intersection(Path(place).parts) for place in places)
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:

@@ -3,10 +3,8 @@
 import hashlib
 import json
 import math
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import InputError, evaluate, limit, machine, sources, train, variants
+from qbert import InputError, children, evaluate, limit, machine, sources, train, variants
 from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
@@ -141,12 +139,7 @@ class Suite:
         # A process of its own has all cores, and leaves this one's threads and memory as every later run finds them.
         command = ["-m", "qbert", "train", "--base", model.source, "--max-length", str(max_length)]
         command += ["--seed", str(model.seed), "--dataset", str(self.dataset.folder), "--output", str(stage)]
-        done = subprocess.run(  # noqa: S603  our own command
-            [sys.executable, "-P", "-W", "ignore", *command],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            stdout=subprocess.DEVNULL,
-            check=False,
-        )
+        done = children.run(*command, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise InputError(f"training {model.name} failed with exit code {done.returncode}: see the message above")
 

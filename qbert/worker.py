@@ -2,22 +2,26 @@
 
 It reads a request a line from standard input, `{"do": NAME, ...}`, and answers each with a line of JSON,
 `{"answer": ...}` or `{"error": SENTENCE}`. The gate runs this very file for both sides, so that both are timed by the
-same lines; what it imports of qbert is the side's own.
+same lines; what it imports of qbert is the side's own. What the side's may be too old to have lies beside this file.
 """
 
 import contextlib
 import gc
 import importlib
+import importlib.metadata
+import importlib.util
 import json
 import math
 import os
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from qbert.suite import Cell, Suite
 
@@ -27,6 +31,18 @@ WARM_UP_S = 0.15  # as qbert.latency's, and for its reasons; here so that anothe
 BLOCK_S = 0.006
 SETTLE_S = 0.004
 CACHES_FILLED_S = 0.02
+RUNS = ("qbert.suite", "qbert.evaluate", "qbert.latency", "qbert.footprint")
+"""What of qbert a side runs, beside all that these import and its plugins."""
+
+
+def _beside(name: str) -> "ModuleType":
+    """Return the module `name` that lies beside this file, whether or not the side's qbert has such a one."""
+    spec = importlib.util.spec_from_file_location(f"_gate_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None  # noqa: S101  it is a Python file
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Worker:
@@ -35,6 +51,7 @@ class Worker:
     def __init__(self) -> None:
         """Begin without a suite: `open` makes it."""
         self._suite: Suite | None = None
+        self._plugins: list[str] = []
         self._calls: dict[str, Callable[[], Any]] = {}
         self._model = ""
         self._pinned = contextlib.ExitStack()
@@ -51,6 +68,7 @@ class Worker:
         lenient: bool,
     ) -> dict[str, Any]:
         """Return the names of `models`, in their order, and of `variants`; `lenient` leaves out those not here."""
+        self._plugins = plugins
         for name in plugins:
             importlib.import_module(name)
         from qbert import dataset as datasets
@@ -65,6 +83,26 @@ class Worker:
         self._suite = Suite(datasets.load(dataset), models, max_lengths=max_lengths)
         names = dict(zip(dict.fromkeys(models), self._suite.models, strict=True))
         return {"models": [names[model] for model in models], "variants": chosen}
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what decides what this side does, `same` where the other's is equal, and the `files` of its code."""
+        from qbert.train import GEOMETRIES
+
+        assert self._suite is not None, "open comes first"  # noqa: S101  the gate's mistake, no person's
+        suite, sources = self._suite, _beside("sources")
+        installed = {f"{found.name} {found.version}" for found in importlib.metadata.distributions()}
+        return {
+            "same": {
+                "code": sources.sha256(*RUNS, *self._plugins),
+                "libraries": [sys.version, *sorted(installed)],
+                "models": [
+                    model.source if model.source in GEOMETRIES else suite.checkpoint(model, suite.max_lengths[0]).sha256
+                    for model in suite.models.values()
+                ],
+                "dataset": suite.dataset.sha256,
+            },
+            "files": sorted(map(str, sources.files(*RUNS, *self._plugins).values())),
+        }
 
     def _cell(self, model: str, max_length: int, variant: str) -> "Cell":
         assert self._suite is not None, "open comes first"  # noqa: S101  the gate's mistake, no person's
@@ -150,7 +188,8 @@ def seconds(call: "Callable[[], Any]", slowdown: float = 0.0) -> float:
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until there are no more, or the gate has ended."""
+    _beside("children").end_with_parent()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)  # what libraries print is no answer
         worker = Worker()

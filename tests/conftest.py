@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,36 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["QBERT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def processes() -> Callable[[str], list[str]]:
+    """Find the running processes that have `NAME=VALUE` in their environment, by their numbers."""
+
+    def find(variable: str) -> list[str]:
+        found = []
+        for file in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if variable.encode() in file.read_bytes().split(b"\0"):
+                    found.append(file.parent.name)
+            except OSError:  # it has ended
+                continue
+        return found
+
+    return find
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Wait until something holds, 5 s unless told."""
+
+    def wait(holds: Callable[[], object], seconds: float = 5) -> None:
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    return wait
 
 
 @pytest.fixture

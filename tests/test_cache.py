@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +55,43 @@ def test_what_a_killed_build_left_is_not_taken_for_finished(tmp_path: Path) -> N
     assert not (tmp_path / "folder").exists()
     build_folder(tmp_path / "folder", write)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
+
+
+def test_stages_that_anyone_left_are_removed_and_those_of_other_folders_are_not(tmp_path: Path) -> None:
+    left = [".folder.unfinished", ".folder.unfinished-1", "..folder.unfinished-1.unfinished-2"]
+    others = [".folder-2.unfinished-1", ".a.folder.unfinished-1"]
+    for name in left + others:
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+    build_folder(tmp_path / "folder", write)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", *others}
+
+
+def test_a_stage_that_cannot_be_removed_or_comes_back_does_not_stop_a_build(tmp_path: Path) -> None:
+    (tmp_path / ".folder.unfinished").touch()  # what removes folders fails on a file
+
+    def build(stage: Path) -> None:
+        (tmp_path / ".folder.unfinished-1").mkdir()  # as one that lives on unseen makes it
+        write(tmp_path / ".folder.unfinished-1")
+        write(stage)
+
+    assert [path.name for path in build_folder(tmp_path / "folder", build).iterdir()] == ["file"]
+
+
+def test_who_waits_for_another_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    building = threading.Event()
+
+    def slow(stage: Path) -> None:
+        building.set()
+        time.sleep(cache.SILENT_S + 1)
+        write(stage)
+
+    other = threading.Thread(target=build_folder, args=(tmp_path / "folder", slow))
+    other.start()
+    building.wait()
+    build_folder(tmp_path / "folder", lambda _: pytest.fail("was built twice"))
+    other.join()
+    assert f"waiting for another process, which makes {tmp_path / 'folder'}" in capsys.readouterr().err
 
 
 def test_two_processes_share_the_work(tmp_path: Path) -> None:

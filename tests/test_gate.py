@@ -40,6 +40,28 @@ def plugin(when_called: str = "pass", options: str = "{}") -> str:
     return PLUGIN.format(when_called=when_called, options=options)
 
 
+WHO = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *WHO, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def negate(folder: Path) -> None:
+    """Have the checkpoint in `folder` predict what it took for the least likely."""
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= -1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_as_predicted(trained: Checkpoint, news: Dataset, folder: Path) -> None:
+    """Write a dataset whose test documents are labelled as the checkpoint predicts."""
+    shutil.copytree(news.folder, folder)
+    logits, _ = evaluate.run(variants.build(VARIANTS["fp32"], trained), trained.encoder, news.test, 16)
+    news.test.assign(label=logits.argmax(axis=1)).to_csv(folder / "test.csv", index=False)
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Callable[[str, str], Path]:
     """Make a git repository whose commit has one plugin, and whose working tree has another."""
@@ -48,9 +70,8 @@ def repository(tmp_path: Path) -> Callable[[str, str], Path]:
         folder = tmp_path / "repository"
         folder.mkdir()
         (folder / "outside.py").write_text(base)
-        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
-        for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "base"]):
-            subprocess.run(["git", *command], cwd=folder, check=True)
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "base"]):
+            git(folder, *command)
         (folder / "outside.py").write_text(head)
         return folder
 
@@ -59,11 +80,14 @@ def repository(tmp_path: Path) -> Callable[[str, str], Path]:
 
 @pytest.fixture
 def start(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start `qbert gate` on the small model with one length; worktrees go to a folder of their own."""
+    """Start `qbert gate` on the small model (unless `bare`) and one length; worktrees go to a folder of their own."""
     (tmp_path / "temporary").mkdir()
 
-    def begin(*arguments: object, cwd: Path = tmp_path, plugins: Sequence[str] = ()) -> subprocess.Popen[str]:
-        settings = ["--model", trained.folder, "--dataset", news.folder, "--max-lengths", "16", "--documents", "20"]
+    def begin(
+        *arguments: object, cwd: Path = tmp_path, plugins: Sequence[str] = (), bare: bool = False
+    ) -> subprocess.Popen[str]:
+        settings = ["--max-lengths", "16", "--documents", "20"]
+        settings += [] if bare else ["--model", trained.folder, "--dataset", news.folder]
         command = [sys.executable, "-m", "qbert", *(part for name in plugins for part in ("-p", name)), "gate"]
         return subprocess.Popen(
             [*command, *map(str, [*settings, *arguments])],
@@ -77,23 +101,23 @@ def start(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[..., s
     return begin
 
 
-def nothing_is_left(tmp_path: Path) -> bool:
-    """Whether no process and no worktree of a gate is left."""
-    mine = f"TMPDIR={tmp_path / 'temporary'}".encode()
-    for process in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mine in process.read_bytes().split(b"\0"):
-                return False
-        except OSError:
-            continue
-    worktrees = subprocess.run(
-        ["git", "worktree", "list"], cwd=tmp_path / "repository", capture_output=True, text=True, check=True
-    )
-    return len(worktrees.stdout.splitlines()) == 1 and not any((tmp_path / "temporary").iterdir())
+@pytest.fixture
+def nothing_is_left(tmp_path: Path, processes: Callable[[str], list[str]]) -> Callable[[], bool]:
+    """Tell whether no process and no worktree of a gate is left."""
+
+    def check() -> bool:
+        worktrees = git(tmp_path / "repository", "worktree", "list").splitlines()
+        temporary = tmp_path / "temporary"
+        return not processes(f"TMPDIR={temporary}") and len(worktrees) == 1 and not any(temporary.iterdir())
+
+    return check
 
 
 def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
-    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    nothing_is_left: Callable[[], bool],
 ) -> None:
     slow = "time.sleep(0) ; end = time.perf_counter() + 0.001\n        while time.perf_counter() < end: pass"
     folder = repository(plugin(), plugin(slow))
@@ -120,19 +144,15 @@ def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
     markdown = (tmp_path / "gate.md").read_text()
     assert "### 2 cells: 1 slower, 1 same" in markdown
     assert "| slower |" in markdown
-    assert nothing_is_left(tmp_path)
+    assert nothing_is_left()
 
 
 def test_f1_and_limits_are_regressions_too(
     start: Callable[..., subprocess.Popen[str]], trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
-    as_predicted = Path(shutil.copytree(news.folder, tmp_path / "as_predicted"))
-    logits, _ = evaluate.run(variants.build(VARIANTS["fp32"], trained), trained.encoder, news.test, 16)
-    news.test.assign(label=logits.argmax(axis=1)).to_csv(as_predicted / "test.csv", index=False)
+    write_as_predicted(trained, news, tmp_path / "as_predicted")
     worse = Path(shutil.copytree(trained.folder, tmp_path / "worse"))
-    weights = load_file(worse / "model.safetensors")
-    weights["classifier.weight"] *= -1
-    save_file(weights, worse / "model.safetensors", {"format": "pt"})
+    negate(worse)
     (tmp_path / "pyproject.toml").write_text("""
         [[tool.qbert.gate.limits]]
         variant = "fp*"
@@ -147,7 +167,7 @@ def test_f1_and_limits_are_regressions_too(
     """)
     process = start(
         "--dataset",
-        as_predicted,
+        tmp_path / "as_predicted",
         "--model",
         worse,
         "--base-model",
@@ -174,9 +194,15 @@ def test_f1_and_limits_are_regressions_too(
 
 @pytest.mark.parametrize(("strict", "code"), [([], gate.PASSED), (["--strict"], gate.INCONCLUSIVE)])
 def test_inconclusive_fails_only_where_it_is_asked_to(
-    start: Callable[..., subprocess.Popen[str]], strict: list[str], code: int
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    strict: list[str],
+    code: int,
 ) -> None:
-    process = start("--base-python", sys.executable, "--variants", "fp32", "--max-pairs", "1", *strict)
+    folder = repository(plugin(), plugin("0"))
+    process = start(
+        *("--base-ref", "HEAD", "--variants", "mine", "--max-pairs", "1", *strict), cwd=folder, plugins=["outside"]
+    )
     output, errors = process.communicate()
     assert process.returncode == code, output + errors
     assert "1 cells: 1 inconclusive" in output
@@ -200,6 +226,7 @@ def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
     base: str,
     options: list[str],
     told: str,
+    nothing_is_left: Callable[[], bool],
 ) -> None:
     folder = repository(base, plugin())
     process = start("--base-ref", "HEAD", "--variants", "mine", *options, cwd=folder, plugins=["outside"])
@@ -207,11 +234,14 @@ def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
     assert process.returncode == gate.NOT_COMPARABLE, output + errors
     assert told in errors
     assert "Traceback" not in errors
-    assert nothing_is_left(tmp_path)
+    assert nothing_is_left()
 
 
 def test_sides_that_are_not_the_same_subject_are_not_compared(
-    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    nothing_is_left: Callable[[], bool],
 ) -> None:
     folder = repository(plugin(options="{'dtype': 1}"), plugin(options="{'dtype': 2}"))
     process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
@@ -219,11 +249,72 @@ def test_sides_that_are_not_the_same_subject_are_not_compared(
     assert process.returncode == gate.NOT_COMPARABLE, output + errors
     assert "1 not comparable" in output
     assert "definition options: {'dtype': 1}, {'dtype': 2}" in output
-    assert nothing_is_left(tmp_path)
+    assert nothing_is_left()
+
+
+def test_a_gate_that_is_killed_leaves_no_process_and_the_next_removes_its_tree(
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_is_left: Callable[[], bool],
+    processes: Callable[[str], list[str]],
+    wait_until: Callable[..., None],
+) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path / "cache"))
+    folder = repository(plugin(), plugin("0"))
+    options = ["--base-ref", "HEAD", "--model", "bert-tiny", "--variants", "fp32"]
+    process = start(*options, "--dataset", "news_mini", cwd=folder, plugins=["outside"], bare=True)
+    while not list((tmp_path / "cache").glob("models/*/..*")):  # a side's training has begun
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not processes(f"TMPDIR={tmp_path / 'temporary'}"))
+    assert len(git(folder, "worktree", "list").splitlines()) == 2
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD"):
+        pass
+    assert nothing_is_left()
+
+
+def test_a_gate_keeps_the_tree_of_another_that_runs(
+    repository: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = repository("", "")
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD") as first:
+        with sides.commit("HEAD") as second:
+            assert first.tree != second.tree
+        assert (first.tree / "outside.py").is_file()
+        assert len(git(folder, "worktree", "list").splitlines()) == 2
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_tree_that_was_left_is_removed_and_one_of_the_person_s_is_not(
+    *, repository: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    folder = repository("", "")
+    left, theirs = (tmp_path / place / "tree" for place in ("qbert-base-left", "theirs"))
+    for tree in (left, theirs):
+        git(folder, "worktree", "add", "--detach", str(tree))
+        (tree.parent / "lock").touch()
+    if gone:
+        shutil.rmtree(left.parent)
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD"):
+        pass
+    listed = git(folder, "worktree", "list").splitlines()
+    assert [Path(line.split()[0]) for line in listed] == [folder, theirs]
+    assert not left.parent.exists()
+    assert (theirs / "outside.py").is_file()
 
 
 def test_a_gate_that_is_stopped_leaves_nothing(
-    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path], tmp_path: Path
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    nothing_is_left: Callable[[], bool],
 ) -> None:
     folder = repository(plugin(), plugin("time.sleep(0.5)"))
     process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
@@ -232,7 +323,7 @@ def test_a_gate_that_is_stopped_leaves_nothing(
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 128 + signal.SIGTERM
-    assert nothing_is_left(tmp_path)
+    assert nothing_is_left()
 
 
 @pytest.mark.parametrize(
@@ -240,12 +331,14 @@ def test_a_gate_that_is_stopped_leaves_nothing(
     [
         ([], "name what to hold against"),
         (["--calibrate", "--base-ref", "HEAD"], "leave out --base-ref"),
+        (["--calibrate", "--base-dataset", "HEAD"], "leave out --base-ref"),
         (["--base-ref", "HEAD"], "needs a git repository"),
         (["--base-python", "missing"], "'missing' does not exist"),
         (["--base-python", sys.executable, "--min-effect", "5"], "'5' is no percentage"),
         (["--base-python", sys.executable, "--max-lengths", "a"], "--max-lengths 'a'"),
         (["--base-python", sys.executable, "--variants", "int9"], "unknown variant 'int9'"),
         (["--base-model", "a", "--base-model", "b"], "given 2 times for 1 models"),
+        (["--base-python", sys.executable], "base and head have the same code, libraries, models and dataset, so"),
     ],
 )
 def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], arguments: list[str], told: str) -> None:
@@ -322,8 +415,8 @@ def test_a_pair_is_the_median_of_its_abbas() -> None:
 
 @pytest.fixture(scope="module")
 def worker(trained: Checkpoint, news: Dataset) -> Any:
-    here = sides.Side("head", sys.executable, sides.tree_here(of_repository=False), (str(trained.folder),))
-    subject = sides.Subject(str(news.folder), (16, 64), "fp32")
+    here = sides.Side("head", sys.executable, sides.tree_here(), (str(trained.folder),), str(news.folder))
+    subject = sides.Subject((16, 64), "fp32")
     with sides.Worker(here, subject, timeout_s=60) as started:
         started.send_open()
         assert started.receive() == {"models": ["tiny"], "variants": ["fp32"]}
@@ -379,3 +472,193 @@ def test_a_calibration_counts_what_was_found_and_what_was_not() -> None:
     assert key == ("m", 1, "v")
     assert spread == pytest.approx(0.00105 / 2**0.5, rel=0.01)
     assert freedom == 9
+
+
+@pytest.fixture
+def theirs(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Path:
+    """A stranger's repository: a model and a dataset, a plugin with a helper in a subfolder, and none of our code."""
+    folder = tmp_path / "their repository"
+    shutil.copytree(trained.folder, folder / "models" / "ours")
+    write_as_predicted(trained, news, folder / "data" / "texts")
+    (folder / "plugins").mkdir()
+    (folder / "plugins" / "outside.py").write_text("import helper\n" + plugin())
+    (folder / "plugins" / "helper.py").write_text("SCALE = 1\n")
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "base"]):
+        git(folder, *command)
+    return folder
+
+
+def test_a_model_in_the_repository_is_on_each_side_its_own(
+    start: Callable[..., subprocess.Popen[str]], theirs: Path, tmp_path: Path
+) -> None:
+    negate(theirs / "models" / "ours")
+    asked = ["--model", "ours", "--dataset", "../data/texts", "--variants", "fp32", "--max-pairs", "1"]
+    (theirs / "pyproject.toml").write_text("[[tool.qbert.gate.limits]]\nmax_disk_mb = 0.5")
+    process = start(*asked, "--base-ref", "main", "--json", tmp_path / "gate.json", cwd=theirs / "models", bare=True)
+    output, errors = process.communicate()
+    assert process.returncode == gate.REGRESSION, output + errors
+    found = json.loads((tmp_path / "gate.json").read_text())
+    (cell,) = found["cells"]
+    assert cell["f1"]["verdict"] == "worse"
+    assert cell["f1"]["f1"] < cell["f1"]["f1_baseline"]
+    assert cell["over"], "limits are the repository's, from whichever folder"
+    assert found["sides"]["base"]["ref"] == "main"
+
+
+def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
+    start: Callable[..., subprocess.Popen[str]], theirs: Path
+) -> None:
+    negate(theirs / "models" / "ours")
+    process = start("--base-ref", "main", "--variants", "fp32", cwd=theirs)  # the model and the dataset lie elsewhere
+    _, errors = process.communicate()
+    assert process.returncode == gate.USAGE
+    assert "base (main) and head have the same code, libraries, models and dataset, none of them from the repo" in (
+        " ".join(errors.split())
+    )
+    assert "preparing" not in errors
+
+
+@pytest.fixture
+def sides_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[sides.Side, sides.Side]]:
+    """Give base and head as the gate would make them in `folder`; base's files are gone by then unless `look` looks."""
+
+    def make(folder: Path, model: str, dataset: str, **told: Any) -> Any:
+        monkeypatch.chdir(folder)
+        look = told.pop("look", lambda base, head: (base, head))
+        told = {"ref": "main"} | told
+        model, dataset = (os.path.normpath(folder / path) for path in (model, dataset))
+        with sides.base_and_head((model,), dataset, **told) as (base, head):
+            return look(base, head)
+
+    return make
+
+
+@pytest.mark.parametrize("start", ["", "models/ours", "data"])
+def test_what_lies_in_the_repository_is_found_in_base_from_any_folder(
+    theirs: Path, sides_of: Callable[..., Any], start: str
+) -> None:
+    negate(theirs / "models" / "ours")
+    model, dataset = (os.path.relpath(theirs / path, theirs / start) for path in ("models/ours", "data/texts"))
+    base, head, weights = sides_of(
+        *(theirs / start, model, dataset),
+        look=lambda base, head: (
+            base,
+            head,
+            [load_file(Path(side.models[0], "model.safetensors")) for side in (base, head)],
+        ),
+    )
+    assert base.tree
+    assert base.models == (str(base.tree / "models" / "ours"),)
+    assert base.dataset == str(base.tree / "data" / "texts")
+    assert head.models == (str(theirs / "models" / "ours"),)
+    assert (weights[0]["classifier.weight"] == -weights[1]["classifier.weight"]).all()
+
+
+def test_a_link_in_the_repository_leads_base_where_it_led_then(theirs: Path, sides_of: Callable[..., Any]) -> None:
+    shutil.copytree(theirs / "models" / "ours", theirs / "models" / "next")
+    (theirs / "models" / "current").symlink_to("ours")
+    git(theirs, "add", ".")
+    git(theirs, "commit", "-qm", "link")
+    (theirs / "models" / "current").unlink()
+    (theirs / "models" / "current").symlink_to("next")
+    led = sides_of(
+        *(theirs, "models/current", "data/texts"),
+        look=lambda *both: [Path(side.models[0]).resolve().name for side in both],
+    )
+    assert led == ["ours", "next"]
+
+
+def test_what_lies_outside_the_repository_is_for_both(
+    theirs: Path, trained: Checkpoint, news: Dataset, sides_of: Callable[..., Any]
+) -> None:
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder))
+    assert (base.models, base.dataset) == (head.models, head.dataset)
+
+
+def test_what_is_named_for_base_is_taken_as_it_is_named(theirs: Path, sides_of: Callable[..., Any]) -> None:
+    git(theirs, "rm", "-qr", "--cached", ".")
+    git(theirs, "commit", "-qm", "nothing")
+    model, dataset = str(theirs / "models" / "ours"), str(theirs / "data" / "texts")
+    base, head = sides_of(theirs, model, dataset, base_models=(model,), base_dataset=dataset)
+    assert (base.models, base.dataset) == (head.models, head.dataset) == ((model,), dataset)
+
+
+def _untracked(folder: Path) -> None:
+    shutil.copytree(folder / "models" / "ours", folder / "models" / "new")
+
+
+def _ignored(folder: Path) -> None:
+    (folder / ".gitignore").write_text("*.safetensors\n")
+    _untracked(folder)
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "model", "dataset", "told"),
+    [
+        (_untracked, "new", "texts", "main has no models/new/config.json of its own .* with --base-model"),
+        (_ignored, "new", "texts", r"main has no models/new/\*.safetensors of its own .* with --base-model"),
+        (lambda _: None, "ours", "none", "main has no data/none/train.csv of its own .* with --base-dataset"),
+    ],
+    ids=["only at head", "weights ignored", "no dataset"],
+)
+def test_what_base_lacks_is_named(
+    theirs: Path, sides_of: Callable[..., Any], change: Callable[[Path], None], model: str, dataset: str, told: str
+) -> None:
+    change(theirs)
+    with pytest.raises(InputError, match=told):
+        sides_of(theirs, f"models/{model}", f"data/{dataset}")
+    assert len(git(theirs, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["models/ours/model.safetensors", "data/texts/test.csv"])
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_pointer_of_git_lfs_is_no_damage(theirs: Path, sides_of: Callable[..., Any], side: str, file: str) -> None:
+    whole = (theirs / file).read_bytes()
+    (theirs / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
+    if side == "base":
+        git(theirs, "commit", "-qam", "pointer")
+        (theirs / file).write_bytes(whole)
+    with pytest.raises(InputError, match=f"{side}'s {file} is a Git LFS pointer .*git lfs pull"):
+        sides_of(theirs, "models/ours", "data/texts")
+
+
+def test_modules_in_the_repository_are_base_s_own(
+    theirs: Path, trained: Checkpoint, news: Dataset, sides_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{theirs / 'plugins'}{os.pathsep}/elsewhere")
+    monkeypatch.syspath_prepend(str(theirs / "editable"))
+    monkeypatch.syspath_prepend(str(theirs / ".venv" / "lib" / "site-packages"))
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder))
+    assert head.path == (str(theirs / "plugins"), "/elsewhere", str(theirs / "editable"))
+    assert base.path == (str(base.tree / "plugins"), "/elsewhere", str(base.tree / "editable"))
+
+
+@pytest.mark.parametrize(("edited", "same"), [("helper.py", False), ("unrelated.py", True)])
+def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
+    *,
+    theirs: Path,
+    trained: Checkpoint,
+    news: Dataset,
+    sides_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    edited: str,
+    same: bool,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(theirs / "plugins"))
+    (theirs / "plugins" / edited).write_text("SCALE = 2\n")
+    subject = sides.Subject((16,), "mine", plugins=("outside",))
+
+    def fingerprints(*both: sides.Side) -> list[Any]:
+        found = []
+        for side in both:
+            with sides.Worker(side, subject, timeout_s=60, shown=True) as worker:
+                worker.send_open()
+                assert worker.receive() == {"models": ["tiny"], "variants": ["mine"]}
+                found.append(worker.ask("fingerprints")["same"])
+        return found
+
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder), look=fingerprints)
+    assert (base["code"] == head["code"]) == same
+    assert {name for name in base if base[name] != head[name]} <= {"code"}

@@ -26,15 +26,16 @@ def run(number: int, options: argparse.Namespace) -> dict[str, object]:
     names = [(model, length, variant) for model in models for length in lengths for variant in variants]
     chosen = {names[(number + len(names) // 2 * one) % len(names)]: put for one, put in enumerate(PUT_IN)}
     base, head = (
-        sides.Side(name, sys.executable, sides.tree_here(of_repository=False), models) for name in ("base", "head")
+        sides.Side(name, sys.executable, sides.tree_here(), models, options.dataset) for name in ("base", "head")
     )
-    subject = sides.Subject(options.dataset, lengths, options.variants, documents=20)
+    subject = sides.Subject(lengths, options.variants, documents=20)
     return gate.run(
         base,
         head,
         subject,
         gate.Budget(max_seconds=options.max_seconds),
         put_in=lambda cell: [put for key, put in chosen.items() if key == (cell.model, cell.max_length, cell.variant)],
+        against_itself=True,
     )
 
 
