@@ -1,11 +1,14 @@
 """Options and fixtures of the benchmarks in bench/; what they do is in the package qbert."""
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import InputError
+from qbert import TRACEBACK, CannotRunError, pip_install, sentence
+from qbert.terminal import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +21,7 @@ RESULTS = pytest.StashKey["list[dict[str, Any]]"]()
 PREVIOUS = pytest.StashKey["list[dict[str, Any]]"]()
 COMPARED = pytest.StashKey["list[str]"]()
 FAILED = pytest.StashKey["list[str]"]()
+CANNOT = pytest.StashKey["dict[str, str]"]()
 
 
 def positive(kind: type) -> Any:
@@ -74,6 +78,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="judge the F1 drop or its interval's upper end",
     )
     add(
+        "--strict-guard",
+        action="store_true",
+        help="fail for the variants that 'default' or 'all' brought along too, where they are over their F1 limit",
+    )
+    add(
         "--seconds-per-cell",
         type=positive(float),
         default=1.5,
@@ -96,9 +105,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[PREVIOUS] = []
     config.stash[COMPARED] = []
     config.stash[FAILED] = []
+    config.stash[CANNOT] = {}
+    if getattr(config.option, "benchmark_histogram", None) and not importlib.util.find_spec("pygal"):
+        raise pytest.UsageError(f"--benchmark-histogram needs pygal: {pip_install('histogram')}")
+    if getattr(config.option, "benchmark_compare_fail", None) and not config.option.benchmark_compare:
+        raise pytest.UsageError("--benchmark-compare-fail needs a run to compare with: add --benchmark-compare")
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_benchmark_compare_machine_info(
     config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
@@ -140,18 +154,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for max_length in ([max(suite.max_lengths)] if longest_only else suite.max_lengths)
             for variant in variants.select(metafunc.config.option.variants)
         ]
-    except InputError as error:
-        metafunc.config.stash[MISTAKE] = str(error)
+    except Exception as error:  # raised while a file is collected, it would come with a traceback
+        if os.environ.get(TRACEBACK):
+            raise
+        metafunc.config.stash[MISTAKE] = shown(sentence(error))
     metafunc.parametrize(("model", "max_length", "variant"), cells)
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
-    if MISTAKE in config.stash:  # raised while a file is collected, it would come with a traceback
+    if MISTAKE in config.stash:
         raise pytest.UsageError(config.stash[MISTAKE])
-    if config.option.benchmark_compare and not config.option.collectonly:
+    benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
+    if SUITE in config.stash and not benchmarks:
+        raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
+    if benchmarks and config.option.benchmark_compare and not config.option.collectonly:
         from qbert import previous
 
-        benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
         runs = config.stash[PREVIOUS]
         if why := previous.unusable(runs, disabled=benchmarks.disabled or benchmarks.skip):
             raise pytest.UsageError(why)
@@ -179,6 +197,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
     yield
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     output_json["qbert"] = {"failed": config.stash[FAILED]}
 
@@ -186,13 +205,23 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 @pytest.fixture
 def cell(request: pytest.FixtureRequest, model: str, max_length: int, variant: str) -> "Cell":
     """One model, maximum length and variant: built, or what it takes to build it in another process."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    built = suite_of(request.config).cell(model, max_length, variant)
+    from qbert import variants
+
+    config = request.config
+    capture = config.pluginmanager.getplugin("capturemanager")
+    built = suite_of(config).cell(model, max_length, variant)
     try:
         with capture.global_and_fixture_disabled():  # shows the progress of a training
-            _ = built.folder if request.node.get_closest_marker("own_process") else (built.classifier, built.baseline)
-    except InputError as error:
-        pytest.fail(str(error), pytrace=False)
+            _ = built.folder if request.node.get_closest_marker("own_process") else (built.baseline, built.classifier)
+    except CannotRunError as error:
+        config.stash[CANNOT][built.name] = shown(str(error))
+        if built.is_baseline or variant in variants.named(config.option.variants):
+            raise pytest.fail.Exception(shown(str(error)), pytrace=False) from None
+        raise pytest.skip.Exception(shown(str(error))) from None
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        raise pytest.fail.Exception(shown(sentence(error)), pytrace=False) from None
     return built
 
 
@@ -213,7 +242,11 @@ def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
     try:
         yield
-    finally:  # pytest-benchmark raises here where --benchmark-compare-fail fails
+    except Exception as error:
+        # pytest-benchmark has told which benchmarks are slower, and the session has failed for them.
+        if type(error).__name__ != "PerformanceRegression" or not config.stash[FAILED]:
+            raise
+    finally:
         results = config.stash[RESULTS]
         if results:
             from qbert import history, report
@@ -228,6 +261,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             )
             terminalreporter.write_line("")
             report.show(table)
+        for name, why in config.stash[CANNOT].items():
+            terminalreporter.write_line(f"{name} was left out: {why}")
         if config.stash[COMPARED]:
             terminalreporter.section("this run and the previous one")
             for line in config.stash[COMPARED]:

@@ -24,7 +24,7 @@ def test_footprint(cell: "Cell", benchmark: Any) -> None:
         with latency.one_core():
             found = benchmark.pedantic(footprint.measure, args=(cell.variant, cell.folder, encoding), rounds=1)
     except InputError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
     figures = dataclasses.asdict(found)
     described = cell.describe(figures.pop("evidence"))
     benchmark.extra_info.update(described, **figures, disk_bytes=cell.disk_bytes, measured="footprint")

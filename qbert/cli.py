@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from qbert import TRACEBACK, InputError, __version__, cli_results, sentence
+from qbert import TRACEBACK, CannotRunError, InputError, __version__, cli_results, plural, sentence
 from qbert.terminal import echo, shown
 
 if TYPE_CHECKING:
@@ -217,10 +217,16 @@ def evaluate(
     if not suite.models[name].trained:
         raise InputError(f"{model} has no trained classification head, so its labels mean nothing: train it first")
     rows = loaded.documents(documents)
-    results = []
+    results: list[dict[str, Any]] = []
+    failed = ""
     for variant in sorted(chosen, key=lambda variant: variant.name != table.BASELINE):
         cell = suite.cell(name, max_length, variant.name)
-        classifier = cell.classifier
+        try:
+            classifier = cell.classifier
+        except CannotRunError as error:
+            results.append({"model": name, "max_length": max_length, "variant": variant.name, "cannot": str(error)})
+            failed = failed or (str(error) if variant.name in table.named(variants) else "")
+            continue
         with progress(variant.name, len(rows)) as advance:
             logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
         comparison, flips = cell.judge(rows, logits)
@@ -230,8 +236,13 @@ def evaluate(
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         write_file(json_file, lambda place: place.write_text(text, encoding="utf-8"))
     report.show(
-        report.accuracy(results, title=f"{name} on {loaded.name}, {len(rows)} documents, {max_length} tokens at most")
+        report.accuracy(
+            results,
+            title=f"{name} on {loaded.name}, {plural(len(rows), 'document')}, {plural(max_length, 'token')} at most",
+        )
     )
+    if failed:
+        raise InputError(failed)
 
 
 @main.command()

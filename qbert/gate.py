@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from qbert import CONFIDENCE, InputError, __version__, compare, evaluate, reason
+from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, reason
+from qbert import variants as table
 from qbert import worker as timing
 from qbert.sides import Side, Subject, Worker
-from qbert.terminal import progress
+from qbert.terminal import progress, say
 
 # So long each cell is timed in a pair: SECONDS, or until there are ABBAS, but not beyond MOST_SECONDS unless one ABBA
 # takes longer. With 3 of them a pair's log ratio spread by 3 % (BERT-base at 32 tokens), with 15 and more by 1 %.
@@ -90,6 +91,8 @@ class Cell:
     """How long the timing of it took."""
     over: list[str] = field(default_factory=list)
     """Limits that head exceeds, each in words."""
+    guard: list[str] = field(default_factory=list)
+    """That head's F1 is over the variant's own limit against fp32: it is told and fails nothing."""
 
     @property
     def name(self) -> str:
@@ -255,7 +258,13 @@ def _prepare(worker: Worker, opened: Any, subject: Subject, limits: Sequence[Lim
     with progress(f"preparing {worker.side.name}", len(keys)) as advance:
         for done, (number, max_length, variant) in enumerate(keys, start=1):
             named = {"model": opened["models"][number], "max_length": max_length, "variant": variant}
-            record = worker.ask("prepare", **named)
+            try:
+                record = worker.ask("prepare", **named)
+            except CannotRunError as error:
+                if worker.side.name == "head" and variant in table.named(subject.variants):
+                    raise
+                say(f"{worker.side.name} leaves out a cell: {error}")
+                continue
             if record["trained"]:
                 record |= worker.ask("judge", documents=subject.documents, **named)
             if any(limit.covers(**named) and math.isfinite(limit.max_memory_mb) for limit in limits):
@@ -287,6 +296,9 @@ def _cells(
         if key in head and key in base:
             cell.base_disk_bytes, cell.head_disk_bytes = there["disk_bytes"], here["disk_bytes"]
         if key in head:
+            if here.get("f1_drop", -math.inf) > (most := here.get("max_f1_drop", math.inf)):
+                also = " on base too" if there.get("f1_drop", -math.inf) > most else ""
+                cell.guard = [f"F1 drop {here['f1_drop']:.4f} against fp32 is over {most:g}{also}"]
             covering = [limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)]
             cell.over = [sentence for limit in covering for sentence in _over(here, limit)]
     return cells

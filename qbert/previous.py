@@ -133,6 +133,8 @@ def _worse(name: str, before: Mapping[str, Any], after: Mapping[str, Any], max_f
         most = after["max_f1_drop"] if max_f1_drop is None else max_f1_drop
         if before["f1"] - after["f1"] > most:
             said.append(f"{name}: F1 {before['f1']:.4f} -> {after['f1']:.4f}, more than {most:g} lower")
+        if after.get("over_limit") and not before.get("over_limit"):
+            said.append(f"{name}: F1 drop {after['f1_drop']:+.4f}, over the limit {after['max_f1_drop']:g}, was within")
     for figure, what in (("disk_bytes", "size on disk"), ("peak_rss_bytes", "peak memory")):
         if figure in before and figure in after and after[figure] > (1 + GROWTH) * before[figure]:
             sizes = f"{before[figure] / 1e6:.1f} -> {after[figure] / 1e6:.1f} MB"

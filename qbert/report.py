@@ -50,8 +50,17 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     for number, ((model, max_length), group) in enumerate(weighed.groupby(["model", "max_length"], sort=False)):
         parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))
         parts.append(lines(group, FOOTPRINT_COLUMNS, width, header=number == 0))
+    over = table[table["over_limit"].eq(other=True)]
+    if len(over):
+        parts.append(Text("\n! over the limit:", style="yellow"))
+        parts += [Text(f"  {_over_limit(row)}") for row in over.to_dict("records")]
     told = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
     return Group(*parts, Text("\n".join(["", caption, *told]), style="dim"))
+
+
+def _over_limit(row: Row) -> str:
+    cell = f"{row['model']}-{row['max_length']}-{row['variant']}"
+    return f"{cell}: F1 drop {row['f1_drop']:+.4f}, limit {row['max_f1_drop']:g}"
 
 
 def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -115,13 +124,14 @@ def lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width:
     return drawn
 
 
-def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
-    """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison."""
+def accuracy(results: Sequence[Mapping[str, Any]], *, title: str) -> Group:
+    """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison, or `cannot`."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("variant", "p50\nms", "p95\nms", "F1\n", "F1\ndrop", "F1 drop\n95 %", "flips\n", "McNemar\np"):
         drawn.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     documents, visible = 0, 0.0
-    for result in results:
+    cannot = [result for result in results if "cannot" in result]
+    for result in (result for result in results if "cannot" not in result):
         documents, visible = result["documents"], result["smallest_visible_drop"]
         drawn.add_row(
             escape(result["variant"]),
@@ -143,6 +153,7 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
         Text(title, style="bold"),
         "",
         drawn,
+        *(Text(f"\n{result['variant']}: cannot, because {result['cannot']}") for result in cannot),
         Text(f"\nms: text to logits, tokenizing included. {told}", style="dim"),
     )
 
@@ -211,7 +222,7 @@ COLUMNS: dict[str, tuple[int, Format]] = {
     "speedup\nmedian, 95 %": (17, _speedup),
     "over best\nfp32": (9, lambda row: number(row["over_best"], ".2f")),
     "of\nlimit": (5, lambda row: number(row["share_of_limit"], ".0%")),
-    "F1\ndrop": (7, lambda row: number(row["f1_drop"], "+.4f")),
+    "F1\ndrop": (7, lambda row: number(row["f1_drop"], "+.4f") + ("!" if row["over_limit"] is True else "")),
     "flips\n": (5, lambda row: number(row["flips"], ".0f")),
 }
 

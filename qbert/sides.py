@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from filelock import FileLock
 
-from qbert import InputError, children
+from qbert import CannotRunError, InputError, children
 from qbert.dataset import FILES
 
 CELL = ("model", "max_length", "variant")
@@ -119,6 +119,7 @@ class Worker:
 
         Raises:
             InputError: head finds a mistake in what the person asked for.
+            CannotRunError: the variant that was named cannot run the model.
             SideError: the side failed, ended, or did not answer in time.
         """
         end = time.monotonic() + self._timeout_s
@@ -136,6 +137,8 @@ class Worker:
         answer = json.loads(line)
         if "error" not in answer:
             return answer["answer"]
+        if answer.get("cannot"):
+            raise CannotRunError(answer["error"])
         if answer["mistake"] and self.side.name == "head" and self._doing == "open":
             raise InputError(answer["error"])
         raise self._failed(f"{answer['error']} ('{self._doing}')")

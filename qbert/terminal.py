@@ -1,10 +1,11 @@
-"""What a person sees while waiting: rich's consoles, and progress that is silent where no one looks."""
+"""What a person sees: text from data as text, and how far something is, as a bar or off a terminal in lines."""
 
 import contextlib
 import io
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -88,6 +89,24 @@ def silent() -> Iterator[None]:
             os.close(copy)
 
 
+def _in_lines(what: str, total: int | None) -> Callable[..., None]:
+    """Return what tells in a line, of whatever takes more than some seconds, that another tenth of it is done."""
+    begun = time.monotonic()
+    tenths = 0
+
+    def advance(completed: float, now: str = what) -> None:
+        nonlocal tenths
+        done, spent = int(10 * completed / total) if total else 0, time.monotonic() - begun
+        if done > tenths and spent >= SHORT_S:
+            echo(f"{now}: {done * 10} %, about {spent * (10 / done - 1):.0f} s left", err=True)
+        tenths = done
+
+    return advance
+
+
+SHORT_S = 2.0  # nobody has begun to wonder yet
+
+
 @contextlib.contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Show on standard error how far `what` is and how long it has left.
@@ -95,6 +114,9 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
     Yield the function that says where it is: `(completed, what)`, the second where it reads otherwise by now.
     """
     on = console(stderr=True)
+    if not on.is_terminal:
+        yield _in_lines(what, total)
+        return
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
@@ -103,7 +125,6 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
         TextColumn("left"),
         TimeRemainingColumn(),
         console=on,
-        disable=not on.is_terminal,
         transient=True,
     )
     with bar:

@@ -125,6 +125,7 @@ class Worker:
             "labels": rows["label"].tolist(),
             "predicted": logits.argmax(axis=1).tolist(),
             "f1_drop": comparison.f1_drop,
+            "max_f1_drop": cell.variant.max_f1_drop,
         }
 
     def peak_memory(self, **named: Any) -> int:  # noqa: ANN401
@@ -199,9 +200,11 @@ def main() -> None:
                 answer = {"answer": getattr(worker, request.pop("do"))(**request)}
             except Exception as error:  # noqa: BLE001  of any kind, by any side's code: the gate reports it
                 lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-                kind = "" if type(error).__name__ == "InputError" else f"{type(error).__name__}: "
+                known = {kind.__name__ for kind in type(error).__mro__}  # by name: a side has its own classes
+                kind = "" if "InputError" in known else f"{type(error).__name__}: "
                 answer = {"error": kind + (lines[0] if lines else "no message")}
                 answer["mistake"] = not kind
+                answer["cannot"] = type(error).__name__ == "CannotRunError"
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 

@@ -145,3 +145,26 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Checkpoint.open(folder)
+
+
+@pytest.fixture(scope="session")
+def albert(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Path:
+    """A small seeded ALBERT for the dataset's five labels, which int8-native cannot run."""
+    import transformers
+
+    tokenizer = train.learn_vocabulary(news.train["text"])
+    configuration = transformers.AlbertConfig(
+        vocab_size=len(tokenizer),
+        embedding_size=32,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        num_labels=5,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("model") / "albert"
+    transformers.set_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -12,6 +12,7 @@ import pytest
 
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 INT8 = "int8-dynamic-onednn"
@@ -136,6 +137,51 @@ def test_an_f1_drop_over_the_limit_fails_and_shows_the_figures(quick: list[objec
     assert baseline.returncode == 0  # nothing to hold it against
 
 
+def test_a_variant_that_nobody_named_is_marked_over_the_limit_and_the_run_is_saved(
+    quick: list[object], tmp_path: Path
+) -> None:
+    few = [*quick, "--variants", "default", "--max-f1-drop", "-0.5", "-k", "accuracy and 16 and int8-dynamic"]
+    done = bench(*few, "--benchmark-autosave", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "! over the limit:" in done.stdout
+    assert "tiny-16-int8-dynamic: F1 drop" in done.stdout
+    (path,) = saved_runs(tmp_path)
+    run = json.loads(path.read_text())
+    assert [benchmark["extra_info"]["over_limit"] for benchmark in run["benchmarks"]] == [True]
+    assert run["qbert"]["failed"] == []
+    again = bench(*few, "--benchmark-compare", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "was within" not in again.stdout
+    assert bench(*few, "--strict-guard", cwd=tmp_path).returncode == 1
+
+
+def test_a_cell_that_was_within_its_limit_and_is_over_it_now_is_told(quick: list[object], tmp_path: Path) -> None:
+    few = [*quick, "--variants", "default", "-k", "accuracy and 16 and int8-dynamic"]
+    assert bench(*few, "--benchmark-autosave", cwd=tmp_path).returncode == 0
+    compared = [*few, "--max-f1-drop", "-0.5", "--benchmark-compare"]
+    told = bench(*compared, cwd=tmp_path)
+    assert told.returncode == 0
+    assert "over the limit -0.5, was within" in told.stdout
+    assert bench(*compared, "--benchmark-compare-fail=median:900%", cwd=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("variants", "code", "outcome"), [("default", 0, "1 skipped"), ("int8-native,fp32", 1, "1 failed")]
+)
+@pytest.mark.skipif(bool(VARIANTS["int8-native"].missing()), reason="int8-native cannot run here")
+def test_a_variant_that_cannot_run_a_model_fails_where_it_was_named(
+    albert: Path, news: Dataset, tmp_path: Path, variants: str, code: int, outcome: str
+) -> None:
+    subject = ["--model", albert, "--dataset", news.folder, "--max-lengths", "16", "--variants", variants]
+    done = bench(*subject, "--seconds-per-cell", "0.1", "-k", "latency and (int8-native or 16-fp32)", cwd=tmp_path)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert outcome in done.stdout
+    assert "albert-16-int8-native was left out: int8-native runs bert" in done.stdout
+    assert done.stdout.count("int8-native runs bert") <= 3, "the test, pytest's summary and the suite's own"
+    assert "Traceback" not in done.stdout
+    assert "conftest.py:" not in done.stdout
+
+
 def test_a_run_is_saved_compared_and_grouped_as_pytest_benchmark_does(quick: list[object], tmp_path: Path) -> None:
     few = [*quick, "-k", "latency and 16"]
     assert bench(*few, "--benchmark-autosave", cwd=tmp_path).returncode == 0
@@ -153,9 +199,11 @@ def test_a_regression_fails_the_session_and_the_table_still_comes(quick: list[ob
     run["benchmarks"][0]["stats"]["median"] /= 1000
     saved.write_text(json.dumps(run))
     done = bench(*few, "--benchmark-compare", "--benchmark-compare-fail=median:5%", cwd=tmp_path)
-    assert done.returncode != 0
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "Performance has regressed" in done.stdout + done.stderr
     assert "tiny, 16 tokens" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "raise PerformanceRegression" not in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")
@@ -338,6 +386,10 @@ def test_models_of_one_name_are_told_apart(trained: Checkpoint, news: Dataset, t
         (["--documents", "0"], "invalid positive int value: '0'"),
         (["--seconds-per-cell", "inf"], "invalid positive float value: 'inf'"),
         (["--f1-guard", "hope"], "invalid choice: 'hope'"),
+        (["--benchmark-histogram"], "--benchmark-histogram needs pygal: pip install -e "),
+        (["--benchmark-compare-fail", "median:5%"], "add --benchmark-compare"),
+        (["--benchmark-compare", "--benchmark-compare-fail", "speed:5%"], "Could not parse value: 'speed:5%'"),
+        (["-p", "no:benchmark", "-o", "addopts="], "the cells need pytest-benchmark, and it is off"),
     ],
 )
 def test_a_mistake_is_a_usage_error(quick: list[object], tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -345,6 +397,7 @@ def test_a_mistake_is_a_usage_error(quick: list[object], tmp_path: Path, argumen
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert "INTERNALERROR" not in done.stdout + done.stderr
 
 
 def test_labels_that_are_not_the_datasets_are_a_usage_error(

@@ -23,6 +23,7 @@ __all__ = [
     "get",
     "load",
     "load_artefact",
+    "named",
     "prepare",
     "register",
     "select",
@@ -235,6 +236,11 @@ def select(names: str) -> list[Variant]:
         else:
             chosen[name] = get(name)
     return list(chosen.values())
+
+
+def named(names: str) -> set[str]:
+    """Return what stands by its own name in a comma-separated list, and was not brought along by `default` or `all`."""
+    return {name.strip() for name in names.split(",")} - {"default", "all"}
 
 
 def get(name: str) -> Variant:

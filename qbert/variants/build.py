@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import InputError, machine, reason, sources
+from qbert import CannotRunError, InputError, machine, reason, sources
 from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, write_record
 from qbert.terminal import say, silent
@@ -38,7 +38,7 @@ def load(variant: Variant, checkpoint: Checkpoint, folder: Path) -> Classifier:
     try:
         classifier(checkpoint.encoder("a", max_length=checkpoint.positions))
     except Exception as error:  # each runtime raises its own, without a common class
-        raise InputError(_cannot(variant, "run", checkpoint, error)) from error
+        raise CannotRunError(_cannot(variant, "run", checkpoint, error)) from error
     return classifier
 
 
@@ -118,7 +118,7 @@ def _export(
     except (InputError, OSError):
         raise
     except Exception as error:  # likewise
-        raise InputError(_cannot(variant, "be made of", checkpoint, error)) from error
+        raise CannotRunError(_cannot(variant, "be made of", checkpoint, error)) from error
     checkpoint.config.save_pretrained(folder)
     checkpoint.encoder.tokenizer.save_pretrained(folder)
 

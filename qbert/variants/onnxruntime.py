@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import InputError, machine, reason
+from qbert import CannotRunError, InputError, machine, reason
 from qbert.checkpoint import Checkpoint, Encoding
 from qbert.variants import eager, trimmed
 
@@ -68,7 +68,7 @@ def _export(checkpoint: Checkpoint, model: Any, folder: Path, *, int8: bool, max
     attention = evidence["fused_ops"].get("Attention", 0) + evidence["fused_ops"].get("QAttention", 0)
     fusible = config.num_hidden_layers - (max_length is not None)  # not what is left of a trimmed last layer
     if config.model_type in FUSIBLE and attention != fusible:
-        raise InputError(
+        raise CannotRunError(
             f"ONNX Runtime's optimizer fused the attention of {attention} of {fusible} layers of "
             f"{checkpoint.folder}, which is slower than it has to be: take another release of onnxruntime or torch"
         )
