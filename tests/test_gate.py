@@ -633,6 +633,14 @@ def test_modules_in_the_repository_are_base_s_own(
     assert base.path == (str(base.tree / "plugins"), "/elsewhere", str(base.tree / "editable"))
 
 
+def test_modules_are_found_where_the_gate_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "plugins")
+    assert sides.module_path(None) == (str(tmp_path / "plugins"),)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as python -m does
+    assert sides.module_path(None) == (str(tmp_path / "plugins"), str(tmp_path))
+
+
 @pytest.mark.parametrize(("edited", "same"), [("helper.py", False), ("unrelated.py", True)])
 def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
     *,
