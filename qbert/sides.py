@@ -268,15 +268,17 @@ def refuse_pointers(side: Side) -> None:
     """Raise InputError where a model or the dataset of `side` is of Git LFS and was not fetched."""
     for folder in (Path(name) for name in (*side.models, side.dataset)):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.suffix in READ and path.is_file():
-                with path.open("rb") as file:
-                    if file.read(len(POINTER)) != POINTER:
-                        continue
-                inside = side.tree is not None and path.is_relative_to(side.tree)
+            if path.suffix in READ and path.is_file() and _is_pointer(path):
+                shown = path.relative_to(side.tree) if side.tree and path.is_relative_to(side.tree) else path
                 raise InputError(
-                    f"{side.name}'s {path.relative_to(side.tree or '') if inside else path} is a Git LFS pointer and "
-                    "not the file itself: install git-lfs (git lfs install), then fetch it (git lfs pull)"
+                    f"{side.name}'s {shown} is a Git LFS pointer and not the file itself: "
+                    "install git-lfs (git lfs install), then fetch it (git lfs pull)"
                 )
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 READ = {".json", ".safetensors", ".txt", ".model", ".csv"}

@@ -222,7 +222,6 @@ def test_inconclusive_fails_only_where_it_is_asked_to(
 def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
     start: Callable[..., subprocess.Popen[str]],
     repository: Callable[[str, str], Path],
-    tmp_path: Path,
     base: str,
     options: list[str],
     told: str,
@@ -240,7 +239,6 @@ def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
 def test_sides_that_are_not_the_same_subject_are_not_compared(
     start: Callable[..., subprocess.Popen[str]],
     repository: Callable[[str, str], Path],
-    tmp_path: Path,
     nothing_is_left: Callable[[], bool],
 ) -> None:
     folder = repository(plugin(options="{'dtype': 1}"), plugin(options="{'dtype': 2}"))
@@ -269,7 +267,7 @@ def test_a_gate_that_is_killed_leaves_no_process_and_the_next_removes_its_tree(
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.kill()
-    process.communicate()
+    process.wait()  # and not until its standard error is closed, which its children have open
     wait_until(lambda: not processes(f"TMPDIR={tmp_path / 'temporary'}"))
     assert len(git(folder, "worktree", "list").splitlines()) == 2
     monkeypatch.chdir(folder)
@@ -633,6 +631,14 @@ def test_modules_in_the_repository_are_base_s_own(
     base, head = sides_of(theirs, str(trained.folder), str(news.folder))
     assert head.path == (str(theirs / "plugins"), "/elsewhere", str(theirs / "editable"))
     assert base.path == (str(base.tree / "plugins"), "/elsewhere", str(base.tree / "editable"))
+
+
+def test_modules_are_found_where_the_gate_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "plugins")
+    assert sides.module_path(None) == (str(tmp_path / "plugins"),)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as python -m does
+    assert sides.module_path(None) == (str(tmp_path / "plugins"), str(tmp_path))
 
 
 @pytest.mark.parametrize(("edited", "same"), [("helper.py", False), ("unrelated.py", True)])
