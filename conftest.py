@@ -116,6 +116,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_benchmark_compare_machine_info(
     config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
+    from qbert import previous
+
+    if why := previous.unusable([compared_benchmark], disabled=False):
+        raise pytest.UsageError(why)
     config.stash[PREVIOUS].append(compared_benchmark)
     compared_benchmark["machine_info"] = machine_info  # what differs is said of each cell, and not as two dictionaries
 

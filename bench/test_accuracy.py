@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qbert import dataset, evaluate, latency, variants
+from qbert.terminal import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,4 +55,4 @@ def test_accuracy(cell: "Cell", benchmark: Any, documents: "pd.DataFrame", pytes
     if over and not cell.is_baseline:
         benchmark.extra_info["over_limit"] = True
         if options.strict_guard or cell.variant.name in variants.named(options.variants):
-            pytest.fail(over, pytrace=False)
+            pytest.fail(shown(over), pytrace=False)

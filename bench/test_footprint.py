@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qbert import InputError, footprint, latency
+from qbert.terminal import shown
 
 if TYPE_CHECKING:
     from qbert.suite import Cell
@@ -24,7 +25,7 @@ def test_footprint(cell: "Cell", benchmark: Any) -> None:
         with latency.one_core():
             found = benchmark.pedantic(footprint.measure, args=(cell.variant, cell.folder, encoding), rounds=1)
     except InputError as error:
-        raise pytest.fail.Exception(str(error), pytrace=False) from None
+        raise pytest.fail.Exception(shown(str(error)), pytrace=False) from None
     figures = dataclasses.asdict(found)
     described = cell.describe(figures.pop("evidence"))
     benchmark.extra_info.update(described, **figures, disk_bytes=cell.disk_bytes, measured="footprint")

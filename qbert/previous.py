@@ -53,7 +53,7 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
             "--benchmark-compare finds no previous run: save one with --benchmark-autosave, or name its file or number"
         )
     for run in runs:
-        source = f"the previous run of {run.get('datetime')}"
+        source = f"the previous run of {run.get('datetime')}" if isinstance(run, dict) else "the previous run"
         try:
             found = saved_run.of(run, source)
             for one in found.benchmarks:

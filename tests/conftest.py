@@ -86,6 +86,22 @@ register(Variant("mine", "PyTorch eager", "fp32", eager.load))
     return tmp_path
 
 
+@pytest.fixture
+def picky(tmp_path: Path) -> Path:
+    """Give a folder with the module `picky`, which adds a default variant that can run no model."""
+    (tmp_path / "picky.py").write_text("""
+from qbert.variants import Classifier, Variant, register
+
+def load(folder):
+    def run(encoding):
+        raise RuntimeError("not this one")
+    return Classifier(run, {})
+
+register(Variant("picky", "own", "fp32", load))
+""")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def news(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """A sample of the built-in dataset that trains in seconds."""
@@ -146,25 +162,3 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     tokenizer.save_pretrained(folder)
     return Checkpoint.open(folder)
 
-
-@pytest.fixture(scope="session")
-def albert(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Path:
-    """A small seeded ALBERT for the dataset's five labels, which int8-native cannot run."""
-    import transformers
-
-    tokenizer = train.learn_vocabulary(news.train["text"])
-    configuration = transformers.AlbertConfig(
-        vocab_size=len(tokenizer),
-        embedding_size=32,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=128,
-        num_labels=5,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    folder = tmp_path_factory.mktemp("model") / "albert"
-    transformers.set_seed(0)
-    transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

@@ -12,7 +12,6 @@ import pytest
 
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
-from qbert.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 INT8 = "int8-dynamic-onednn"
@@ -166,18 +165,17 @@ def test_a_cell_that_was_within_its_limit_and_is_over_it_now_is_told(quick: list
 
 
 @pytest.mark.parametrize(
-    ("variants", "code", "outcome"), [("default", 0, "1 skipped"), ("int8-native,fp32", 1, "1 failed")]
+    ("variants", "code", "outcome"), [("default", 0, "1 skipped"), ("picky,fp32", 1, "1 failed")]
 )
-@pytest.mark.skipif(bool(VARIANTS["int8-native"].missing()), reason="int8-native cannot run here")
 def test_a_variant_that_cannot_run_a_model_fails_where_it_was_named(
-    albert: Path, news: Dataset, tmp_path: Path, variants: str, code: int, outcome: str
+    quick: list[object], picky: Path, tmp_path: Path, variants: str, code: int, outcome: str
 ) -> None:
-    subject = ["--model", albert, "--dataset", news.folder, "--max-lengths", "16", "--variants", variants]
-    done = bench(*subject, "--seconds-per-cell", "0.1", "-k", "latency and (int8-native or 16-fp32)", cwd=tmp_path)
+    few = [*quick, "--variants", variants, "-k", "latency and (16-picky or 16-fp32)"]
+    done = bench("-p", "picky", *few, cwd=tmp_path, PYTHONPATH=str(picky))
     assert done.returncode == code, done.stdout + done.stderr
     assert outcome in done.stdout
-    assert "albert-16-int8-native was left out: int8-native runs bert" in done.stdout
-    assert done.stdout.count("int8-native runs bert") <= 3, "the test, pytest's summary and the suite's own"
+    assert "tiny-16-picky was left out: variant picky cannot run " in done.stdout
+    assert done.stdout.count("(not this one)") <= 3, "the test, pytest's summary and the suite's own"
     assert "Traceback" not in done.stdout
     assert "conftest.py:" not in done.stdout
 
@@ -289,6 +287,15 @@ def test_a_previous_run_of_another_subject_is_named_and_not_compared(quick: list
     assert "(NOW)" not in table[: table.index("qbert: ")], "latency was shown beside the other processor's"
     gated = bench(*quick, "-k", "(latency or accuracy) and 16", *COMPARE, cwd=again)
     assert gated.returncode != 0
+
+
+@pytest.mark.parametrize("damage", ["[]", '{"benchmarks": [{}]}', '{"benchmarks": null}', "{", '{"datetime": 3}'])
+def test_a_previous_run_that_is_damaged_is_a_usage_error(quick: list[object], again: Path, damage: str) -> None:
+    (path,) = saved_runs(again)
+    path.write_text(damage)
+    done = bench(*quick, "-k", "latency and 16", "--benchmark-compare", cwd=again)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_f1_is_compared_with_the_previous_run(quick: list[object], again: Path) -> None:
