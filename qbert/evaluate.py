@@ -143,7 +143,8 @@ def f1_drop_interval(
     rng, drops = np.random.default_rng(0), np.empty(RESAMPLES)
     at_once = max(1, MOST_COUNTS // len(weights))
     for begin in range(0, RESAMPLES, at_once):
-        draws = rng.multinomial(len(labels) + 2, weights / weights.sum(), size=min(at_once, RESAMPLES - begin))
+        size = min(at_once, RESAMPLES - begin)
+        draws = rng.multinomial(len(labels) + 2, weights / weights.sum(), size=size).astype(float)
         drops[begin : begin + at_once] = _weighted_f1(draws, cells[0], cells[1]) - _weighted_f1(
             draws, cells[0], cells[2]
         )
@@ -164,7 +165,7 @@ def _exchanged(labels: Indicators) -> Indicators:
     return wrong
 
 
-def _weighted_f1(counts: npt.NDArray[Any], labels: Indicators, predicted: Indicators) -> npt.NDArray[np.float64]:
+def _weighted_f1(counts: npt.NDArray[np.float64], labels: Indicators, predicted: Indicators) -> npt.NDArray[np.float64]:
     """Return the weighted F1 of each row of `counts` `(samples, cells)`, how often each cell's labels occur."""
     support = counts @ labels.astype(float)
     hits = counts @ (labels & predicted).astype(float)
