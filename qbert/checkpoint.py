@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -77,6 +78,7 @@ class Configuration(Struct):
     n_heads: Depth | None = None
     vocab_size: Rows | None = None
     max_position_embeddings: Rows | None = None
+    output_attentions: bool = False
     quantization_config: Any = None
 
 
@@ -102,16 +104,17 @@ class Record(TypedDict, total=False):
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep from the terminal what transformers, and what it imports, report while loading."""
-    from transformers.utils import logging
+    from transformers.utils import logging as reports
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars = reports.is_progress_bar_enabled()
+    reports.disable_progress_bar()
     try:
         with quiet():
+            logging.disable(logging.ERROR)  # what goes wrong is raised as well
             yield
     finally:
         if bars:
-            logging.enable_progress_bar()
+            reports.enable_progress_bar()
 
 
 def locate(source: str) -> Path:
@@ -165,7 +168,12 @@ class Checkpoint:
             checkpoint._check_head()
         # Damage is found here, not in the middle of a run.
         checkpoint._check_size()
-        _ = checkpoint.encoder
+        tokens = max(checkpoint.encoder.tokenizer.get_vocab().values(), default=0) + 1
+        if tokens > checkpoint.config.vocab_size:
+            raise InputError(
+                f"{folder}: the tokenizer has {tokens} tokens and the model {checkpoint.config.vocab_size}: "
+                "save the tokenizer that it was trained with"
+            )
         checkpoint.check_length(checkpoint.max_length)
         return checkpoint
 
@@ -352,6 +360,7 @@ class Checkpoint:
 
         torch.manual_seed(seed)
         wanted = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+        wanted["ignore_mismatched_sizes"] = True  # they are told below, by name
         try:
             with quiet_transformers():
                 from transformers import AutoModelForSequenceClassification
@@ -385,7 +394,12 @@ class Checkpoint:
         elif surplus:
             unused = self._body_weights
             surplus = {name for name in surplus if name.removeprefix(body) not in unused}
-        lacking |= {name for name, *_ in report["mismatched_keys"] if name.startswith(body)}
+        for name, there, here in sorted(report["mismatched_keys"]):
+            if name.startswith(body) or not new_head:
+                raise InputError(
+                    f"{self.folder}: weights and config.json do not fit ({name} is {tuple(there)} and "
+                    f"{tuple(here)}): save both again"
+                )
         if lacking:
             raise InputError(f"{self.folder}: the weights lack {min(lacking)}, which config.json has: save both again")
         if surplus:
@@ -471,12 +485,16 @@ class Encoder:
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                tokenizer("a", "a", truncation=True, max_length=tokenizer.num_special_tokens_to_add(pair=True) + 2)
         except Exception as error:  # the tokenizers library raises no more than that on a damaged file
             raise InputError(
                 f"the tokenizer in {folder} cannot be read ({reason(error)}): save it beside the weights"
             ) from error
         taken = inspect.signature(forward).parameters
-        return cls(tokenizer, tuple(name for name in tokenizer.model_input_names if name in taken))
+        inputs = tuple(name for name in tokenizer.model_input_names if name in taken)
+        if "input_ids" not in inputs:
+            raise InputError(f"the tokenizer in {folder} gives no input_ids: save it beside the weights again")
+        return cls(tokenizer, inputs)
 
     def __call__(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""

@@ -135,15 +135,15 @@ _served_length = click.option(
 )
 @click.option(
     "--epochs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10_000),
     help="Pretrained: 3. From scratch: until 6,400 texts were seen, at least 3.",
 )
 @click.option(
     "--learning-rate",
-    type=Number(min=0, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Pretrained: 5e-5. From scratch: 1e-3.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Pretrained: 32. From scratch: 16.")
+@click.option("--batch-size", type=click.IntRange(1, 65_536), help="Pretrained: 32. From scratch: 16.")
 @click.option(
     "--warmup",
     type=Number(0, 1, max_open=True),

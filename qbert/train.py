@@ -13,6 +13,7 @@ from qbert.cache import build_folder, is_filled
 from qbert.checkpoint import Checkpoint, locate, quiet_transformers, write_record
 from qbert.dataset import Dataset, text_rows
 from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
+from qbert.parse import read_bytes
 from qbert.terminal import progress
 
 if TYPE_CHECKING:
@@ -166,12 +167,12 @@ def read_vocabulary(path: Path) -> "BertTokenizer":
     """
     from transformers import BertTokenizer
 
+    remedy = "give a text file with a token on each line"
     try:
-        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # U+2028 is a token, no end of line
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"vocabulary {path} cannot be read ({error}): give a text file with a token on each line"
-        ) from error
+        text = read_bytes(path, remedy).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"vocabulary {path} cannot be read ({error}): {remedy}") from error
+    tokens = text.removesuffix("\n").split("\n")  # U+2028 is a token, no end of line
     lacking = [token for token in SPECIAL_TOKENS if token not in tokens]
     if lacking:
         raise InputError(f"vocabulary {path} lacks {', '.join(lacking)}: give a BERT vocabulary (vocab.txt)")
@@ -201,7 +202,7 @@ def _start(
         except InputError as error:
             raise InputError(f"{error}; from scratch there are {', '.join(GEOMETRIES)}") from error
         checkpoint.check_length(max_length)
-        model = checkpoint.load(seed=seed, num_labels=len(names), ignore_mismatched_sizes=True, **labels)
+        model = checkpoint.load(seed=seed, num_labels=len(names), **labels)
         return model, checkpoint.encoder.tokenizer
     check_length(base, max_length)
     layers, hidden = GEOMETRIES[base]

@@ -155,7 +155,7 @@ def test_an_outside_module_adds_a_variant(outside: Path) -> None:
         ("train --base bert-tiny --max-length 513 --output {out}", "512 positions"),
         (
             "train --base bert-tiny --vocab missing.txt --output {out}",
-            "vocabulary missing.txt cannot be read",
+            "missing.txt cannot be read",
         ),
         ("train --base bert-tiny --output {trained}", "exists already"),
         ("-p no_such_module variants", "-p no_such_module cannot be imported"),
