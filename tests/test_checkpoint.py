@@ -251,7 +251,7 @@ def test_parts_of_the_body_that_a_classifier_leaves_out_may_be_there(family: Che
 def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(copy: Path) -> None:
     rewrite(copy, lambda tensors: tensors | {EMBEDDING: tensors[EMBEDDING][:100]})
     configure(copy, vocab_size=100)
-    with pytest.raises(InputError, match="the tokenizer has [0-9]+ tokens and the model 100"):
+    with pytest.raises(InputError, match=r"the tokenizer has \d+ tokens and the model 100"):
         Checkpoint.open(copy)
 
 

@@ -107,7 +107,10 @@ def test_rows_in_both_splits_are_counted_in_a_warning(write_dataset: Write) -> N
         ({"train": "text,text_pair,label\na,b,1\n"}, "'text_pair' has to be in both"),
         ({"train": "text,labels\na,1\n"}, "'labels' has to be in both"),
         ({"train": "text,label,labels\na,1,1\n"}, "one column 'label' or 'labels' is needed"),
-        ({"train": "text,labels\na,\nb,1|7\n"}, "train.csv, line 3: label '7' is not in label.json"),
+        (
+            {"train": "text,labels\na,\nb,1|7\n", "test": "text,labels\na,1\n"},
+            "train.csv, line 3: label '7' is not in label.json",
+        ),
         ({"train": "text,labels\na,1|\n", "test": "text,labels\na,1\n"}, "train.csv, line 2: label ''"),
         ({"train": "text,labels\na,1\n", "test": "text,labels\nb,0|1\n"}, "'negative', of which train.csv has no row"),
         (
