@@ -37,6 +37,14 @@ def positive(kind: type) -> Any:
     return parse
 
 
+def drop(text: str) -> float:
+    """Parse an F1 drop; one below 0 asks for a gain."""
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise ValueError
+    return value
+
+
 def lengths(text: str) -> tuple[int, ...]:
     """Parse a comma-separated list of maximum lengths, in tokens."""
     return tuple(dict.fromkeys(positive(int)(part) for part in text.split(",")))
@@ -67,7 +75,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add(
         "--max-f1-drop",
-        type=float,
+        type=drop,
         metavar="DROP",
         help="greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)",
     )

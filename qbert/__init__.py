@@ -57,4 +57,6 @@ def plural(count: int, what: str) -> str:
 def reason(error: BaseException, line: int = 0) -> str:
     """Return one line of an error's message, without what it says around it; the error's name where it says nothing."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    if lines and lines[line].endswith(":"):  # it says what on the next
+        return " ".join(lines[line:][:2])
     return lines[line] if lines else type(error).__name__

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from qbert import TRACEBACK, CannotRunError, InputError, __version__, cli_results, plural, sentence
+from qbert import TRACEBACK, CannotRunError, InputError, __version__, cli_results, plural, reason, sentence
+from qbert.cli_results import Number
 from qbert.terminal import echo, shown
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ def main(plugins: tuple[str, ...]) -> None:
     for name in plugins:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except (Exception, SystemExit) as error:  # a module may raise anything, and may end the process
+            why = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {reason(error)}"
             raise InputError(
-                f"-p {name} cannot be imported ({error}): give a module that Python finds from here"
+                f"-p {name} cannot be imported ({why}): give a module that Python finds from here"
             ) from error
 
 
@@ -117,7 +119,7 @@ _served_length = click.option(
     help="Hub id or folder with weights; or, from scratch: bert-tiny, -mini, -small, -medium, -base.",
 )
 @_max_length
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)  # as numpy takes them
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -133,18 +135,18 @@ _served_length = click.option(
 )
 @click.option(
     "--epochs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10_000),
     help="Pretrained: 3. From scratch: until 6,400 texts were seen, at least 3.",
 )
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Pretrained: 5e-5. From scratch: 1e-3.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Pretrained: 32. From scratch: 16.")
+@click.option("--batch-size", type=click.IntRange(1, 65_536), help="Pretrained: 32. From scratch: 16.")
 @click.option(
     "--warmup",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     help="Share of the steps. Pretrained: 0.2. From scratch: 0.1.",
 )
 def train(
@@ -214,8 +216,7 @@ def evaluate(
     max_length = max_length or _served(model)
     suite = Suite(loaded, [model], max_lengths=[max_length])
     (name,) = suite.models
-    if not suite.models[name].trained:
-        raise InputError(f"{model} has no trained classification head, so its labels mean nothing: train it first")
+    _check_trained(model, trained=suite.models[name].trained)
     rows = loaded.documents(documents)
     results: list[dict[str, Any]] = []
     failed = ""
@@ -264,6 +265,7 @@ def quantize(model: str, variant: str, output: Path, dataset: str | None, max_le
     if is_filled(output):
         raise InputError(f"{output} exists already: remove it or name another folder")
     checkpoint = _checkpoint(model, dataset, max_length)
+    _check_trained(model, trained=checkpoint.trained)
     seen = _calibration(chosen, model, dataset)
     say(f"making {variant} of {model}")
     build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage, seen, max_length))
@@ -294,9 +296,12 @@ def predict(
 ) -> None:
     """Print label and score of each of TEXTS, or of each line piped in.
 
-    A tab separates the two texts of a pair. The length also tells which built-in model is meant.
+    A tab separates the two texts of a pair. The length also tells which built-in model is meant. A multi-label model
+    gives all labels scored 0.5 and more, with commas between, and none where there is none.
     """
-    from scipy.special import softmax
+    import numpy as np
+
+    from qbert import labels
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
@@ -304,23 +309,26 @@ def predict(
     encoder, names = opened.encoder, opened.labels
     max_length = max_length or opened.max_length
     opened.check_length(max_length)
+    _check_trained(model, trained=opened.trained)
     with _reading(sys.stdin) as lines:
         for text in texts or lines:
             first, _, second = text.rstrip("\r\n").partition("\t")
             if not first.strip():
                 continue
-            scores = softmax(classifier(encoder(first, second or None, max_length=max_length))[0])
-            best = int(scores.argmax())
+            logits = classifier(encoder(first, second or None, max_length=max_length))
+            if not np.isfinite(logits).all():
+                raise InputError(f"{model} answers with nan or infinity to {first[:60]!r}: train or quantize it again")
+            scores = labels.scores(logits, opened.problem_type)[0]
+            ranked = {names[label]: float(scores[label]) for label in scores.argsort()[::-1]}
+            found = [names[label] for label in np.flatnonzero(labels.predicted(logits, opened.problem_type)[0])]
+            found.sort(key=list(ranked).index)
             if as_json:
-                ranked = {names[label]: round(float(scores[label]), 6) for label in scores.argsort()[::-1]}
-                echo(
-                    json.dumps(
-                        {"text": text.rstrip("\r\n"), "label": names[best], "scores": ranked},
-                        ensure_ascii=False,
-                    )
-                )
+                told = {"labels": found} if opened.problem_type == labels.MULTI_LABEL else {"label": found[0]}
+                rounded = {name: round(score, 6) for name, score in ranked.items()}
+                echo(json.dumps({"text": text.rstrip("\r\n")} | told | {"scores": rounded}, ensure_ascii=False))
             else:
-                echo(f"{names[best]}\t{scores[best]:.4f}\t{first[:60]}")
+                scored = ",".join(f"{ranked[name]:.4f}" for name in found)
+                echo(f"{','.join(found)}\t{scored}\t{first[:60]}")
 
 
 @main.command()
@@ -373,6 +381,11 @@ def _reading(stream: Any) -> Iterator[Any]:  # noqa: ANN401  a text stream
         yield stream
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not {error.encoding} text: pipe in UTF-8") from error
+
+
+def _check_trained(model: str, *, trained: bool) -> None:
+    if not trained:
+        raise InputError(f"{model} has no trained classification head, so its labels would be random: train it first")
 
 
 def _served(model: str) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, reason
 from qbert import variants as table
 from qbert import worker as timing
+from qbert.labels import one_hot
 from qbert.sides import Side, Subject, Worker
 from qbert.terminal import progress, say
 
@@ -306,9 +307,12 @@ def _cells(
 
 def _f1(base: Record, head: Record, confidence: float) -> dict[str, Any]:
     """Compare what both predict for the same documents."""
-    labels, on_base, on_head = (np.asarray(ids) for ids in (head["labels"], base["predicted"], head["predicted"]))
-    num_labels = int(max(labels.max(), on_base.max(), on_head.max())) + 1
-    comparison = evaluate.compare(labels, on_base, on_head, num_labels, confidence=confidence)
+    told = [np.asarray(labels) for labels in (head["labels"], base["predicted"], head["predicted"])]
+    multi_label = told[0].ndim > 1
+    if not multi_label:
+        told = [one_hot(ids, int(np.max(told)) + 1) for ids in told]
+    labels, on_base, on_head = (indicators.astype(bool) for indicators in told)
+    comparison = evaluate.compare(labels, on_base, on_head, multi_label=multi_label, confidence=confidence)
     return asdict(comparison) | {"verdict": compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high)}
 
 

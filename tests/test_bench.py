@@ -164,9 +164,7 @@ def test_a_cell_that_was_within_its_limit_and_is_over_it_now_is_told(quick: list
     assert bench(*compared, "--benchmark-compare-fail=median:900%", cwd=tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize(
-    ("variants", "code", "outcome"), [("default", 0, "1 skipped"), ("picky,fp32", 1, "1 failed")]
-)
+@pytest.mark.parametrize(("variants", "code", "outcome"), [("default", 0, "1 skipped"), ("picky,fp32", 1, "1 failed")])
 def test_a_variant_that_cannot_run_a_model_fails_where_it_was_named(
     quick: list[object], picky: Path, tmp_path: Path, variants: str, code: int, outcome: str
 ) -> None:

@@ -94,6 +94,7 @@ def write_artefact(
             "inputs": checkpoint.encoder.inputs,
             "labels": checkpoint.labels,
             "max_length": max_length or checkpoint.max_length,
+            "problem_type": checkpoint.problem_type,
             "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
             "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
             "untrained": not checkpoint.trained,
