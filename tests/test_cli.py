@@ -113,9 +113,7 @@ def test_predict_gives_every_score_as_json(trained: Checkpoint) -> None:
     assert answer["label"] == max(answer["scores"], key=answer["scores"].__getitem__)
 
 
-def test_a_multi_label_model_gives_every_label_scored_one_half_and_more(
-    multi: Checkpoint, several: Dataset, tmp_path: Path
-) -> None:
+def test_a_multi_label_model_gives_every_label_scored_one_half_and_more(multi: Checkpoint, several: Dataset) -> None:
     texts = list(several.test["text"])
     arguments = ["predict", "--model", str(multi.folder), *texts]
     answers = [json.loads(line) for line in CliRunner().invoke(main, [*arguments, "--json"]).stdout.splitlines()]
