@@ -298,6 +298,7 @@ def _run(
                 seed=seed,
                 save_strategy="no",
                 logging_strategy="no",
+                logging_nan_inf_filter=False,  # a loss that is no number shows in the mean
                 report_to="none",
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
