@@ -1,7 +1,8 @@
 """A folder that `qbert quantize` wrote, read without torch or transformers: what serves needs no more."""
 
 import json
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ class Artefact:
     """The greatest length that it takes, in tokens."""
     truncation_side: str
     """Where too long a text is cut off: `right` or `left`."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> "Artefact":
@@ -70,9 +72,10 @@ class Artefact:
 
     def encoder(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
-        tokens = self.tokenizer.encode(text, text_pair)
+        with self._lock:  # the length is the tokenizer's own, which another thread would change
+            self.tokenizer.no_padding()
+            self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
+            tokens = self.tokenizer.encode(text, text_pair)
         return {name: np.array([getattr(tokens, ARRAYS[name])], dtype=np.int64) for name in self.inputs}
 
     def check_length(self, max_length: int) -> None:

@@ -2,33 +2,57 @@
 
 import importlib.util
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qbert import pip_install
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from qbert.checkpoint import Encoding
+
+    Run = Callable[[Encoding], npt.NDArray[np.float32]]
 
 MAX_F1_DROP = 0.01  # what users of quantized classifiers commonly accept; 500 documents can just tell it from 0
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A built variant: one encoding in, logits out."""
+    """A built variant: one encoding in, logits out; threads may share it."""
 
-    run: "Callable[[Encoding], npt.NDArray[np.float32]]"
+    run: "Run"
     """From arrays of shape `(1, length)` to logits of shape `(1, num_labels)`."""
     evidence: Mapping[str, Any]
-    """What shows that it is what its name says: `threads`, `precision`, `quantized_ops` of what really runs."""
+    """What shows that it is what its name says: `threads`, `precision`, `quantized_ops` of what really runs.
+
+    `stated` is true in it unless a module of this project counted it: then only whoever made the classifier says so.
+    """
+    concurrent: bool = False
+    """Whether calls of `run` may overlap, as its runtime documents; else there is one at a time, and others wait."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Mark what anybody may have written as stated: also what was copied from a classifier that was counted."""
+        object.__setattr__(self, "evidence", {**self.evidence, "stated": True})
+
+    @classmethod
+    def counted(cls, run: "Run", evidence: Mapping[str, Any], *, concurrent: bool = False) -> "Classifier":
+        """Return what a module of this project made of a runtime's model, with what it counted in what runs."""
+        classifier = cls(run, evidence, concurrent)
+        object.__setattr__(classifier, "evidence", dict(evidence))
+        return classifier
 
     def __call__(self, encoding: "Encoding") -> "npt.NDArray[np.float32]":
         """Return the logits, `(1, num_labels)`, of one encoding."""
-        return self.run(encoding)
+        if self.concurrent:
+            return self.run(encoding)
+        with self._lock:
+            return np.array(self.run(encoding))  # a copy: the next call may write where this one's answer lies
 
 
 @dataclass(frozen=True)

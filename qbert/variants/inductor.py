@@ -116,7 +116,7 @@ def load(folder: Path) -> "Classifier":
         with torch.inference_mode():
             return model(*map(torch.from_numpy, encoding.values())).numpy()  # type: ignore[no-any-return]
 
-    return Classifier(run, {**evidence, "threads": torch.get_num_threads()})
+    return Classifier.counted(run, {**evidence, "threads": torch.get_num_threads()})
 
 
 def _evidence(package: Path) -> dict[str, Any]:
