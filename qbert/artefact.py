@@ -83,12 +83,12 @@ class Artefact:
         special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
         checkpoint.check_length(self.folder, self.positions, special, max_length)
 
-    def load(self) -> "Classifier":
-        """Return the classifier.
+    def load(self, *, verify: bool = True) -> "Classifier":
+        """Return the classifier; unless `verify` is false, its files are held against their checksums first.
 
         Raises:
             InputError: its files are damaged, or its variant is not what it was when they were made.
         """
         from qbert import variants
 
-        return variants.load_artefact(self.folder)[1]
+        return variants.load_artefact(self.folder, verify=verify)[1]

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from qbert import InputError
 from qbert.terminal import say
 
 MANIFEST = "files.sha256"
+OTHERS_WRITE = 0o022  # the bits of a file's mode that let its group and everybody write to it
 FULL = 1 << 20  # bytes left on a disk that was written to until it was full
 CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 
@@ -56,7 +58,7 @@ def is_filled(target: Path) -> bool:
 def _lock(target: Path) -> FileLock:
     """Return the lock of `target`; lock files stay, so they are kept apart from a person's folders."""
     locks = cache_dir() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    make_folder(locks)
     return FileLock(locks / hashlib.sha256(str(target).encode()).hexdigest()[:32])
 
 
@@ -74,7 +76,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
         return target
     stage = target.with_name(f".{target.name}.unfinished")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with _lock(target):
             if intact(target):
                 return target
@@ -82,7 +84,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
                 say(f"{target} is damaged: making it again")
                 shutil.rmtree(target)
             shutil.rmtree(stage, ignore_errors=True)
-            stage.mkdir()
+            stage.mkdir(mode=0o755)
             try:
                 _build(build, stage)
                 if target.is_dir():
@@ -103,11 +105,42 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
 def build_kept(target: Path, build: Callable[[Path], None]) -> Path:
     """Do as build_folder for a folder of the cache, which is built again where one of its files was changed."""
 
-    def seal(stage: Path) -> None:
+    def build_sealed(stage: Path) -> None:
         build(stage)
-        (stage / MANIFEST).write_text(_manifest(stage), encoding="utf-8")
+        seal(stage)
 
-    return build_folder(target, seal, intact=_is_sealed)
+    return build_folder(target, build_sealed, intact=_is_sealed)
+
+
+def seal(folder: Path) -> None:
+    """Take from everybody else the right to write to what is in `folder`, and list its files' checksums there."""
+    (folder / MANIFEST).write_text(_manifest(folder), encoding="utf-8")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
+
+
+def check_files(folder: Path) -> None:
+    """Check that the files that `seal` listed in `folder` are as they were; others beside them do not count.
+
+    Raises:
+        InputError: one is missing or was changed, or there is no list.
+    """
+    again = "make it again with qbert quantize"
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    if not lines:
+        raise InputError(
+            f"{folder} has no list of checksums ({MANIFEST}): {again}, or load it unchecked (--no-verify; verify=False)"
+        )
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing, and {MANIFEST} beside it lists it: {again}")
+        if _sha256(path) != digest:
+            raise InputError(f"{path} is damaged (its checksum is not that in {MANIFEST}): {again}")
 
 
 def _is_sealed(folder: Path) -> bool:
@@ -122,9 +155,49 @@ def _manifest(folder: Path) -> str:
     lines = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
+            lines.append(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n")
     return "".join(lines)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(path: Path, mode: int = 0o755) -> None:
+    """Make `path`, and what is missing above it, so that nobody else can write there, whatever the umask."""
+    try:
+        path.mkdir(mode, exist_ok=True)
+    except FileNotFoundError:
+        make_folder(path.parent)
+        path.mkdir(mode, exist_ok=True)
+
+
+def check_trusted(path: Path) -> None:
+    """Check that nobody but this user and root can have written `path`, from which programs are about to be run.
+
+    Looked at are a file and its folder, or a folder and all in it, and what is above in the cache.
+
+    Raises:
+        InputError: one of these is another user's, or others can write to it.
+    """
+    if sys.platform == "win32":  # its rights are not in the mode
+        return
+    cache, folder = cache_dir().resolve(), path if path.is_dir() else path.parent
+    above = [place for place in folder.parents if place.is_relative_to(cache)]
+    for place in (*reversed(above), folder, *(folder.rglob("*") if folder == path else [path])):
+        try:
+            status = place.stat()
+        except FileNotFoundError:  # removed meanwhile, or a link to nothing
+            continue
+        if status.st_uid not in {os.geteuid(), 0}:
+            raise InputError(
+                f"{place} decides what is run here and belongs to another user (id {status.st_uid}): "
+                "take it over with chown, or name a cache of your own (QBERT_CACHE)"
+            )
+        if status.st_mode & OTHERS_WRITE:
+            top = cache if above else folder
+            raise InputError(f"{place} decides what is run here and others can write to it: chmod -R go-w {top}")
 
 
 def _build(build: Callable[[Path], None], stage: Path) -> None:

@@ -1,5 +1,6 @@
 """What serves can be shared by threads, shows what it claims, and loads nothing that was changed or is somebody else's."""
 
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ from qbert.variants import VARIANTS, Classifier, Variant
 
 HERE = [variant for variant in VARIANTS.values() if not variant.missing()]
 THREADS = 8
-CALLS = 60  # of each thread
 compiled = pytest.mark.slow  # a quarter of a minute for each model
 every = pytest.mark.parametrize(
     "variant",
@@ -24,17 +24,22 @@ every = pytest.mark.parametrize(
 )
 
 
-def wrong(call: Callable[[int], np.ndarray], questions: int) -> int:
-    """How many of THREADS * CALLS answers, given while others are asked for, are not those given alone."""
+def wrong(call: Callable[[int], np.ndarray], questions: int, calls: int = 60) -> int:
+    """How many of THREADS * `calls` answers, given while others are asked for, are not those given alone."""
     alone = [call(question).copy() for question in range(questions)]
 
     def ask(thread: int) -> int:
-        order = np.random.default_rng(thread).integers(questions, size=CALLS)
+        order = np.random.default_rng(thread).integers(questions, size=calls)
         answers = [(question, call(int(question))) for question in order]
         return sum(not np.array_equal(answer, alone[question]) for question, answer in answers)
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        return sum(pool.map(ask, range(THREADS)))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns between nearly any two lines
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return sum(pool.map(ask, range(THREADS)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def encodings(checkpoint: Checkpoint, news: Dataset) -> list[Encoding]:
@@ -69,8 +74,12 @@ def test_threads_that_share_an_artefact_and_its_tokenizer_get_the_answers_given_
     variants.write_artefact(VARIANTS["int8-dynamic-onednn"], trained, tmp_path)
     artefact = Artefact.open(tmp_path)
     classifier, texts = artefact.load(), list(news.test["text"][:12])
-    lengths = [4 + 5 * row for row in range(12)]
-    assert wrong(lambda row: classifier(artefact.encoder(texts[row], max_length=lengths[row])), 12) == 0
+
+    def encode(row: int) -> Encoding:
+        return artefact.encoder(texts[row], max_length=4 + 5 * row)
+
+    assert wrong(lambda row: encode(row)["input_ids"], 12, calls=1000) == 0
+    assert wrong(lambda row: classifier(encode(row)), 12) == 0
 
 
 def test_threads_that_share_a_checkpoints_tokenizer_get_the_encodings_given_alone(

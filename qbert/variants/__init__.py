@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 from qbert import InputError, machine
+from qbert.cache import check_files
 from qbert.checkpoint import RECORD
 from qbert.variants import eager, inductor, native, onnxruntime, openvino
-from qbert.variants.base import Classifier, Variant
+from qbert.variants.base import CONVERTERS, Classifier, Variant
 from qbert.variants.build import build, load, load_folder, prepare, taken, write_artefact
 
 __all__ = [
@@ -49,7 +50,7 @@ def register(variant: Variant) -> None:
 
 
 for row in (
-    Variant(BASELINE, "PyTorch eager", "fp32", eager.load),
+    Variant(BASELINE, "PyTorch eager", "fp32", eager.load, packages_to_load=CONVERTERS),
     Variant(
         "bf16",
         "PyTorch eager",
@@ -57,6 +58,7 @@ for row in (
         eager.load,
         eager.export,
         options={"dtype": "bfloat16"},
+        packages_to_load=CONVERTERS,
         needs="bf16 instructions",
         unsupported=eager.no_bf16,
     ),
@@ -67,6 +69,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "x86", "per_channel": False},
+        packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
         unsupported=eager.no_avx2,
     ),
@@ -77,6 +80,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "onednn", "per_channel": False},
+        packages_to_load=CONVERTERS,
         unsupported=eager.no_onednn,
         default=not machine.is_x86(),  # there engine x86 is the published one, and as fast
     ),
@@ -87,6 +91,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "x86", "per_channel": True},
+        packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
         unsupported=eager.no_avx2,
         default=False,  # as int8-dynamic in all but its weights' scales
@@ -98,6 +103,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "qnnpack", "per_channel": False},
+        packages_to_load=CONVERTERS,
         needs="made for ARM, slow elsewhere",
         default=not machine.is_x86(),  # on x86 it takes 1.8 times as long as fp32 (BERT-base, AMD Zen 5)
     ),
@@ -110,6 +116,7 @@ for row in (
             onnxruntime.export,
             options={"int8": precision == "int8"},
             packages=("onnx", "onnxruntime"),
+            packages_to_load=("onnxruntime",),
             extra="onnxruntime",
             needs="onnxruntime",
         )
@@ -125,6 +132,7 @@ for row in (
             options={"hint": "bf16" if "bf16" in precision else "f32"},
             calibrated="int8" in precision,
             packages=("openvino", "nncf") if "int8" in precision else ("openvino",),
+            packages_to_load=("openvino",),
             extra="openvino",
             needs="openvino" + (", bf16 instructions" if "bf16" in precision else ""),
             unsupported=openvino.no_bf16 if "bf16" in precision else lambda: "",
@@ -139,6 +147,7 @@ for row in (
         onnxruntime.export_trimmed,
         options={"int8": True},
         packages=("onnx", "onnxruntime"),
+        packages_to_load=("onnxruntime",),
         extra="onnxruntime",
         needs="onnxruntime",
         default=False,  # for texts that fill the maximum length: shorter ones are padded
@@ -153,6 +162,7 @@ for row in (
             options={"hint": "f32"},
             calibrated=precision == "int8",
             packages=("openvino", "nncf") if precision == "int8" else ("openvino",),
+            packages_to_load=("openvino",),
             extra="openvino",
             needs="openvino",
             default=False,  # likewise
@@ -174,8 +184,9 @@ for row in (
         "fp32",
         inductor.load,
         inductor.export,
+        packages_to_load=("torch",),
         needs="a C++ compiler",
-        unsupported=inductor.no_compiler,
+        unmakeable=inductor.no_compiler,
         default=False,
     ),
     Variant(
@@ -185,8 +196,10 @@ for row in (
         inductor.load,
         inductor.export,
         options={"dtype": "bfloat16"},
+        packages_to_load=("torch",),
         needs="a C++ compiler, bf16 instructions",
-        unsupported=inductor.no_bf16,
+        unsupported=eager.no_bf16,
+        unmakeable=inductor.no_compiler,
         default=False,
     ),
     Variant(
@@ -197,9 +210,11 @@ for row in (
         inductor.export_static,
         calibrated=True,
         packages=("torchao",),
+        packages_to_load=("torch",),
         extra="torchao",
         needs="torchao, a C++ compiler",
         unsupported=inductor.no_int8,
+        unmakeable=inductor.no_compiler,
         default=False,
     ),
     Variant(
@@ -209,9 +224,10 @@ for row in (
         inductor.load,
         inductor.export_torchao,
         packages=("torchao",),
+        packages_to_load=("torch",),
         extra="torchao",
         needs="torchao, a C++ compiler",
-        unsupported=inductor.no_compiler,
+        unmakeable=inductor.no_compiler,
         default=False,
     ),
 ):
@@ -237,8 +253,8 @@ def select(names: str) -> list[Variant]:
     return list(chosen.values())
 
 
-def get(name: str) -> Variant:
-    """Return the variant `name`.
+def get(name: str, *, made: bool = False) -> Variant:
+    """Return the variant `name`, to be made and run, or, where it was `made` already, to be run.
 
     Raises:
         InputError: there is none, or it cannot run here.
@@ -246,16 +262,18 @@ def get(name: str) -> Variant:
     if name not in VARIANTS:
         raise InputError(f"unknown variant {name!r}: there are {', '.join(VARIANTS)}, and 'default' and 'all'")
     variant = VARIANTS[name]
-    if lack := variant.missing():
+    if lack := variant.missing(made=made):
         raise InputError(f"variant {name} cannot run here: {lack}")
     return variant
 
 
-def load_artefact(folder: Path) -> tuple[Variant, Classifier]:
+def load_artefact(folder: Path, *, verify: bool = True) -> tuple[Variant, Classifier]:
     """Return the classifier in a folder that write_artefact made, and which variant it is.
 
+    Unless `verify` is false, its files are held against their checksums first: 0.6 s for each GB.
+
     Raises:
-        InputError: the folder is no such artefact, or its variant is not what it was when it was made.
+        InputError: the folder is no such artefact, was changed, or its variant is not what it was when it was made.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -264,9 +282,19 @@ def load_artefact(folder: Path) -> tuple[Variant, Classifier]:
         raise InputError(
             f"{folder} is no quantized artefact (no 'variant' in its {RECORD}): make one with qbert quantize"
         ) from error
-    variant = get(name)
+    if name not in VARIANTS:
+        own = [
+            module for module in record.get("modules", []) if module.partition(".")[0] != __package__.partition(".")[0]
+        ]
+        raise InputError(
+            f"{folder} holds the variant {name!r}, which is not in the table: "
+            f"first import the module that adds it (qbert -p {own[0] if own else 'MODULE'})"
+        )
+    variant = get(name, made=True)
     if definition != json.loads(json.dumps(variant.definition)):
         raise InputError(
             f"{folder} was made by another definition of variant {name}: make it again with qbert quantize"
         )
+    if verify:
+        check_files(folder)
     return variant, load_folder(variant, folder)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Run = Callable[[Encoding], npt.NDArray[np.float32]]
 
+CONVERTERS = ("torch", "transformers")
+"""What every variant is made with, and PyTorch eager's are run with: dependencies of this project."""
 MAX_F1_DROP = 0.01  # what users of quantized classifiers commonly accept; 500 documents can just tell it from 0
 
 
@@ -72,13 +74,17 @@ class Variant:
     calibrated: bool = False
     """Whether `export` also takes `calibration`, a list of encodings of training documents."""
     packages: tuple[str, ...] = ()
-    """What has to be installed beside this project's own dependencies."""
+    """What has to be installed to make it, beside torch and transformers, which make every variant."""
+    packages_to_load: tuple[str, ...] | None = None
+    """What has to be installed to load what was made; `packages` unless told."""
     extra: str = ""
     """The extra of this project that brings them."""
     needs: str = "nothing more"
     """What it needs, in words."""
     unsupported: Callable[[], str] = lambda: ""
     """Why this machine cannot run it, in words; empty where it can. Answers at once, without importing the runtime."""
+    unmakeable: Callable[[], str] = lambda: ""
+    """What this machine lacks to make it, which loading does without, in the same way."""
     default: bool = True
     """Whether it runs where nobody chose variants and it is available."""
     max_f1_drop: float = MAX_F1_DROP
@@ -99,13 +105,16 @@ class Variant:
             "runtime": self.runtime,
         }
 
-    def missing(self) -> str:
-        """Say why it cannot run here; empty where it can."""
-        absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
+    def missing(self, *, made: bool = False) -> str:
+        """Say why it cannot be made and run here, or, where it was `made` already, why not run; empty where it can."""
+        to_load = self.packages if self.packages_to_load is None else self.packages_to_load
+        needed = to_load if made else (*CONVERTERS, *self.packages)
+        absent = [name for name in needed if importlib.util.find_spec(name) is None]
         if absent:
-            command = pip_install(self.extra) if self.extra else f"pip install {' '.join(self.packages)}"
+            ours = self.extra or set(absent) <= set(CONVERTERS)
+            command = pip_install(self.extra) if ours else f"pip install {' '.join(self.packages)}"
             return f"{' and '.join(absent)} not installed: {command}"
-        return self.unsupported()
+        return self.unsupported() or ("" if made else self.unmakeable())
 
 
 def qualified(function: Callable[..., Any]) -> str:
