@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
@@ -58,10 +58,22 @@ def is_filled(target: Path) -> bool:
 def _lock(target: Path) -> FileLock:
     """Return the lock of `target`; lock files stay, so they are kept apart from a person's folders."""
     locks = cache_dir() / "locks"
-    make_folder(locks)
+    locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / hashlib.sha256(str(target).encode()).hexdigest()[:32])
 
 
+@contextlib.contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """Let nobody else write to what is made meanwhile: with many a umask a group's members could, and it is run."""
+    umask = os.umask(OTHERS_WRITE)
+    os.umask(umask | OTHERS_WRITE)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+
+
+@_closed_to_others()
 def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callable[[Path], bool] = is_filled) -> Path:
     """Return `target`; where it is not `intact`, let `build` fill an empty folder beside it and rename that.
 
@@ -76,7 +88,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
         return target
     stage = target.with_name(f".{target.name}.unfinished")
     try:
-        make_folder(target.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target):
             if intact(target):
                 return target
@@ -84,7 +96,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
                 say(f"{target} is damaged: making it again")
                 shutil.rmtree(target)
             shutil.rmtree(stage, ignore_errors=True)
-            stage.mkdir(mode=0o755)
+            stage.mkdir()
             try:
                 _build(build, stage)
                 if target.is_dir():
@@ -113,10 +125,8 @@ def build_kept(target: Path, build: Callable[[Path], None]) -> Path:
 
 
 def seal(folder: Path) -> None:
-    """Take from everybody else the right to write to what is in `folder`, and list its files' checksums there."""
+    """List the checksums of the files in `folder` beside them."""
     (folder / MANIFEST).write_text(_manifest(folder), encoding="utf-8")
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
 
 
 def check_files(folder: Path) -> None:
@@ -152,25 +162,13 @@ def _is_sealed(folder: Path) -> bool:
 
 def _manifest(folder: Path) -> str:
     """Return a line for each file below `folder`, as sha256sum writes them."""
-    lines = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            lines.append(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n")
-    return "".join(lines)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def make_folder(path: Path, mode: int = 0o755) -> None:
-    """Make `path`, and what is missing above it, so that nobody else can write there, whatever the umask."""
-    try:
-        path.mkdir(mode, exist_ok=True)
-    except FileNotFoundError:
-        make_folder(path.parent)
-        path.mkdir(mode, exist_ok=True)
 
 
 def check_trusted(path: Path) -> None:

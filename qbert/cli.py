@@ -298,8 +298,8 @@ def predict(
         for text in texts or lines:
             first, _, second = text.rstrip("\r\n").partition("\t")
             if not first.strip():
-                blank = {"text": text.rstrip("\r\n"), "label": None, "scores": {}}
-                echo(json.dumps(blank, ensure_ascii=False) if as_json else "\t\t")
+                blank = json.dumps({"text": text.rstrip("\r\n"), "label": None, "scores": {}}, ensure_ascii=False)
+                echo(blank if as_json else "\t\t")
                 continue
             scores = softmax(classifier(encoder(first, second or None, max_length=max_length))[0])
             best = int(scores.argmax())

@@ -1,4 +1,4 @@
-"""What serves can be shared by threads, shows what it claims, and loads nothing that was changed or is somebody else's."""
+"""What serves is shared by threads, shows what it claims, and loads nothing that was changed or may be another's."""
 
 import sys
 import time

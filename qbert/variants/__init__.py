@@ -283,12 +283,10 @@ def load_artefact(folder: Path, *, verify: bool = True) -> tuple[Variant, Classi
             f"{folder} is no quantized artefact (no 'variant' in its {RECORD}): make one with qbert quantize"
         ) from error
     if name not in VARIANTS:
-        own = [
-            module for module in record.get("modules", []) if module.partition(".")[0] != __package__.partition(".")[0]
-        ]
+        module = record.get("module") or "MODULE"
         raise InputError(
-            f"{folder} holds the variant {name!r}, which is not in the table: "
-            f"first import the module that adds it (qbert -p {own[0] if own else 'MODULE'})"
+            f"{folder} holds the variant {name!r}, which is not in the table: first import the module that adds it "
+            f"(qbert -p {module})"
         )
     variant = get(name, made=True)
     if definition != json.loads(json.dumps(variant.definition)):

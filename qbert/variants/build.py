@@ -101,7 +101,7 @@ def write_artefact(
             "inputs": checkpoint.encoder.inputs,
             "labels": checkpoint.labels,
             "max_length": max_length or checkpoint.max_length,
-            "modules": sorted({function.__module__ for function in (variant.load, variant.export) if function}),
+            "module": _own_module(variant),
             "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
             "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
             "untrained": not checkpoint.trained,
@@ -130,6 +130,12 @@ def _export(
         raise InputError(_cannot(variant, "be made of", checkpoint, error)) from error
     checkpoint.config.save_pretrained(folder)
     checkpoint.encoder.tokenizer.save_pretrained(folder)
+
+
+def _own_module(variant: Variant) -> str:
+    """Return the module of the functions of an own `variant`, which probably adds it; empty where they are ours."""
+    modules = [function.__module__ for function in (variant.load, variant.export) if function]
+    return next((name for name in modules if not name.startswith("qbert.")), "")
 
 
 def _cannot(variant: Variant, what: str, checkpoint: Checkpoint, error: Exception) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbert import InputError, machine, reason
-from qbert.cache import cache_dir, check_trusted, make_folder
+from qbert.cache import cache_dir, check_trusted
 from qbert.checkpoint import Checkpoint, Encoding
 from qbert.variants import eager
 
@@ -145,7 +145,6 @@ def _compile(model: Any, checkpoint: Checkpoint, folder: Path) -> None:  # noqa:
     import torch
 
     programs = Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor")))
-    make_folder(programs, 0o700)  # what PyTorch makes below has whatever mode the umask gives
     check_trusted(programs)
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(  # noqa: SLF001  documented
