@@ -32,15 +32,17 @@ class Classifier:
     evidence: Mapping[str, Any]
     """What shows that it is what its name says: `threads`, `precision`, `quantized_ops` of what really runs.
 
-    `stated` is true in it unless a module of this project counted it: then only whoever made the classifier says so.
+    `stated` is true where no module of this project counted the quantized operations, but whoever made the classifier
+    says that there are some.
     """
     concurrent: bool = False
     """Whether calls of `run` may overlap, as its runtime documents; else there is one at a time, and others wait."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Mark what anybody may have written as stated: also what was copied from a classifier that was counted."""
-        object.__setattr__(self, "evidence", {**self.evidence, "stated": True})
+        """Mark as stated what anybody may have written, or copied from a classifier whose operations were counted."""
+        if self.evidence.get("quantized_ops"):
+            object.__setattr__(self, "evidence", {**self.evidence, "stated": True})
 
     @classmethod
     def counted(cls, run: "Run", evidence: Mapping[str, Any], *, concurrent: bool = False) -> "Classifier":
