@@ -29,7 +29,8 @@ STORAGE = Path(".benchmarks")
 def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row a cell, in order of appearance, from entries of a run's `benchmarks`; foreign ones are left out.
 
-    Columns: CELL, `trained`, `identity`, `stated` (int8 that its own code states), LATENCY, ACCURACY, FOOTPRINT; missing where a run has no such benchmark.
+    Columns: CELL, `trained`, `identity`, `stated` (whether its int8 is only what its own code says), LATENCY, ACCURACY,
+    FOOTPRINT; missing where a run has no such benchmark.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for benchmark in benchmarks:

@@ -64,7 +64,7 @@ def lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width:
 
 
 def _marked(row: Row, drawn: Table) -> str:
-    """Return the variant of `row`; where its int8 is only stated, marked, and `drawn` says below what the mark means."""
+    """Return the variant of `row`, marked where its int8 is only stated; `drawn` says below what the mark means."""
     if row.get("stated") is not True:
         return escape(row["variant"])
     drawn.caption, drawn.caption_justify = "* int8 as its own code states it, not shown", "left"
