@@ -37,12 +37,16 @@ def sentence(error: BaseException) -> str:
     )
 
 
-def pip_install(extra: str) -> str:
-    """Return the command that brings `extra` where this package was installed from: a clone, or the registry."""
+def pip_install(extra: str = "") -> str:
+    """Return the command that brings `extra`, or what is always needed, from where this was installed from.
+
+    That is a clone, or the registry.
+    """
     clone = Path(__file__).resolve().parents[1]
+    extras = f"[{extra}]" if extra else ""
     if not (clone / "pyproject.toml").is_file():
-        return f"pip install '{DISTRIBUTION}[{extra}]'"
-    return f"pip install -e '{'.' if clone == Path.cwd() else clone}[{extra}]'"
+        return f"pip install '{DISTRIBUTION}{extras}'"
+    return f"pip install -e '{'.' if clone == Path.cwd() else clone}{extras}'"
 
 
 class CannotRunError(InputError):

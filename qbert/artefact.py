@@ -1,6 +1,7 @@
 """A folder that `qbert quantize` wrote, read without torch or transformers: what serves needs no more."""
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +54,7 @@ class Artefact:
     """Whether a text has one label or any number of them."""
     trained: bool = True
     """Whether its head was trained, so that its labels mean something."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> "Artefact":
@@ -90,9 +92,10 @@ class Artefact:
 
     def encoder(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
-        tokens = self.tokenizer.encode(text, text_pair)
+        with self._lock:  # the length is the tokenizer's own, which another thread would change
+            self.tokenizer.no_padding()
+            self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
+            tokens = self.tokenizer.encode(text, text_pair)
         return {name: np.array([getattr(tokens, ARRAYS[name])], dtype=np.int64) for name in self.inputs}
 
     def check_length(self, max_length: int) -> None:
@@ -100,12 +103,12 @@ class Artefact:
         special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
         checkpoint.check_length(self.folder, self.positions, special, max_length)
 
-    def load(self) -> "Classifier":
-        """Return the classifier.
+    def load(self, *, verify: bool = True) -> "Classifier":
+        """Return the classifier; unless `verify` is false, its files are held against their checksums first.
 
         Raises:
             InputError: its files are damaged, or its variant is not what it was when they were made.
         """
         from qbert import variants
 
-        return variants.load_artefact(self.folder)[1]
+        return variants.load_artefact(self.folder, verify=verify)[1]

@@ -8,8 +8,9 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -474,6 +475,7 @@ class Encoder:
     tokenizer: Any
     inputs: tuple[str, ...]
     """The arrays that both the tokenizer gives and the model takes."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path, forward: Any) -> "Encoder":  # noqa: ANN401
@@ -498,7 +500,8 @@ class Encoder:
 
     def __call__(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
+        with self._lock:  # the length is the tokenizer's own, which another thread would change
+            tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
         return {name: np.array([tokens[name]], dtype=np.int64) for name in self.inputs}
 
     def fill(self, dataset: "Dataset", max_length: int) -> Encoding:

@@ -259,7 +259,6 @@ def quantize(model: str, variant: str, output: Path, dataset: str | None, max_le
     """
     from qbert import variants as table
     from qbert.cache import build_folder, is_filled
-    from qbert.terminal import say
 
     chosen = table.get(variant)
     if is_filled(output):
@@ -267,7 +266,6 @@ def quantize(model: str, variant: str, output: Path, dataset: str | None, max_le
     checkpoint = _checkpoint(model, dataset, max_length)
     _check_trained(model, trained=checkpoint.trained)
     seen = _calibration(chosen, model, dataset)
-    say(f"making {variant} of {model}")
     build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage, seen, max_length))
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
@@ -285,6 +283,7 @@ def quantize(model: str, variant: str, output: Path, dataset: str | None, max_le
 @_served_dataset
 @_served_length
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the score of every label.")
+@click.option("--no-verify", is_flag=True, help="Do not hold an artefact's files against their checksums.")
 def predict(
     texts: tuple[str, ...],
     model: str,
@@ -293,11 +292,13 @@ def predict(
     max_length: int | None,
     *,
     as_json: bool,
+    no_verify: bool,
 ) -> None:
     """Print label and score of each of TEXTS, or of each line piped in.
 
     A tab separates the two texts of a pair. The length also tells which built-in model is meant. A multi-label model
-    gives all labels scored 0.5 and more, with commas between, and none where there is none.
+    gives all labels scored 0.5 and more, with commas between, and none where there is none. The answer to a blank line
+    has neither label nor score (null in JSON), so that the n-th answer is to the n-th line.
     """
     import numpy as np
 
@@ -305,7 +306,7 @@ def predict(
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
-    classifier, opened = _open(model, variant, dataset, max_length)
+    classifier, opened = _open(model, variant, dataset, max_length, verify=not no_verify)
     encoder, names = opened.encoder, opened.labels
     max_length = max_length or opened.max_length
     opened.check_length(max_length)
@@ -314,6 +315,8 @@ def predict(
         for text in texts or lines:
             first, _, second = text.rstrip("\r\n").partition("\t")
             if not first.strip():
+                blank = json.dumps({"text": text.rstrip("\r\n"), "label": None, "scores": {}}, ensure_ascii=False)
+                echo(blank if as_json else "\t\t")
                 continue
             logits = classifier(encoder(first, second or None, max_length=max_length))
             if not np.isfinite(logits).all():
@@ -421,7 +424,7 @@ def _checkpoint(model: str, dataset: str | None, max_length: int | None) -> "Che
 
 
 def _open(
-    model: str, variant: str | None, dataset: str | None, max_length: int | None
+    model: str, variant: str | None, dataset: str | None, max_length: int | None, *, verify: bool
 ) -> "tuple[Classifier, Checkpoint | Artefact]":
     """Return the classifier of an artefact, or of a checkpoint run as `variant`, and its folder."""
     from qbert import variants as table
@@ -435,4 +438,4 @@ def _open(
     artefact = Artefact.open(Path(model))
     if variant not in (None, artefact.variant):
         raise InputError(f"{model} holds the variant {artefact.variant}: leave out --variant {variant}")
-    return artefact.load(), artefact
+    return artefact.load(verify=verify), artefact

@@ -120,8 +120,16 @@ def lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width:
     for heading, (column_width, _) in columns.items():
         drawn.add_column(heading, justify="right", min_width=column_width, no_wrap=True)
     for row in group.to_dict("records"):
-        drawn.add_row(escape(row["variant"]), *(text(row) for _, text in columns.values()))
+        drawn.add_row(_marked(row, drawn), *(text(row) for _, text in columns.values()))
     return drawn
+
+
+def _marked(row: Row, drawn: Table) -> str:
+    """Return the variant of `row`, marked where its int8 is only stated; `drawn` says below what the mark means."""
+    if row.get("stated") is not True:
+        return escape(row["variant"])
+    drawn.caption, drawn.caption_justify = "* int8 as its own code states it, not shown", "left"
+    return escape(row["variant"] + "*")
 
 
 def accuracy(results: Sequence[Mapping[str, Any]], *, title: str) -> Group:
@@ -134,7 +142,7 @@ def accuracy(results: Sequence[Mapping[str, Any]], *, title: str) -> Group:
     for result in (result for result in results if "cannot" not in result):
         documents, visible = result["documents"], result["smallest_visible_drop"]
         drawn.add_row(
-            escape(result["variant"]),
+            _marked(result, drawn),
             *(milliseconds(result[name]) for name in ("p50_s", "p95_s")),
             f"{result['f1']:.4f}",
             *(

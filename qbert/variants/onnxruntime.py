@@ -129,13 +129,23 @@ def load(folder: Path) -> "Classifier":
     Raises:
         InputError: the graph is damaged.
     """
-    from qbert.variants.base import Classifier
-
     try:
-        evidence = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))
-        opened = session(folder / GRAPH)
+        # Counted by `export`: serving has no package `onnx` to count with.
+        return _classifier(session(folder / GRAPH), json.loads((folder / EVIDENCE).read_text(encoding="utf-8")))
     except Exception as error:  # ONNX Runtime's exceptions have no narrower common class
         raise InputError(f"{folder / GRAPH} is damaged ({reason(error)}): make it again with qbert quantize") from error
+
+
+def classifier(graph: Path) -> "Classifier":
+    """Return a session of `graph`, which takes the arrays of an encoding by their names; its operations are counted."""
+    with tempfile.TemporaryDirectory() as place:
+        evidence = _count(graph, Path(place) / "running.onnx")
+    return _classifier(session(graph), evidence)
+
+
+def _classifier(opened: Any, evidence: dict[str, Any]) -> "Classifier":  # noqa: ANN401  an InferenceSession
+    from qbert.variants.base import Classifier
+
     threads = opened.get_session_options().intra_op_num_threads
     inputs = [node.name for node in opened.get_inputs()]  # without those of no effect, as DeBERTa's token types
 
@@ -146,7 +156,11 @@ def load(folder: Path) -> "Classifier":
             encoding = trimmed.padded(encoding, length)
         return opened.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
 
-    return Classifier(run, evidence | {"precision": "float32", "threads": threads})
+    return Classifier.counted(
+        run,
+        evidence | {"precision": "float32", "threads": threads},
+        concurrent=True,  # ONNX Runtime, "Thread safety": Run of one session may be called from several threads
+    )
 
 
 def session(graph: Path | bytes, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession
