@@ -104,7 +104,8 @@ _served_length = click.option(
     "--max-length",
     type=click.IntRange(min=1),
     metavar="L",
-    help="Tokens at which texts are cut off; unless told, as many as the model was trained at, or 384.",
+    help="Tokens at which texts are cut off, and at which a built-in model is trained. "
+    "Unless told: as many as MODEL was trained at; of a built-in one, or where it does not say, 384.",
 )
 
 
@@ -198,7 +199,11 @@ def train(
 def evaluate(
     model: str, dataset: str, variants: str, max_length: int | None, documents: int | None, json_file: Path | None
 ) -> None:
-    """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document."""
+    """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document.
+
+    A variant that cannot be made or run for this model says why; the others are judged. Exit code 2 only if LIST names
+    it, and not where 'default' or 'all' bring it along.
+    """
     import dataclasses
 
     from qbert import dataset as datasets
@@ -207,7 +212,7 @@ def evaluate(
     from qbert import variants as table
     from qbert.cache import write_file
     from qbert.suite import Suite
-    from qbert.terminal import progress
+    from qbert.terminal import counted, progress
 
     chosen = table.select(variants)
     loaded = datasets.load(dataset)
@@ -217,12 +222,19 @@ def evaluate(
     if not suite.models[name].trained:
         raise InputError(f"{model} has no trained classification head, so its labels mean nothing: train it first")
     rows = loaded.documents(documents)
-    results = []
+    results: list[dict[str, Any]] = []
+    suite.checkpoint(suite.models[name], max_length)  # what is the model's fault is no variant's
     for variant in sorted(chosen, key=lambda variant: variant.name != table.BASELINE):
         cell = suite.cell(name, max_length, variant.name)
-        classifier = cell.classifier
-        with progress(variant.name, len(rows)) as advance:
-            logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
+        try:
+            classifier = cell.classifier
+            with progress(variant.name, len(rows)) as advance:
+                logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
+        except Exception as error:
+            if cell.is_baseline or (os.environ.get(TRACEBACK) and not isinstance(error, InputError)):
+                raise
+            results.append({"variant": variant.name, "cannot": sentence(error)})
+            continue
         comparison, flips = cell.judge(rows, logits)
         times = judging.percentiles(seconds)
         results.append(cell.describe(classifier.evidence) | dataclasses.asdict(comparison) | times | {"flipped": flips})
@@ -230,8 +242,13 @@ def evaluate(
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
         write_file(json_file, lambda place: place.write_text(text, encoding="utf-8"))
     report.show(
-        report.accuracy(results, title=f"{name} on {loaded.name}, {len(rows)} documents, {max_length} tokens at most")
+        report.accuracy(
+            results, title=f"{name} on {loaded.name}, {counted(len(rows), 'document')}, {max_length} tokens at most"
+        )
     )
+    wanted = table.named(variants)
+    if failed := [result["variant"] for result in results if "cannot" in result and result["variant"] in wanted]:
+        raise InputError(f"{', '.join(failed)} cannot be judged on {model}, as said above: leave out what cannot run")
 
 
 @main.command()
@@ -241,10 +258,7 @@ def evaluate(
 @_served_dataset
 @_served_length
 def quantize(model: str, variant: str, output: Path, dataset: str | None, max_length: int | None) -> None:
-    """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read.
-
-    A length only tells which built-in model is meant.
-    """
+    """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read."""
     from qbert import variants as table
     from qbert.cache import build_folder, is_filled
     from qbert.terminal import say
@@ -283,7 +297,7 @@ def predict(
 ) -> None:
     """Print label and score of each of TEXTS, or of each line piped in.
 
-    A tab separates the two texts of a pair. The length also tells which built-in model is meant.
+    A tab separates the two texts of a pair.
     """
     from scipy.special import softmax
 

@@ -28,7 +28,8 @@ class Findings:
         """Return all that a person has to know."""
         said = []
         if self.gone:
-            said.append(f"{len(self.gone)} of the previous run's cells were not run: {_some(self.gone)}")
+            were = "was" if len(self.gone) == 1 else "were"
+            said.append(f"{len(self.gone)} of the previous run's cells {were} not run: {_some(self.gone)}")
         said += [f"not comparable, {what}: {_some(names)}" for what, names in self.different.items()]
         return [shown(sentence) for sentence in said + self.worse]
 

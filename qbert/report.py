@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qbert.terminal import console, shown
+from qbert.terminal import console, counted, shown
 from qbert.variants import BASELINE
 
 Row = Mapping[Any, Any]
@@ -116,12 +116,20 @@ def lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width:
 
 
 def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
-    """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison."""
+    """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison.
+
+    A variant without such figures has in `cannot` why.
+    """
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("variant", "p50\nms", "p95\nms", "F1\n", "F1\ndrop", "F1 drop\n95 %", "flips\n", "McNemar\np"):
         drawn.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     documents, visible = 0, 0.0
+    without: list[str] = []
     for result in results:
+        if "cannot" in result:
+            drawn.add_row(escape(result["variant"]), "cannot")
+            without.append(f"\n{result['variant']}: {result['cannot']}")
+            continue
         documents, visible = result["documents"], result["smallest_visible_drop"]
         drawn.add_row(
             escape(result["variant"]),
@@ -138,11 +146,12 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
                 ]
             ),
         )
-    told = f"{documents} documents cannot tell an F1 drop below about {visible:.3f} from chance."
+    told = f"{counted(documents, 'document')} cannot tell an F1 drop below about {visible:.3f} from chance."
     return Group(
         Text(title, style="bold"),
         "",
         drawn,
+        *map(Text, without),
         Text(f"\nms: text to logits, tokenizing included. {told}", style="dim"),
     )
 

@@ -1,10 +1,11 @@
-"""What a person sees while waiting: rich's consoles, and progress that is silent where no one looks."""
+"""What a person sees while waiting: rich's consoles, and progress: a bar on a terminal, some lines elsewhere."""
 
 import contextlib
 import io
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -88,13 +89,20 @@ def silent() -> Iterator[None]:
             os.close(copy)
 
 
+AT_ONCE_S = 2.0
+"""What takes less tells no progress where no bar is drawn."""
+
+
 @contextlib.contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show on standard error how far `what` is and how long it has left.
+    """Show on standard error how far `what` is: a bar on a terminal, elsewhere a line at every 10 %.
 
     Yield the function that says where it is: `(completed, what)`, the second where it reads otherwise by now.
     """
     on = console(stderr=True)
+    if not on.is_terminal:
+        yield _lines(what, total)
+        return
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
@@ -103,9 +111,29 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
         TextColumn("left"),
         TimeRemainingColumn(),
         console=on,
-        disable=not on.is_terminal,
         transient=True,
     )
     with bar:
         task = bar.add_task(what, total=total)
         yield lambda completed, now=what: bar.update(task, completed=completed, description=now)
+
+
+def _lines(what: str, total: int | None) -> Callable[..., None]:
+    """Return progress's function for where nobody sees a bar, as in a log."""
+    start = time.monotonic()
+    told = 0
+
+    def advance(completed: int, now: str = what) -> None:
+        nonlocal told
+        tenths = 10 * completed // total if total else 0
+        seconds = time.monotonic() - start
+        if tenths > told and seconds >= AT_ONCE_S:
+            told = tenths
+            echo(f"{now}: {10 * tenths} % after {seconds:.0f} s", err=True)
+
+    return advance
+
+
+def counted(number: int, what: str) -> str:
+    """Return `number` and `what` it counts, in the plural unless it is one."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

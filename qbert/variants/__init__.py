@@ -23,6 +23,7 @@ __all__ = [
     "get",
     "load",
     "load_artefact",
+    "named",
     "prepare",
     "register",
     "select",
@@ -235,6 +236,11 @@ def select(names: str) -> list[Variant]:
         else:
             chosen[name] = get(name)
     return list(chosen.values())
+
+
+def named(names: str) -> set[str]:
+    """Return the names that a comma-separated list holds itself, and not `default` or `all` for them."""
+    return {name.strip() for name in names.split(",")} - {"default", "all"}
 
 
 def get(name: str) -> Variant:
