@@ -156,6 +156,16 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
     )
 
 
+def over_limit(info: Row) -> str:
+    """Return in a sentence by how much the cell with the `extra_info` of an accuracy benchmark is over its F1 limit."""
+    return (
+        f"{info['model']}-{info['max_length']}-{info['variant']}: F1 drop {info['f1_drop']:+.4f} (95 %: "
+        f"{info['f1_drop_low']:+.4f} to {info['f1_drop_high']:+.4f}) is over the limit {info['max_f1_drop']:.4f}"
+        + " by its interval"
+        * (info["f1_drop"] <= info["max_f1_drop"])
+    )
+
+
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table in which every text is shown letter by letter."""
     lines = [list(headings), ["---"] * len(headings), *([markdown_text(text) for text in row] for row in rows)]
