@@ -230,8 +230,9 @@ def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, 
         f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
         f"  {comparison.flips} of {comparison.documents} documents flipped: {moved} (p = {comparison.mcnemar_p:.3f})",
     ]
-    if by == "interval" and comparison.f1_drop <= limit and limit > 0:
-        lines.append("  The drop itself is within the limit: more test documents would narrow its interval")
+    if by == "interval" and comparison.f1_drop <= limit:
+        advice = "more test documents would narrow its interval" if limit > 0 else "its interval needs a limit above 0"
+        lines.append(f"  The drop itself is within the limit: {advice}")
     shown = 5
     for flip in flips[:shown]:
         text = " ".join(flip["text"].split())[:40]

@@ -205,7 +205,7 @@ def test_inconclusive_fails_only_where_it_is_asked_to(
     )
     output, errors = process.communicate()
     assert process.returncode == code, output + errors
-    assert "1 cells: 1 inconclusive" in output
+    assert "1 cell: 1 inconclusive" in output
     assert "more --max-seconds" in output
 
 
