@@ -7,11 +7,12 @@ import tomllib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, reason
+from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, parse, reason
 from qbert import variants as table
 from qbert import worker as timing
 from qbert.labels import one_hot
@@ -41,18 +42,20 @@ class Budget:
     """A side that does not answer for so long is hanging."""
 
 
-@dataclass(frozen=True)
-class Limit:
+Most = Annotated[float, Meta(ge=0, lt=1e12)]
+
+
+class Limit(Struct, frozen=True, forbid_unknown_fields=True):
     """A row of `[[tool.qbert.gate.limits]]`: which cells, and what head may take there at most."""
 
     model: str = "*"
-    max_length: int | None = None
+    max_length: Annotated[int, Meta(ge=1)] | None = None
     variant: str = "*"
-    max_latency_ms: float = math.inf
-    max_f1_drop: float = math.inf
+    max_latency_ms: Most = math.inf
+    max_f1_drop: Annotated[float, Meta(ge=-1, le=1)] = math.inf
     """Against fp32 of the same side."""
-    max_disk_mb: float = math.inf
-    max_memory_mb: float = math.inf
+    max_disk_mb: Most = math.inf
+    max_memory_mb: Most = math.inf
 
     def covers(self, model: str, max_length: int, variant: str) -> bool:
         """Whether it is for this cell."""
@@ -122,32 +125,32 @@ class Cell:
         return shown | {side: float(np.median(shown[side])) if shown[side] else None for side in ("base_s", "head_s")}
 
 
+class _Settings(Struct, forbid_unknown_fields=True):
+    """The table `[tool.qbert.gate]`."""
+
+    limits: list[Limit] = []
+
+
 def limits(pyproject: Path) -> list[Limit]:
     """Return the rows of `[[tool.qbert.gate.limits]]` in `pyproject`; none where there is no such file or table.
 
     Raises:
         InputError: the file is no TOML, or a row has an unknown key or a value of the wrong kind.
     """
-    if not pyproject.is_file():
+    if not pyproject.exists():
         return []
     try:
-        table = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("qbert", {}).get("gate", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(parse.read_bytes(pyproject, "it holds the gate's limits").decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{pyproject} is no TOML: {reason(error)}") from error
-    kinds = {"model": str, "variant": str, "max_length": int} | dict.fromkeys(
-        ("max_latency_ms", "max_f1_drop", "max_disk_mb", "max_memory_mb"), (int, float)
-    )
-    rows = table.get("limits", []) if isinstance(table, dict) else None
-    if not isinstance(rows, list) or set(table) - {"limits"}:
-        raise InputError(f"{pyproject}: [tool.qbert.gate] holds nothing but rows of [[tool.qbert.gate.limits]]")
-    for number, row in enumerate(rows, start=1):
-        for key, value in row.items():
-            if key not in kinds or isinstance(value, bool) or not isinstance(value, kinds[key]):
-                raise InputError(
-                    f"{pyproject}: row {number} of [[tool.qbert.gate.limits]] has {key} = {value!r}: "
-                    f"model and variant are patterns, the rest are numbers: {', '.join(kinds)}"
-                )
-    return [Limit(**row) for row in rows]
+    for name in ("tool", "qbert", "gate"):
+        table = table.get(name, {}) if isinstance(table, dict) else table
+    return parse.convert(
+        table,
+        _Settings,
+        f"{pyproject}: [tool.qbert.gate]",
+        f"it holds rows of [[tool.qbert.gate.limits]]: {', '.join(Limit.__struct_fields__)}",
+    ).limits
 
 
 def run(

@@ -351,11 +351,15 @@ def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], ar
     ("text", "told"),
     [
         ("[tool", "is no TOML"),
-        ("[tool.qbert.gate]\nlimit = 3", "holds nothing but rows"),
-        ("[tool.qbert.gate]\nlimits = 3", "holds nothing but rows"),
-        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "max_disk = 3"),
-        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "max_disk_mb = '3'"),
-        ("[[tool.qbert.gate.limits]]\nmax_length = true", "max_length = True"),
+        ("tool = 3", "Expected `object`, got `int`"),
+        ("[tool.qbert.gate]\nlimit = 3", "unknown field `limit`"),
+        ("[tool.qbert.gate]\nlimits = 3", "Expected `array`, got `int` - at `$.limits`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "unknown field `max_disk`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "Expected `float`, got `str` - at `$.limits[0].max_disk_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_length = true", "Expected `int | null`, got `bool`"),
+        ("[[tool.qbert.gate.limits]]\nmax_latency_ms = nan", "`$.limits[0].max_latency_ms`"),
+        ("[[tool.qbert.gate.limits]]\nmax_memory_mb = inf", "`$.limits[0].max_memory_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_f1_drop = 2", "`$.limits[0].max_f1_drop`"),
     ],
 )
 def test_limits_that_are_none_are_named(tmp_path: Path, text: str, told: str) -> None:
