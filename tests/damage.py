@@ -52,7 +52,7 @@ ODD_PLACES = (
     "/dev/stdin",
     "x" * 5_000,
     "x/" * 2_500,
-    "\ud800",
+    "\udcff",
     "-",
     "~",
     "a b\tc",

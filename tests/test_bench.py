@@ -406,6 +406,14 @@ def test_a_mistake_is_a_usage_error(quick: list[object], tmp_path: Path, argumen
     assert "INTERNALERROR" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("option", ["--max-f1-drop", "--seconds-per-cell"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_an_option_that_is_no_number_is_a_usage_error(tmp_path: Path, option: str, value: str) -> None:
+    done = bench(f"{option}={value}", "--collect-only", cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"argument {option}: invalid" in done.stderr
+
+
 def test_labels_that_are_not_the_datasets_are_a_usage_error(
     quick: list[object], pairs: Dataset, tmp_path: Path
 ) -> None:

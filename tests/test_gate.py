@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from sklearn.metrics import f1_score
 
 from qbert import InputError, evaluate, gate, sides, variants
 from qbert import worker as timing
@@ -190,6 +192,24 @@ def test_f1_and_limits_are_regressions_too(
     assert [sentence.split()[0] for sentence in same["over"]] == ["disk", "memory", "latency"]
     assert same["f1"]["f1"] == 1, "what it predicts is what is asked for"
     assert "tiny-16-fp32: disk " in output
+
+
+def test_both_sides_are_judged_by_all_labels_of_a_document(
+    start: Callable[..., subprocess.Popen[str]], multi: Checkpoint, several: Dataset, tmp_path: Path
+) -> None:
+    worse = Path(shutil.copytree(multi.folder, tmp_path / "worse"))
+    weights = load_file(worse / "model.safetensors")
+    weights["classifier.bias"] += 9  # every label of every document
+    save_file(weights, worse / "model.safetensors", {"format": "pt"})
+    arguments = ["--dataset", several.folder, "--variants", "fp32", "--max-pairs", "1", "--json", "gate.json"]
+    models = ["--model", worse, "--base-model", multi.folder]
+    output, errors = start(*models, *arguments, bare=True).communicate()
+    (cell,) = json.loads((tmp_path / "gate.json").read_text())["cells"]
+    assert cell["f1"]["documents"] == 20, output + errors
+    assert cell["f1"]["flips"] == 20 < cell["f1"]["label_flips"]
+    every = np.ones((20, 5), dtype=bool)
+    true = several.indicators(several.documents(20))
+    assert cell["f1"]["f1"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
 
 
 @pytest.mark.parametrize(("strict", "code"), [([], gate.PASSED), (["--strict"], gate.INCONCLUSIVE)])

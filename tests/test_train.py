@@ -14,10 +14,11 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from qbert import InputError, train
+from qbert import InputError, evaluate, train
 from qbert import dataset as datasets
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.suite import Suite
 
 PLAIN = (
     ("球 赛", "体育"),
@@ -77,18 +78,18 @@ def test_a_dataset_of_several_labels_makes_a_multi_label_model(multi: Checkpoint
     assert multi.record["metrics"]["test_weighted_f1"] == pytest.approx(score, abs=0.02)  # there in padded batches
 
 
-def test_several_labels_are_learned_each_on_its_own(several: Dataset, tmp_path: Path) -> None:
-    """By more steps on texts that give their labels away, each score goes to its side of one half."""
+def test_a_built_in_model_learns_each_of_several_labels_and_is_judged_by_them(several: Dataset, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(several.folder, tmp_path / "plain"))
-    rows = ["text,labels", *(f"{text} {number},{labels}" for number in range(16) for text, labels in PLAIN)]
-    for split in ("train", "test"):
+    for split, numbers in (("train", range(16)), ("test", range(16, 20))):
+        rows = ["text,labels", *(f"{text} {number},{labels}" for number in numbers for text, labels in PLAIN)]
         (folder / f"{split}.csv").write_text("\n".join(rows), encoding="utf-8")
-    with pytest.warns(datasets.DatasetWarning):
-        plain = datasets.load(folder)
-    learned = train.train(
-        plain, "bert-tiny", tmp_path / "out", max_length=12, recipe=dataclasses.replace(QUICK, epochs=6)
-    )
-    assert learned.record["metrics"]["test_weighted_f1"] > 0.95
+    plain = datasets.load(folder)
+    suite = Suite(plain, ["bert-tiny"], max_lengths=[8])
+    cells = [suite.cell("bert-tiny", 8, variant) for variant in ("fp32", "int8-dynamic-onednn")]
+    logits = [evaluate.run(cell.classifier, cell.encoder, plain.test, 8)[0] for cell in cells]
+    before, after = (cell.judge(plain.test, found)[0] for cell, found in zip(cells, logits, strict=True))
+    assert before.f1 > 0.95
+    assert after.label_flips == ((logits[0] >= 0) != (logits[1] >= 0)).sum()
 
 
 def test_a_single_label_model_is_fine_tuned_to_several(trained: Checkpoint, several: Dataset, tmp_path: Path) -> None:
