@@ -230,6 +230,7 @@ def evaluate(
             classifier = cell.classifier
             with progress(variant.name, len(rows)) as advance:
                 logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
+            judging.check_finite(logits, variant.name)
         except Exception as error:
             if cell.is_baseline or (os.environ.get(TRACEBACK) and not isinstance(error, InputError)):
                 raise

@@ -90,6 +90,8 @@ class Cell:
     """How long the timing of it took."""
     over: list[str] = field(default_factory=list)
     """Limits that head exceeds, each in words."""
+    told: list[str] = field(default_factory=list)
+    """What to know of it that decides nothing, each in words."""
 
     @property
     def name(self) -> str:
@@ -284,6 +286,7 @@ def _cells(
             cell.verdict, cell.differs = "not comparable", differs
         elif "predicted" in here and "predicted" in there:
             cell.f1 = _f1(there, here, confidence)
+            cell.told = _guard(there, here)
         if key in head and key in base:
             cell.base_disk_bytes, cell.head_disk_bytes = there["disk_bytes"], here["disk_bytes"]
         if key in head:
@@ -298,6 +301,16 @@ def _f1(base: Record, head: Record, confidence: float) -> dict[str, Any]:
     num_labels = int(max(labels.max(), on_base.max(), on_head.max())) + 1
     comparison = evaluate.compare(labels, on_base, on_head, num_labels, confidence=confidence)
     return asdict(comparison) | {"verdict": compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high)}
+
+
+def _guard(base: Record, head: Record) -> list[str]:
+    """Return, in words, that head's F1 drop against fp32 is over the variant's own limit, and whether base's is."""
+    over = [record["f1_drop"] > record["max_f1_drop"] for record in (base, head)]
+    if not over[1]:
+        return []
+    was = "as base's is" if over[0] else "base's is not"
+    figures = f"{base['f1_drop']:+.4f} -> {head['f1_drop']:+.4f}"
+    return [f"F1 drop against fp32 {figures}, over the variant's own limit {head['max_f1_drop']:g}, {was}"]
 
 
 def _over(record: Record, limit: Limit) -> list[str]:

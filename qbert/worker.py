@@ -114,7 +114,7 @@ class Worker:
         return cell.describe(cell.classifier.evidence) | {"disk_bytes": cell.disk_bytes}
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return the label ids of the test documents, those that the cell predicts, and its F1 drop against fp32."""
+        """Return the label ids of the test documents, those that the cell predicts, its F1 drop against fp32 and its limit."""
         from qbert import evaluate
 
         cell = self._cell(**named)
@@ -125,6 +125,7 @@ class Worker:
             "labels": rows["label"].tolist(),
             "predicted": logits.argmax(axis=1).tolist(),
             "f1_drop": comparison.f1_drop,
+            "max_f1_drop": cell.variant.max_f1_drop,
         }
 
     def peak_memory(self, **named: Any) -> int:  # noqa: ANN401
