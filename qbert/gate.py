@@ -286,7 +286,7 @@ def _cells(
             cell.verdict, cell.differs = "not comparable", differs
         elif "predicted" in here and "predicted" in there:
             cell.f1 = _f1(there, here, confidence)
-            cell.told = _guard(there, here)
+            cell.told = over_own_limit(there, here)
         if key in head and key in base:
             cell.base_disk_bytes, cell.head_disk_bytes = there["disk_bytes"], here["disk_bytes"]
         if key in head:
@@ -303,8 +303,8 @@ def _f1(base: Record, head: Record, confidence: float) -> dict[str, Any]:
     return asdict(comparison) | {"verdict": compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high)}
 
 
-def _guard(base: Record, head: Record) -> list[str]:
-    """Return, in words, that head's F1 drop against fp32 is over the variant's own limit, and whether base's is."""
+def over_own_limit(base: Record, head: Record) -> list[str]:
+    """Return in words that head's F1 drop against fp32 is over the variant's own limit, and whether base's is too."""
     over = [record["f1_drop"] > record["max_f1_drop"] for record in (base, head)]
     if not over[1]:
         return []

@@ -114,7 +114,7 @@ class Worker:
         return cell.describe(cell.classifier.evidence) | {"disk_bytes": cell.disk_bytes}
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return the label ids of the test documents, those that the cell predicts, its F1 drop against fp32 and its limit."""
+        """Return the documents' label ids, those that the cell predicts, its F1 drop against fp32, and its limit."""
         from qbert import evaluate
 
         cell = self._cell(**named)
