@@ -231,7 +231,10 @@ def evaluate(
             classifier = cell.classifier
             with progress(variant.name, len(rows)) as advance:
                 logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
+            judging.check_finite(logits, variant.name)
         except CannotRunError as error:
+            if cell.is_baseline:
+                raise
             results.append({"model": name, "max_length": max_length, "variant": variant.name, "cannot": str(error)})
             continue
         comparison, flips = cell.judge(rows, logits)

@@ -90,7 +90,7 @@ def details(rows: Sequence[Row]) -> list[str]:
     return said + [
         f"{row['model']}-{row['max_length']}-{row['variant']}: {sentence}"
         for row in rows
-        for sentence in [*row.get("over", []), *row.get("guard", [])]
+        for sentence in [*row.get("over", []), *row.get("told", [])]
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from qbert import CONFIDENCE
+from qbert import CONFIDENCE, CannotRunError
 from qbert.checkpoint import Encoder
 from qbert.dataset import Dataset, text_rows
 from qbert.labels import MULTI_LABEL, Indicators, predicted
@@ -77,6 +77,12 @@ def run(
             seconds.append(time.perf_counter() - start)
             advance(number)
     return np.concatenate(logits), np.array(seconds)
+
+
+def check_finite(logits: npt.NDArray[np.float32], what: str) -> None:
+    """Raise CannotRunError where logits of the variant `what` are no numbers."""
+    if not np.isfinite(logits).all():
+        raise CannotRunError(f"variant {what} gives logits that are not finite: leave it out")
 
 
 def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:

@@ -95,8 +95,8 @@ class Cell:
     """How long the timing of it took."""
     over: list[str] = field(default_factory=list)
     """Limits that head exceeds, each in words."""
-    guard: list[str] = field(default_factory=list)
-    """That head's F1 is over the variant's own limit against fp32: it is told and fails nothing."""
+    told: list[str] = field(default_factory=list)
+    """What to know of it that decides nothing, each in words."""
 
     @property
     def name(self) -> str:
@@ -297,12 +297,10 @@ def _cells(
             cell.verdict, cell.differs = "not comparable", differs
         elif "predicted" in here and "predicted" in there:
             cell.f1 = _f1(there, here, confidence)
+            cell.told = over_own_limit(there, here)
         if key in head and key in base:
             cell.base_disk_bytes, cell.head_disk_bytes = there["disk_bytes"], here["disk_bytes"]
         if key in head:
-            if here.get("f1_drop", -math.inf) > (most := here.get("max_f1_drop", math.inf)):
-                also = " on base too" if there.get("f1_drop", -math.inf) > most else ""
-                cell.guard = [f"F1 drop {here['f1_drop']:.4f} against fp32 is over {most:g}{also}"]
             covering = [limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)]
             cell.over = [sentence for limit in covering for sentence in _over(here, limit)]
     return cells
@@ -317,6 +315,16 @@ def _f1(base: Record, head: Record, confidence: float) -> dict[str, Any]:
     labels, on_base, on_head = (indicators.astype(bool) for indicators in told)
     comparison = evaluate.compare(labels, on_base, on_head, multi_label=multi_label, confidence=confidence)
     return asdict(comparison) | {"verdict": compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high)}
+
+
+def over_own_limit(base: Record, head: Record) -> list[str]:
+    """Return in words that head's F1 drop against fp32 is over the variant's own limit, and whether base's is too."""
+    over = [record["f1_drop"] > record["max_f1_drop"] for record in (base, head)]
+    if not over[1]:
+        return []
+    was = "as base's is" if over[0] else "base's is not"
+    figures = f"{base['f1_drop']:+.4f} -> {head['f1_drop']:+.4f}"
+    return [f"F1 drop against fp32 {figures}, over the variant's own limit {head['max_f1_drop']:g}, {was}"]
 
 
 def _over(record: Record, limit: Limit) -> list[str]:

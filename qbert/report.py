@@ -166,11 +166,10 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
 
 def over_limit(info: Row) -> str:
     """Return in a sentence by how much the cell with the `extra_info` of an accuracy benchmark is over its F1 limit."""
-    by = " by its interval" if info["f1_drop"] <= info["max_f1_drop"] else ""
-    return (
-        f"{info['model']}-{info['max_length']}-{info['variant']}: F1 drop {info['f1_drop']:+.4f} (95 %: "
-        f"{info['f1_drop_low']:+.4f} to {info['f1_drop_high']:+.4f}) is over the limit {info['max_f1_drop']:.4f}{by}"
-    )
+    judged = "interval of its F1 drop" if info["f1_guard"] == "interval" else "F1 drop"
+    figures = f"{info['f1_drop']:+.4f} (95 %: {info['f1_drop_low']:+.4f} to {info['f1_drop_high']:+.4f})"
+    name = f"{info['model']}-{info['max_length']}-{info['variant']}"
+    return f"{name}: the {judged}, {figures}, is over the limit {info['max_f1_drop']:.4f}"
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import f1_score
 
-from qbert import InputError, evaluate, gate, sides, variants
+from qbert import InputError, comparisons, evaluate, gate, sides, variants
 from qbert import worker as timing
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
@@ -210,6 +210,21 @@ def test_both_sides_are_judged_by_all_labels_of_a_document(
     every = np.ones((20, 5), dtype=bool)
     true = several.indicators(several.documents(20))
     assert cell["f1"]["f1"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "told"),
+    [(0.0, 0.01, None), (0.02, 0.0, None), (0.0, 0.02, "base's is not"), (0.03, 0.02, "as base's is")],
+)
+def test_a_drop_over_the_variant_s_own_limit_is_told_of_head_and_decides_nothing(
+    base: float, head: float, told: str | None
+) -> None:
+    lines = gate.over_own_limit(*({"f1_drop": drop, "max_f1_drop": 0.01} for drop in (base, head)))
+    assert [line.endswith(str(told)) for line in lines] == [True] * bool(told)
+    (cell, *_) = cells()
+    cell.told = lines
+    assert gate.exit_code([cell]) == gate.PASSED
+    assert [line.removeprefix("m-1-v: ") for line in comparisons.details([cell.as_dict()])] == lines
 
 
 @pytest.mark.parametrize(("strict", "code"), [([], gate.PASSED), (["--strict"], gate.INCONCLUSIVE)])
