@@ -232,7 +232,7 @@ def artefact(trained: Checkpoint, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_damaged_artefact_is_refused(artefact: Path, verify: bool) -> None:
+def test_a_damaged_artefact_is_refused(artefact: Path, *, verify: bool) -> None:
     weights = artefact / "quantized.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"quantized\.safetensors is damaged"):
