@@ -228,7 +228,6 @@ def artefact_of(name: str, trained: Checkpoint, news: Dataset, folder: Path) -> 
         ("int8-onnxruntime", ("onnx", *CONVERTERS)),
         ("int8-openvino", ("nncf", *CONVERTERS)),
         ("int8-native", CONVERTERS),
-        ("int8-dynamic-onednn", ("onnx", "nncf", "openvino", "onnxruntime")),
     ],
 )
 def test_loading_does_without_what_only_making_needs(
