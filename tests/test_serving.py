@@ -117,7 +117,7 @@ def test_int8_of_a_classifier_made_by_hand_is_stated(trained: Checkpoint) -> Non
     "wrap",
     [
         lambda classifier: Classifier(classifier.run, classifier.evidence),
-        lambda classifier: dataclasses.replace(classifier, run=lambda encoding: classifier(encoding)),  # noqa: PLW0108  another function
+        lambda classifier: dataclasses.replace(classifier, run=classifier),
     ],
     ids=["made", "replaced"],
 )
@@ -228,7 +228,6 @@ def artefact_of(name: str, trained: Checkpoint, news: Dataset, folder: Path) -> 
         ("int8-onnxruntime", ("onnx", *CONVERTERS)),
         ("int8-openvino", ("nncf", *CONVERTERS)),
         ("int8-native", CONVERTERS),
-        ("int8-dynamic-onednn", ("onnx", "nncf", "openvino", "onnxruntime")),
     ],
 )
 def test_loading_does_without_what_only_making_needs(
@@ -366,12 +365,10 @@ def test_a_program_of_another_user_is_refused(program: Path, tmp_path: Path, pla
 
 
 @root
-def test_everybody_trusts_what_is_roots(program: Path) -> None:
-    for folder in program.parents[1:4]:
-        folder.chmod(0o755)
+def test_everybody_trusts_what_is_roots() -> None:
     os.seteuid(12345)
     try:
-        cache.check_trusted(program)
+        cache.check_trusted(Path("/bin/sh").resolve())
     finally:
         os.seteuid(0)
 
