@@ -1,8 +1,10 @@
 """Options and fixtures of the benchmarks in bench/; what they do is in the package qbert."""
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,7 +52,10 @@ def lengths(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(positive(int)(part) for part in text.split(",")))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    # Said here, since pyproject.toml has options of pytest-benchmark, which nothing would know.
+    if not hasattr(pluginmanager.hook, "pytest_benchmark_update_json"):
+        raise pytest.UsageError("this suite needs pytest-benchmark, and it is off: leave out -p no:benchmark")
     group = parser.getgroup("qbert", "qbert: quantized BERT text classifiers")
     add = group.addoption
     add(
@@ -88,7 +93,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add(
         "--strict-guard",
         action="store_true",
-        help="fail for the variants that 'default' or 'all' brought along too, where they are over their F1 limit",
+        help="fail for every variant over its limit, not only for those that --variants names",
     )
     add(
         "--seconds-per-cell",
@@ -107,6 +112,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    options = config.option
+    if getattr(options, "benchmark_histogram", None) and importlib.util.find_spec("pygal") is None:
+        raise pytest.UsageError(f"--benchmark-histogram needs pygal, not installed: {pip_install('histogram')}")
+    if getattr(options, "benchmark_compare_fail", None) and not options.benchmark_compare:
+        raise pytest.UsageError("--benchmark-compare-fail judges what --benchmark-compare compares: give that too")
     config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
     config.addinivalue_line("markers", "own_process: cells of the greatest length alone, each run in its own process")
     config.stash[RESULTS] = []
@@ -114,10 +124,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[COMPARED] = []
     config.stash[FAILED] = []
     config.stash[CANNOT] = {}
-    if getattr(config.option, "benchmark_histogram", None) and not importlib.util.find_spec("pygal"):
-        raise pytest.UsageError(f"--benchmark-histogram needs pygal: {pip_install('histogram')}")
-    if getattr(config.option, "benchmark_compare_fail", None) and not config.option.benchmark_compare:
-        raise pytest.UsageError("--benchmark-compare-fail needs a run to compare with: add --benchmark-compare")
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
@@ -166,7 +172,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for max_length in ([max(suite.max_lengths)] if longest_only else suite.max_lengths)
             for variant in variants.select(metafunc.config.option.variants)
         ]
-    except Exception as error:  # raised while a file is collected, it would come with a traceback
+    except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
         metafunc.config.stash[MISTAKE] = shown(sentence(error))
@@ -206,7 +212,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if stash[FAILED] or not ended:
             stash[COMPARED] += previous.leave_unsaved(benchmarks)
-    yield
+        yield
+        benchmarks.performance_regressions.clear()  # told already; it would raise for them
+    else:
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -214,51 +223,87 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     output_json["qbert"] = {"failed": config.stash[FAILED]}
 
 
-@pytest.fixture
-def cell(request: pytest.FixtureRequest, model: str, max_length: int, variant: str) -> "Cell":
-    """One model, maximum length and variant: built, or what it takes to build it in another process."""
-    from qbert import variants
+def failed(why: str) -> BaseException:
+    return pytest.fail.Exception(why, pytrace=False)
 
-    config = request.config
-    capture = config.pluginmanager.getplugin("capturemanager")
-    built = suite_of(config).cell(model, max_length, variant)
+
+@contextlib.contextmanager
+def in_a_sentence(cannot: Callable[[str], BaseException] = failed) -> Iterator[None]:
+    """Fail, with a sentence and without a traceback, where something is raised within.
+
+    Where that is a variant which cannot run the model, raise what `cannot` makes of the reason.
+    """
     try:
-        with capture.global_and_fixture_disabled():  # shows the progress of a training
-            _ = built.folder if request.node.get_closest_marker("own_process") else (built.baseline, built.classifier)
+        yield
     except CannotRunError as error:
-        config.stash[CANNOT][built.name] = shown(str(error))
-        if built.is_baseline or variant in variants.named(config.option.variants):
-            raise pytest.fail.Exception(shown(str(error)), pytrace=False) from None
-        raise pytest.skip.Exception(shown(str(error))) from None
+        raise cannot(shown(str(error))) from None
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        raise pytest.fail.Exception(shown(sentence(error)), pytrace=False) from None
+        raise failed(shown(sentence(error))) from None
+
+
+@pytest.fixture
+def named(request: pytest.FixtureRequest, variant: str) -> bool:
+    """Whether --variants names the variant itself, and does not bring it along with 'default' or 'all'."""
+    from qbert import variants
+
+    return variant in variants.named(request.config.option.variants)
+
+
+@pytest.fixture
+def attempt(
+    request: pytest.FixtureRequest, model: str, max_length: int, variant: str, *, named: bool
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return the context for what the variant may be unable to do: if it was brought along, that is no failure."""
+    from qbert.variants import BASELINE
+
+    def left_out(why: str) -> BaseException:
+        request.config.stash[CANNOT].setdefault(f"{model}-{max_length}-{variant}", why)
+        return pytest.skip.Exception(why)
+
+    return lambda: in_a_sentence(failed if named or variant == BASELINE else left_out)
+
+
+@pytest.fixture
+def cell(
+    request: pytest.FixtureRequest,
+    model: str,
+    max_length: int,
+    variant: str,
+    attempt: Callable[[], AbstractContextManager[None]],
+) -> "Cell":
+    """One model, maximum length and variant: built, or what it takes to build it in another process."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    own_process = request.node.get_closest_marker("own_process")
+    with capture.global_and_fixture_disabled():  # shows the progress of a training
+        with in_a_sentence():
+            built = suite_of(request.config).cell(model, max_length, variant)
+            _ = built.checkpoint if own_process else built.baseline
+        with attempt():
+            _ = built.folder if own_process else built.classifier
     return built
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     funcargs = getattr(item, "funcargs", {})
-    if "cell" in funcargs and funcargs["benchmark"].stats:
+    if "cell" in funcargs and funcargs["benchmark"].stats and not funcargs["benchmark"].has_error:
         item.config.stash[RESULTS].append(funcargs["benchmark"].stats.as_dict(include_data=False))
 
 
 @pytest.fixture(scope="session")
 def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
     """Return the test documents to judge by."""
-    return suite_of(request.config).dataset.documents(request.config.option.documents)
+    with in_a_sentence():
+        return suite_of(request.config).dataset.documents(request.config.option.documents)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
-        # pytest-benchmark has told which benchmarks are slower, and the session has failed for them.
-        if type(error).__name__ != "PerformanceRegression" or not config.stash[FAILED]:
-            raise
-    finally:
+    finally:  # pytest-benchmark may raise here, as where a histogram cannot be written
         results = config.stash[RESULTS]
         if results:
             from qbert import history, report
@@ -273,9 +318,26 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             )
             terminalreporter.write_line("")
             report.show(table)
-        for name, why in config.stash[CANNOT].items():
-            terminalreporter.write_line(f"{name} was left out: {why}")
+        if told := marks(config):
+            from rich.text import Text
+
+            from qbert import report
+
+            report.show(Text("\n".join(["", *told]), style="yellow"))
         if config.stash[COMPARED]:
             terminalreporter.section("this run and the previous one")
             for line in config.stash[COMPARED]:
                 terminalreporter.write_line(line, red=True)
+
+
+def marks(config: pytest.Config) -> list[str]:
+    """Return what is told of variants that 'default' or 'all' brought along, and is no failure."""
+    from qbert import report
+
+    passed = [] if config.option.strict_guard else [one["extra_info"] for one in config.stash[RESULTS]]
+    over = [report.over_limit(info) for info in passed if info.get("over_limit") and not info["named"]]
+    if over:
+        over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")
+    cannot = config.stash[CANNOT]
+    cells = {why: ", ".join(name for name in cannot if cannot[name] == why) for why in cannot.values()}
+    return over + [f"{names} left out: {why}" for why, names in cells.items()]

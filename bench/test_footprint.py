@@ -5,27 +5,25 @@ encoding of the greatest maximum length: import of the runtime included, tokeniz
 """
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import InputError, footprint, latency
-from qbert.terminal import shown
+from qbert import footprint, latency
 
 if TYPE_CHECKING:
     from qbert.suite import Cell
 
 
 @pytest.mark.own_process
-def test_footprint(cell: "Cell", benchmark: Any) -> None:
+def test_footprint(cell: "Cell", benchmark: Any, attempt: Callable[[], AbstractContextManager[None]]) -> None:
     """One process, on one core."""
     benchmark.group = cell.group("footprint")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
-    try:
-        with latency.one_core():
-            found = benchmark.pedantic(footprint.measure, args=(cell.variant, cell.folder, encoding), rounds=1)
-    except InputError as error:
-        raise pytest.fail.Exception(shown(str(error)), pytrace=False) from None
+    with attempt(), latency.one_core():
+        found = benchmark.pedantic(footprint.measure, args=(cell.variant, cell.folder, encoding), rounds=1)
     figures = dataclasses.asdict(found)
     described = cell.describe(figures.pop("evidence"))
     benchmark.extra_info.update(described, **figures, disk_bytes=cell.disk_bytes, measured="footprint")

@@ -53,11 +53,6 @@ class CannotRunError(InputError):
     """A variant cannot run a model, and others may: in words, why."""
 
 
-def plural(count: int, what: str) -> str:
-    """Return `count` and `what` it is of, in the plural unless it is one."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
 def reason(error: BaseException, line: int = 0) -> str:
     """Return one line of an error's message, without what it says around it; the error's name where it says nothing."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from qbert import TRACEBACK, CannotRunError, InputError, __version__, cli_results, plural, reason, sentence
+from qbert import TRACEBACK, CannotRunError, InputError, __version__, cli_results, reason, sentence
 from qbert.cli_results import Number
 from qbert.terminal import echo, shown
 
@@ -106,7 +106,8 @@ _served_length = click.option(
     "--max-length",
     type=click.IntRange(min=1),
     metavar="L",
-    help="Tokens at which texts are cut off; unless told, as many as the model was trained at, or 384.",
+    help="Tokens at which texts are cut off, and at which a built-in model is trained. "
+    "Unless told: as many as MODEL was trained at; of a built-in one, or where it does not say, 384.",
 )
 
 
@@ -200,7 +201,11 @@ def train(
 def evaluate(
     model: str, dataset: str, variants: str, max_length: int | None, documents: int | None, json_file: Path | None
 ) -> None:
-    """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document."""
+    """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document.
+
+    A variant that cannot be made or run for this model says why; the others are judged. Exit code 2 only if LIST names
+    it, and not where 'default' or 'all' bring it along.
+    """
     import dataclasses
 
     from qbert import dataset as datasets
@@ -209,7 +214,7 @@ def evaluate(
     from qbert import variants as table
     from qbert.cache import write_file
     from qbert.suite import Suite
-    from qbert.terminal import progress
+    from qbert.terminal import counted, progress
 
     chosen = table.select(variants)
     loaded = datasets.load(dataset)
@@ -219,17 +224,19 @@ def evaluate(
     _check_trained(model, trained=suite.models[name].trained)
     rows = loaded.documents(documents)
     results: list[dict[str, Any]] = []
-    failed = ""
+    suite.checkpoint(suite.models[name], max_length)  # what is the model's fault is no variant's
     for variant in sorted(chosen, key=lambda variant: variant.name != table.BASELINE):
         cell = suite.cell(name, max_length, variant.name)
         try:
             classifier = cell.classifier
+            with progress(variant.name, len(rows)) as advance:
+                logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
+            judging.check_finite(logits, variant.name)
         except CannotRunError as error:
+            if cell.is_baseline:
+                raise
             results.append({"model": name, "max_length": max_length, "variant": variant.name, "cannot": str(error)})
-            failed = failed or (str(error) if variant.name in table.named(variants) else "")
             continue
-        with progress(variant.name, len(rows)) as advance:
-            logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
         comparison, flips = cell.judge(rows, logits)
         times = judging.percentiles(seconds)
         results.append(cell.describe(classifier.evidence) | dataclasses.asdict(comparison) | times | {"flipped": flips})
@@ -239,11 +246,12 @@ def evaluate(
     report.show(
         report.accuracy(
             results,
-            title=f"{name} on {loaded.name}, {plural(len(rows), 'document')}, {plural(max_length, 'token')} at most",
+            title=f"{name} on {loaded.name}, {counted(len(rows), 'document')}, {counted(max_length, 'token')} at most",
         )
     )
-    if failed:
-        raise InputError(failed)
+    wanted = table.named(variants)
+    if failed := [result["variant"] for result in results if "cannot" in result and result["variant"] in wanted]:
+        raise InputError(f"{', '.join(failed)} cannot be judged on {model}, as said above: leave out what cannot run")
 
 
 @main.command()
@@ -253,10 +261,7 @@ def evaluate(
 @_served_dataset
 @_served_length
 def quantize(model: str, variant: str, output: Path, dataset: str | None, max_length: int | None) -> None:
-    """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read.
-
-    A length only tells which built-in model is meant.
-    """
+    """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read."""
     from qbert import variants as table
     from qbert.cache import build_folder, is_filled
 
@@ -296,9 +301,9 @@ def predict(
 ) -> None:
     """Print label and score of each of TEXTS, or of each line piped in.
 
-    A tab separates the two texts of a pair. The length also tells which built-in model is meant. A multi-label model
-    gives all labels scored 0.5 and more, with commas between, and none where there is none. The answer to a blank line
-    has neither label nor score (null in JSON), so that the n-th answer is to the n-th line.
+    A tab separates the two texts of a pair. A multi-label model gives all labels scored 0.5 and more, with commas
+    between, and none where there is none. The answer to a blank line has neither label nor score (null in JSON), so
+    that the n-th answer is to the n-th line.
     """
     import numpy as np
 

@@ -15,7 +15,7 @@ from qbert import InputError, pip_install, reason, report
 from qbert.cache import write_file
 from qbert.history import SERIES
 from qbert.report import Format, Row
-from qbert.terminal import shown
+from qbert.terminal import counted, shown
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -41,7 +41,7 @@ def answer(rows: Sequence[Row]) -> str:
         for verdict in ("worse", "better")
     ]
     counts += [(sum(bool(row.get("over")) for row in rows), "over a limit")]
-    return f"{len(rows)} cells: " + ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"{counted(len(rows), 'cell')}: " + ", ".join(f"{count} {what}" for count, what in counts if count)
 
 
 def gate_caption(found: Row) -> str:
@@ -49,7 +49,8 @@ def gate_caption(found: Row) -> str:
     cells = found["cells"]
     pairs = max((len(cell["log_ratios"]) for cell in cells), default=0)
     told = (
-        f"{pairs} pairs of processes in {found['measure_s']:.0f} s, one thread, batch 1. Intervals hold together\n"
+        f"{counted(pairs, 'pair')} of processes in {found['measure_s']:.0f} s, one thread, batch 1. Intervals hold "
+        "together\n"
         f"with 95 %; slower, faster: beyond {found['settings']['min_effect']:.1%}, same: within. F1: same documents."
     )
     if any(cell["verdict"] == "inconclusive" for cell in cells):
@@ -89,7 +90,7 @@ def details(rows: Sequence[Row]) -> list[str]:
     return said + [
         f"{row['model']}-{row['max_length']}-{row['variant']}: {sentence}"
         for row in rows
-        for sentence in [*row.get("over", []), *row.get("guard", [])]
+        for sentence in [*row.get("over", []), *row.get("told", [])]
     ]
 
 
@@ -134,13 +135,14 @@ def calibration(rows: Sequence[Row], found: Row) -> Group:
     able = [row for row in rows if row["slower"] == row["cells"] and not row["false_alarms"]]
     told = (
         f"This machine can gate on {able[0]['slowdown']:.0%} with --min-effect {able[0]['slowdown'] / 2:.1%}: "
-        f"it found every one of {able[0]['cells']} cells that were made so much slower."
+        "it found every cell that was made so much slower."
         if able
-        else f"This machine cannot gate on {rows[-1]['slowdown']:.0%} with {pairs} pairs: more --max-pairs may help."
+        else f"This machine cannot gate on {rows[-1]['slowdown']:.0%} with {counted(pairs, 'pair')}: "
+        "more --max-pairs may help."
         if rows
         else "Nothing could be measured."
     )
-    told += f" {pairs} pairs of {len(plain)} cells take {minutes:.1f} minutes."
+    told += f" To time {counted(pairs, 'pair')} of {counted(len(plain), 'cell')} takes {minutes:.1f} minutes."
     return Group(Text("qbert gate: this machine against itself\n", style="bold"), drawn, Text(f"\n{told}"))
 
 

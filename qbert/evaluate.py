@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from qbert import CONFIDENCE
+from qbert import CONFIDENCE, CannotRunError
 from qbert.checkpoint import Encoder
 from qbert.dataset import Dataset, text_rows
 from qbert.labels import MULTI_LABEL, Indicators, predicted
@@ -77,6 +77,12 @@ def run(
             seconds.append(time.perf_counter() - start)
             advance(number)
     return np.concatenate(logits), np.array(seconds)
+
+
+def check_finite(logits: npt.NDArray[np.float32], what: str) -> None:
+    """Raise CannotRunError where logits of the variant `what` are no numbers."""
+    if not np.isfinite(logits).all():
+        raise CannotRunError(f"variant {what} gives logits that are not finite: leave it out")
 
 
 def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:
@@ -230,8 +236,9 @@ def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, 
         f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
         f"  {comparison.flips} of {comparison.documents} documents flipped: {moved} (p = {comparison.mcnemar_p:.3f})",
     ]
-    if by == "interval" and comparison.f1_drop <= limit and limit > 0:
-        lines.append("  The drop itself is within the limit: more test documents would narrow its interval")
+    if by == "interval" and comparison.f1_drop <= limit:
+        advice = "more test documents would narrow its interval" if limit > 0 else "its interval needs a limit above 0"
+        lines.append(f"  The drop itself is within the limit: {advice}")
     shown = 5
     for flip in flips[:shown]:
         text = " ".join(flip["text"].split())[:40]

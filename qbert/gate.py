@@ -7,11 +7,12 @@ import tomllib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, reason
+from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, parse, reason
 from qbert import variants as table
 from qbert import worker as timing
 from qbert.labels import one_hot
@@ -41,18 +42,20 @@ class Budget:
     """A side that does not answer for so long is hanging."""
 
 
-@dataclass(frozen=True)
-class Limit:
+Most = Annotated[float, Meta(ge=0, lt=1e12)]
+
+
+class Limit(Struct, frozen=True, forbid_unknown_fields=True):
     """A row of `[[tool.qbert.gate.limits]]`: which cells, and what head may take there at most."""
 
     model: str = "*"
-    max_length: int | None = None
+    max_length: Annotated[int, Meta(ge=1)] | None = None
     variant: str = "*"
-    max_latency_ms: float = math.inf
-    max_f1_drop: float = math.inf
+    max_latency_ms: Most = math.inf
+    max_f1_drop: Annotated[float, Meta(ge=-1, le=1)] = math.inf
     """Against fp32 of the same side."""
-    max_disk_mb: float = math.inf
-    max_memory_mb: float = math.inf
+    max_disk_mb: Most = math.inf
+    max_memory_mb: Most = math.inf
 
     def covers(self, model: str, max_length: int, variant: str) -> bool:
         """Whether it is for this cell."""
@@ -92,8 +95,8 @@ class Cell:
     """How long the timing of it took."""
     over: list[str] = field(default_factory=list)
     """Limits that head exceeds, each in words."""
-    guard: list[str] = field(default_factory=list)
-    """That head's F1 is over the variant's own limit against fp32: it is told and fails nothing."""
+    told: list[str] = field(default_factory=list)
+    """What to know of it that decides nothing, each in words."""
 
     @property
     def name(self) -> str:
@@ -122,32 +125,32 @@ class Cell:
         return shown | {side: float(np.median(shown[side])) if shown[side] else None for side in ("base_s", "head_s")}
 
 
+class _Settings(Struct, forbid_unknown_fields=True):
+    """The table `[tool.qbert.gate]`."""
+
+    limits: list[Limit] = []
+
+
 def limits(pyproject: Path) -> list[Limit]:
     """Return the rows of `[[tool.qbert.gate.limits]]` in `pyproject`; none where there is no such file or table.
 
     Raises:
         InputError: the file is no TOML, or a row has an unknown key or a value of the wrong kind.
     """
-    if not pyproject.is_file():
+    if not pyproject.exists():
         return []
     try:
-        table = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("qbert", {}).get("gate", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(parse.read_bytes(pyproject, "it holds the gate's limits").decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{pyproject} is no TOML: {reason(error)}") from error
-    kinds = {"model": str, "variant": str, "max_length": int} | dict.fromkeys(
-        ("max_latency_ms", "max_f1_drop", "max_disk_mb", "max_memory_mb"), (int, float)
-    )
-    rows = table.get("limits", []) if isinstance(table, dict) else None
-    if not isinstance(rows, list) or set(table) - {"limits"}:
-        raise InputError(f"{pyproject}: [tool.qbert.gate] holds nothing but rows of [[tool.qbert.gate.limits]]")
-    for number, row in enumerate(rows, start=1):
-        for key, value in row.items():
-            if key not in kinds or isinstance(value, bool) or not isinstance(value, kinds[key]):
-                raise InputError(
-                    f"{pyproject}: row {number} of [[tool.qbert.gate.limits]] has {key} = {value!r}: "
-                    f"model and variant are patterns, the rest are numbers: {', '.join(kinds)}"
-                )
-    return [Limit(**row) for row in rows]
+    for name in ("tool", "qbert", "gate"):
+        table = table.get(name, {}) if isinstance(table, dict) else table
+    return parse.convert(
+        table,
+        _Settings,
+        f"{pyproject}: [tool.qbert.gate]",
+        f"it holds rows of [[tool.qbert.gate.limits]]: {', '.join(Limit.__struct_fields__)}",
+    ).limits
 
 
 def run(
@@ -294,12 +297,10 @@ def _cells(
             cell.verdict, cell.differs = "not comparable", differs
         elif "predicted" in here and "predicted" in there:
             cell.f1 = _f1(there, here, confidence)
+            cell.told = over_own_limit(there, here)
         if key in head and key in base:
             cell.base_disk_bytes, cell.head_disk_bytes = there["disk_bytes"], here["disk_bytes"]
         if key in head:
-            if here.get("f1_drop", -math.inf) > (most := here.get("max_f1_drop", math.inf)):
-                also = " on base too" if there.get("f1_drop", -math.inf) > most else ""
-                cell.guard = [f"F1 drop {here['f1_drop']:.4f} against fp32 is over {most:g}{also}"]
             covering = [limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)]
             cell.over = [sentence for limit in covering for sentence in _over(here, limit)]
     return cells
@@ -314,6 +315,16 @@ def _f1(base: Record, head: Record, confidence: float) -> dict[str, Any]:
     labels, on_base, on_head = (indicators.astype(bool) for indicators in told)
     comparison = evaluate.compare(labels, on_base, on_head, multi_label=multi_label, confidence=confidence)
     return asdict(comparison) | {"verdict": compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high)}
+
+
+def over_own_limit(base: Record, head: Record) -> list[str]:
+    """Return in words that head's F1 drop against fp32 is over the variant's own limit, and whether base's is too."""
+    over = [record["f1_drop"] > record["max_f1_drop"] for record in (base, head)]
+    if not over[1]:
+        return []
+    was = "as base's is" if over[0] else "base's is not"
+    figures = f"{base['f1_drop']:+.4f} -> {head['f1_drop']:+.4f}"
+    return [f"F1 drop against fp32 {figures}, over the variant's own limit {head['max_f1_drop']:g}, {was}"]
 
 
 def _over(record: Record, limit: Limit) -> list[str]:

@@ -1,12 +1,12 @@
 """What pytest-benchmark's `--benchmark-compare` lets pass in silence: cells that are gone, other subjects, F1, size."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from qbert import InputError, compare, parse, saved_run
+from qbert import InputError, compare, parse, report, saved_run
 from qbert.terminal import shown
 
 GROWTH = 0.05  # of bytes on disk, which do not vary, and of peak memory, which varies by 1 to 2 %
@@ -39,7 +39,8 @@ class Findings:
         """Return all that a person has to know."""
         said = []
         if self.gone:
-            said.append(f"{len(self.gone)} of the previous run's cells were not run: {_some(self.gone)}")
+            were = "was" if len(self.gone) == 1 else "were"
+            said.append(f"{len(self.gone)} of the previous run's cells {were} not run: {_some(self.gone)}")
         said += [f"not comparable, {what}: {_some(names)}" for what, names in self.different.items()]
         return [shown(sentence) for sentence in said + self.worse]
 
@@ -94,16 +95,22 @@ def finish(
             compared.pop(name, None)
         told += findings.lines()
         failed += findings.lines() if session.compare_fail else findings.lines()[: bool(findings.gone)]
-        failed += [
-            benchmark.name
-            for benchmark in session.benchmarks
-            if benchmark
-            and benchmark.fullname in compared
-            and any(
-                check.fails(benchmark, compared[benchmark.fullname]["stats"]) for check in session.compare_fail or ()
-            )
-        ]
+        slower = list(_slower(session, compared))
+        told += slower
+        failed += slower
     return told, failed
+
+
+def _slower(session: Any, compared: Mapping[str, Any]) -> Iterator[str]:  # noqa: ANN401
+    """Yield a sentence for each check of --benchmark-compare-fail that a benchmark of `session` does not pass."""
+    for benchmark in session.benchmarks:
+        if not benchmark or benchmark.has_error or benchmark.fullname not in compared:
+            continue
+        before = compared[benchmark.fullname]["stats"]
+        for check in session.compare_fail or ():
+            if check.fails(benchmark, before):
+                times = [report.milliseconds(one[check.field]) for one in (before, benchmark)]
+                yield f"{benchmark.name}: {check.field} {' -> '.join(times)} ms, which --benchmark-compare-fail forbids"
 
 
 def leave_unsaved(session: Any) -> list[str]:  # noqa: ANN401  pytest-benchmark has no types
@@ -146,7 +153,7 @@ def _worse(name: str, before: Mapping[str, Any], after: Mapping[str, Any], max_f
         if before["f1"] - after["f1"] > most:
             said.append(f"{name}: F1 {before['f1']:.4f} -> {after['f1']:.4f}, more than {most:g} lower")
         if after.get("over_limit") and not before.get("over_limit"):
-            said.append(f"{name}: F1 drop {after['f1_drop']:+.4f}, over the limit {after['max_f1_drop']:g}, was within")
+            said.append(f"{report.over_limit(after)}, and was not in the previous run")
     for figure, what in (("disk_bytes", "size on disk"), ("peak_rss_bytes", "peak memory")):
         if figure in before and figure in after and after[figure] > (1 + GROWTH) * before[figure]:
             sizes = f"{before[figure] / 1e6:.1f} -> {after[figure] / 1e6:.1f} MB"

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qbert.terminal import console, shown
+from qbert.terminal import console, counted, shown
 from qbert.variants import BASELINE
 
 Row = Mapping[Any, Any]
@@ -50,17 +50,8 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     for number, ((model, max_length), group) in enumerate(weighed.groupby(["model", "max_length"], sort=False)):
         parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))
         parts.append(lines(group, FOOTPRINT_COLUMNS, width, header=number == 0))
-    over = table[table["over_limit"].eq(other=True)]
-    if len(over):
-        parts.append(Text("\n! over the limit:", style="yellow"))
-        parts += [Text(f"  {_over_limit(row)}") for row in over.to_dict("records")]
     told = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
     return Group(*parts, Text("\n".join(["", caption, *told]), style="dim"))
-
-
-def _over_limit(row: Row) -> str:
-    cell = f"{row['model']}-{row['max_length']}-{row['variant']}"
-    return f"{cell}: F1 drop {row['f1_drop']:+.4f}, limit {row['max_f1_drop']:g}"
 
 
 def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -132,14 +123,21 @@ def _marked(row: Row, drawn: Table) -> str:
     return escape(row["variant"] + "*")
 
 
-def accuracy(results: Sequence[Mapping[str, Any]], *, title: str) -> Group:
-    """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison, or `cannot`."""
+def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
+    """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison.
+
+    A variant without such figures has in `cannot` why.
+    """
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("variant", "p50\nms", "p95\nms", "F1\n", "F1\ndrop", "F1 drop\n95 %", "flips\n", "McNemar\np"):
         drawn.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     documents, visible = 0, 0.0
-    cannot = [result for result in results if "cannot" in result]
-    for result in (result for result in results if "cannot" not in result):
+    without: list[str] = []
+    for result in results:
+        if "cannot" in result:
+            drawn.add_row(escape(result["variant"]), "cannot")
+            without.append(f"\n{result['variant']}: {result['cannot']}")
+            continue
         documents, visible = result["documents"], result["smallest_visible_drop"]
         drawn.add_row(
             _marked(result, drawn),
@@ -156,14 +154,22 @@ def accuracy(results: Sequence[Mapping[str, Any]], *, title: str) -> Group:
                 ]
             ),
         )
-    told = f"{documents} documents cannot tell an F1 drop below about {visible:.3f} from chance."
+    told = f"{counted(documents, 'document')} cannot tell an F1 drop below about {visible:.3f} from chance."
     return Group(
         Text(title, style="bold"),
         "",
         drawn,
-        *(Text(f"\n{result['variant']}: cannot, because {result['cannot']}") for result in cannot),
+        *map(Text, without),
         Text(f"\nms: text to logits, tokenizing included. {told}", style="dim"),
     )
+
+
+def over_limit(info: Row) -> str:
+    """Return in a sentence by how much the cell with the `extra_info` of an accuracy benchmark is over its F1 limit."""
+    judged = "interval of its F1 drop" if info["f1_guard"] == "interval" else "F1 drop"
+    figures = f"{info['f1_drop']:+.4f} (95 %: {info['f1_drop_low']:+.4f} to {info['f1_drop_high']:+.4f})"
+    name = f"{info['model']}-{info['max_length']}-{info['variant']}"
+    return f"{name}: the {judged}, {figures}, is over the limit {info['max_f1_drop']:.4f}"
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,11 +1,12 @@
 """The cells of a run: which models, lengths and variants there are, each built when it is first needed."""
 
+import contextlib
 import hashlib
 import json
 import math
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
 from qbert.labels import MULTI_LABEL, predicted
-from qbert.terminal import say
+from qbert.terminal import say, silent
 from qbert.variants import BASELINE, Classifier, Variant
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Suite:
         self.max_lengths = tuple(max_lengths)
         self.models: dict[str, Model] = {}
         self._checkpoints: dict[str, Checkpoint] = {}
-        self._failed: dict[Path, InputError] = {}
+        self._failed: dict[Any, Exception] = {}
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
         self._folders: dict[tuple[Path, str, int | None], Path] = {}
         self._in_use = ""
@@ -122,14 +123,9 @@ class Suite:
             made_of += [max_length, asdict(recipe), sources.sha256(train.__name__)]
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         folder = cache_dir() / "models" / key / (f"{model.name}-{max_length}" if model.trained else model.name)
-        if failed := self._failed.get(folder):
-            raise failed
         if str(folder) not in self._checkpoints:
-            try:
+            with self._once(folder):
                 build_kept(folder, lambda stage: self._make(model, max_length, stage))
-            except InputError as error:
-                self._failed[folder] = error  # every cell of this model says so, none tries again
-                raise
         return self._checkpoints.setdefault(str(folder), Checkpoint(folder))
 
     def _make(self, model: Model, max_length: int, stage: Path) -> None:
@@ -153,15 +149,28 @@ class Suite:
         folder = self.folder(checkpoint, variant, max_length)
         key = (folder, variant.name)
         if key not in self._classifiers:
-            self._classifiers[key] = variants.load(variant, checkpoint, folder)
+            with self._once(key), silent():  # a runtime that cannot do it writes to the terminal, too
+                self._classifiers[key] = variants.load(variant, checkpoint, folder)
         return self._classifiers[key]
 
     def folder(self, checkpoint: Checkpoint, variant: Variant, max_length: int) -> Path:
         """Return what `variant` is loaded from; made, and found whole, once a run."""
         key = (checkpoint.folder, variant.name, max_length if variant.of_one_length else None)
         if key not in self._folders:
-            self._folders[key] = variants.prepare(variant, checkpoint, self.dataset, max_length)
+            with self._once(key):
+                self._folders[key] = variants.prepare(variant, checkpoint, self.dataset, max_length)
         return self._folders[key]
+
+    @contextlib.contextmanager
+    def _once(self, key: Any) -> Iterator[None]:  # noqa: ANN401  whatever tells one thing that is made from another
+        """Raise what was raised here for the same `key` before: every cell says why, none tries again."""
+        if failed := self._failed.get(key):
+            raise failed
+        try:
+            yield
+        except Exception as error:
+            self._failed[key] = error
+            raise
 
     def baseline_logits(
         self, cell: "Cell", documents: "pd.DataFrame", logits: npt.NDArray[np.float32]

@@ -89,33 +89,19 @@ def silent() -> Iterator[None]:
             os.close(copy)
 
 
-def _in_lines(what: str, total: int | None) -> Callable[..., None]:
-    """Return what tells in a line, of whatever takes more than some seconds, that another tenth of it is done."""
-    begun = time.monotonic()
-    tenths = 0
-
-    def advance(completed: float, now: str = what) -> None:
-        nonlocal tenths
-        done, spent = int(10 * completed / total) if total else 0, time.monotonic() - begun
-        if done > tenths and spent >= SHORT_S:
-            echo(f"{now}: {done * 10} %, about {spent * (10 / done - 1):.0f} s left", err=True)
-        tenths = done
-
-    return advance
-
-
-SHORT_S = 2.0  # nobody has begun to wonder yet
+AT_ONCE_S = 2.0
+"""What takes less tells no progress where no bar is drawn."""
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show on standard error how far `what` is and how long it has left.
+    """Show on standard error how far `what` is: a bar on a terminal, elsewhere a line at every 10 %.
 
     Yield the function that says where it is: `(completed, what)`, the second where it reads otherwise by now.
     """
     on = console(stderr=True)
     if not on.is_terminal:
-        yield _in_lines(what, total)
+        yield _lines(what, total)
         return
     bar = Progress(
         TextColumn("{task.description}", markup=False),
@@ -130,3 +116,24 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
     with bar:
         task = bar.add_task(what, total=total)
         yield lambda completed, now=what: bar.update(task, completed=completed, description=now)
+
+
+def _lines(what: str, total: int | None) -> Callable[..., None]:
+    """Return progress's function for where nobody sees a bar, as in a log."""
+    start = time.monotonic()
+    told = 0
+
+    def advance(completed: int, now: str = what) -> None:
+        nonlocal told
+        tenths = 10 * completed // total if total else 0
+        seconds = time.monotonic() - start
+        if tenths > told and seconds >= AT_ONCE_S:
+            told = tenths
+            echo(f"{now}: {10 * tenths} % after {seconds:.0f} s", err=True)
+
+    return advance
+
+
+def counted(number: int, what: str) -> str:
+    """Return `number` and `what` it counts, in the plural unless it is one."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

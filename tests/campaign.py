@@ -60,9 +60,9 @@ class Command:
         _, status = os.waitpid(self.start(), 0)
         return os.waitstatus_to_exitcode(status) == 0 and self.is_whole(self.output)
 
-    def unfinished(self) -> list[str]:
-        """Return the names beside its output that say they are not finished."""
-        return [path.name for path in self.output.parent.iterdir() if "unfinished" in path.name]
+    def unfinished(self) -> set[str]:
+        """Return the names of its own beside its output that say they are not finished."""
+        return {path.name for path in self.output.parent.glob(f".*{self.output.stem}.unfinished*")}
 
     def remove(self) -> None:
         """Remove what it wrote."""
@@ -90,8 +90,9 @@ def kills(commands: list[Command], count: int, seed: int) -> Iterator[str]:
         command = chance.choice(commands)
         while_writing = chance.choice([True, False])
         duration = durations[command.name]
+        before = command.unfinished()
         child, begun = command.start(), time.monotonic()
-        while while_writing and not command.unfinished() and time.monotonic() - begun < duration:
+        while while_writing and not command.unfinished() - before and time.monotonic() - begun < duration:
             time.sleep(0.001)
         time.sleep(chance.uniform(0, duration * (0.2 if while_writing else 1.0)))
         os.killpg(child, signal.SIGKILL)
@@ -285,3 +286,7 @@ def main() -> None:
     for came, count in sorted(counts.items()):
         print(f"{count:5} {came}")
     sys.exit(any(FAULT in came for came in counts))
+
+
+if __name__ == "__main__":
+    main()

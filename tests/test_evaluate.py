@@ -243,6 +243,14 @@ def test_the_guard_speaks_only_over_the_limit_and_shows_figures_and_documents() 
     assert "and 4 more" in many
 
 
+def test_more_documents_are_advised_only_where_they_can_help() -> None:
+    same = evaluate.compare(np.array([0, 1, 0]), BEFORE.argmax(1), BEFORE.argmax(1), 2)
+    some, none = (evaluate.guard(same, [], limit=limit, by="interval", what="cell") for limit in (0.01, 0.0))
+    assert "more test documents would narrow its interval" in some
+    assert "its interval needs a limit above 0" in none
+    assert "more test documents" not in none
+
+
 def test_a_comparison_can_be_saved() -> None:
     import json
 

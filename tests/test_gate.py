@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import f1_score
 
-from qbert import InputError, evaluate, gate, sides, variants
+from qbert import InputError, comparisons, evaluate, gate, sides, variants
 from qbert import worker as timing
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
@@ -212,6 +212,21 @@ def test_both_sides_are_judged_by_all_labels_of_a_document(
     assert cell["f1"]["f1"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
 
 
+@pytest.mark.parametrize(
+    ("base", "head", "told"),
+    [(0.0, 0.01, None), (0.02, 0.0, None), (0.0, 0.02, "base's is not"), (0.03, 0.02, "as base's is")],
+)
+def test_a_drop_over_the_variant_s_own_limit_is_told_of_head_and_decides_nothing(
+    base: float, head: float, told: str | None
+) -> None:
+    lines = gate.over_own_limit(*({"f1_drop": drop, "max_f1_drop": 0.01} for drop in (base, head)))
+    assert [line.endswith(str(told)) for line in lines] == [True] * bool(told)
+    (cell, *_) = cells()
+    cell.told = lines
+    assert gate.exit_code([cell]) == gate.PASSED
+    assert [line.removeprefix("m-1-v: ") for line in comparisons.details([cell.as_dict()])] == lines
+
+
 @pytest.mark.parametrize(("strict", "code"), [([], gate.PASSED), (["--strict"], gate.INCONCLUSIVE)])
 def test_inconclusive_fails_only_where_it_is_asked_to(
     start: Callable[..., subprocess.Popen[str]],
@@ -225,7 +240,7 @@ def test_inconclusive_fails_only_where_it_is_asked_to(
     )
     output, errors = process.communicate()
     assert process.returncode == code, output + errors
-    assert "1 cells: 1 inconclusive" in output
+    assert "1 cell: 1 inconclusive" in output
     assert "more --max-seconds" in output
 
 
@@ -371,11 +386,15 @@ def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], ar
     ("text", "told"),
     [
         ("[tool", "is no TOML"),
-        ("[tool.qbert.gate]\nlimit = 3", "holds nothing but rows"),
-        ("[tool.qbert.gate]\nlimits = 3", "holds nothing but rows"),
-        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "max_disk = 3"),
-        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "max_disk_mb = '3'"),
-        ("[[tool.qbert.gate.limits]]\nmax_length = true", "max_length = True"),
+        ("tool = 3", "Expected `object`, got `int`"),
+        ("[tool.qbert.gate]\nlimit = 3", "unknown field `limit`"),
+        ("[tool.qbert.gate]\nlimits = 3", "Expected `array`, got `int` - at `$.limits`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "unknown field `max_disk`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "Expected `float`, got `str` - at `$.limits[0].max_disk_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_length = true", "Expected `int | null`, got `bool`"),
+        ("[[tool.qbert.gate.limits]]\nmax_latency_ms = nan", "`$.limits[0].max_latency_ms`"),
+        ("[[tool.qbert.gate.limits]]\nmax_memory_mb = inf", "`$.limits[0].max_memory_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_f1_drop = 2", "`$.limits[0].max_f1_drop`"),
     ],
 )
 def test_limits_that_are_none_are_named(tmp_path: Path, text: str, told: str) -> None:
@@ -527,7 +546,9 @@ def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
     start: Callable[..., subprocess.Popen[str]], theirs: Path
 ) -> None:
     negate(theirs / "models" / "ours")
-    process = start("--base-ref", "main", "--variants", "fp32", cwd=theirs)  # the model and the dataset lie elsewhere
+    process = start(
+        "--base-ref", "main", "--variants", "fp32", "--max-pairs", "1", cwd=theirs
+    )  # the model and the dataset lie elsewhere
     _, errors = process.communicate()
     assert process.returncode == gate.USAGE
     assert "base (main) and head have the same code, libraries, models and dataset, none of them from the repo" in (
