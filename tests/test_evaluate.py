@@ -250,7 +250,8 @@ def test_the_guard_speaks_only_over_the_limit_and_shows_figures_and_documents() 
 
 
 def test_more_documents_are_advised_only_where_they_can_help() -> None:
-    same = evaluate.compare(np.array([0, 1, 0]), BEFORE.argmax(1), BEFORE.argmax(1), 2)
+    before = labels.predicted(BEFORE, SINGLE_LABEL)
+    same = evaluate.compare(DATASET.indicators(DOCUMENTS), before, before)
     some, none = (evaluate.guard(same, [], limit=limit, by="interval", what="cell") for limit in (0.01, 0.0))
     assert "more test documents would narrow its interval" in some
     assert "its interval needs a limit above 0" in none
