@@ -170,10 +170,10 @@ class Checkpoint:
         # Damage is found here, not in the middle of a run.
         checkpoint._check_size()
         tokens = max(checkpoint.encoder.tokenizer.get_vocab().values(), default=0) + 1
-        if tokens > checkpoint.config.vocab_size:
+        taken = getattr(checkpoint.config, "vocab_size", tokens)  # a model of characters has none
+        if tokens > taken:
             raise InputError(
-                f"{folder}: the tokenizer has {tokens} tokens and the model {checkpoint.config.vocab_size}: "
-                "save the tokenizer that it was trained with"
+                f"{folder}: the tokenizer has {tokens} tokens and the model {taken}: save the one it was trained with"
             )
         checkpoint.check_length(checkpoint.max_length)
         return checkpoint
@@ -206,7 +206,7 @@ class Checkpoint:
         """Raise InputError where config.json is of a far larger model than the weights: memory could not hold it."""
         wanted = sum(parameter.numel() for parameter in self.skeleton.parameters())
         there = sum(math.prod(shape) for shape in self.weights.values())
-        if wanted > 2 * there:
+        if wanted > 2 * there:  # a head that is still to be trained is smaller than its body
             raise InputError(
                 f"{self.folder}: weights and config.json do not fit ({there:,} numbers, where {wanted:,} are needed): "
                 "save both again"
@@ -444,7 +444,7 @@ class Checkpoint:
 
 def _check_files(folder: Path) -> None:
     """Raise InputError where something in `folder` would be waited for without an end."""
-    for path in folder.iterdir():
+    for path in folder.glob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is a pipe or a device: a checkpoint is a folder of files")
 

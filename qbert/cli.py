@@ -316,26 +316,28 @@ def predict(
     max_length = max_length or opened.max_length
     opened.check_length(max_length)
     _check_trained(model, trained=opened.trained)
+    several = opened.problem_type == labels.MULTI_LABEL
+    key = "labels" if several else "label"
     with _reading(sys.stdin) as lines:
         for text in texts or lines:
             first, _, second = text.rstrip("\r\n").partition("\t")
             if not first.strip():
-                blank = json.dumps({"text": text.rstrip("\r\n"), "label": None, "scores": {}}, ensure_ascii=False)
+                blank = json.dumps({"text": text.rstrip("\r\n"), key: None, "scores": {}}, ensure_ascii=False)
                 echo(blank if as_json else "\t\t")
                 continue
             logits = classifier(encoder(first, second or None, max_length=max_length))
             if not np.isfinite(logits).all():
                 raise InputError(f"{model} answers with nan or infinity to {first[:60]!r}: train or quantize it again")
             scores = labels.scores(logits, opened.problem_type)[0]
-            ranked = {names[label]: float(scores[label]) for label in scores.argsort()[::-1]}
-            found = [names[label] for label in np.flatnonzero(labels.predicted(logits, opened.problem_type)[0])]
-            found.sort(key=list(ranked).index)
+            ranked = scores.argsort()[::-1]
+            is_found = labels.predicted(logits, opened.problem_type)[0]
+            found = [names[label] for label in ranked if is_found[label]]
             if as_json:
-                told = {"labels": found} if opened.problem_type == labels.MULTI_LABEL else {"label": found[0]}
-                rounded = {name: round(score, 6) for name, score in ranked.items()}
-                echo(json.dumps({"text": text.rstrip("\r\n")} | told | {"scores": rounded}, ensure_ascii=False))
+                told: dict[str, Any] = {key: found if several else found[0]}
+                told["scores"] = {names[label]: round(float(scores[label]), 6) for label in ranked}
+                echo(json.dumps({"text": text.rstrip("\r\n")} | told, ensure_ascii=False))
             else:
-                scored = ",".join(f"{ranked[name]:.4f}" for name in found)
+                scored = ",".join(f"{scores[label]:.4f}" for label in ranked if is_found[label])
                 echo(f"{','.join(found)}\t{scored}\t{first[:60]}")
 
 

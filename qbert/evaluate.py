@@ -230,11 +230,14 @@ def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, 
         return ""
     named = "upper end of the F1 drop's interval" if by == "interval" else "F1 drop"
     moved = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
+    changed = f"{comparison.flips} of {comparison.documents} documents flipped"
+    if comparison.label_flips is not None:
+        changed += f", {comparison.label_flips} labels"
     lines = [
         f"{what}: {named} {judged:+.4f} is over the limit {limit:.4f}",
         f"  weighted F1 {comparison.f1_baseline:.4f} -> {comparison.f1:.4f}, drop {comparison.f1_drop:+.4f}",
         f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
-        f"  {comparison.flips} of {comparison.documents} documents flipped: {moved} (p = {comparison.mcnemar_p:.3f})",
+        f"  {changed}: {moved} (p = {comparison.mcnemar_p:.3f})",
     ]
     if by == "interval" and comparison.f1_drop <= limit:
         advice = "more test documents would narrow its interval" if limit > 0 else "its interval needs a limit above 0"

@@ -79,6 +79,11 @@ def test_a_checkpoint_without_weights_for_the_head_is_untrained(copy: Path) -> N
     assert not Checkpoint.open(copy).trained
 
 
+def test_a_folder_that_is_not_there_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no checkpoint, it has no config\.json"):
+        Checkpoint.open(tmp_path / "missing")
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_folder_that_lacks_a_file_is_no_checkpoint(copy: Path, file: str) -> None:
     (copy / file).unlink()

@@ -220,6 +220,12 @@ def test_flipped_documents_of_several_labels_name_them_all_and_how_near_the_thre
     assert [(flip["baseline_margin"], flip["variant_margin"]) for flip in flips] == [(1.0, 0.5), (2.0, 0.0)]
 
 
+def test_the_guard_counts_flipped_labels_where_a_document_has_several() -> None:
+    true = np.array([[True, True], [False, True]])
+    comparison = evaluate.compare(true, true, ~true, multi_label=True)
+    assert "2 of 2 documents flipped, 4 labels" in evaluate.guard(comparison, [], limit=0.1, by="point", what="cell")
+
+
 def test_a_label_is_predicted_where_its_score_is_at_least_one_half() -> None:
     logits = np.array([[0.0, -1e-6, 1e-6, -3.0]], dtype=np.float32)
     found = labels.predicted(logits, MULTI_LABEL)
@@ -244,7 +250,8 @@ def test_the_guard_speaks_only_over_the_limit_and_shows_figures_and_documents() 
 
 
 def test_more_documents_are_advised_only_where_they_can_help() -> None:
-    same = evaluate.compare(np.array([0, 1, 0]), BEFORE.argmax(1), BEFORE.argmax(1), 2)
+    before = labels.predicted(BEFORE, SINGLE_LABEL)
+    same = evaluate.compare(DATASET.indicators(DOCUMENTS), before, before)
     some, none = (evaluate.guard(same, [], limit=limit, by="interval", what="cell") for limit in (0.01, 0.0))
     assert "more test documents would narrow its interval" in some
     assert "its interval needs a limit above 0" in none

@@ -78,6 +78,7 @@ def test_a_dataset_of_several_labels_makes_a_multi_label_model(multi: Checkpoint
     assert multi.record["metrics"]["test_weighted_f1"] == pytest.approx(score, abs=0.02)  # there in padded batches
 
 
+@pytest.mark.slow
 def test_a_built_in_model_learns_each_of_several_labels_and_is_judged_by_them(several: Dataset, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(several.folder, tmp_path / "plain"))
     for split, numbers in (("train", range(16)), ("test", range(16, 20))):
