@@ -86,6 +86,24 @@ register(Variant("mine", "PyTorch eager", "fp32", eager.load))
     return tmp_path
 
 
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Give a folder with the module `few`, after which there are fp32, a variant of int8, and one that cannot run."""
+    (tmp_path / "few.py").write_text("""
+from dataclasses import replace
+from qbert.variants import VARIANTS, Variant, register
+
+def load(folder):
+    raise RuntimeError("no such operator")
+
+kept = [VARIANTS["fp32"], replace(VARIANTS["int8-dynamic-onednn"], default=True)]
+VARIANTS.clear()
+for row in (*kept, Variant("broken", "none", "fp32", load)):
+    register(row)
+""")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def news(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """A sample of the built-in dataset that trains in seconds."""

@@ -1,5 +1,6 @@
 """The benchmarks themselves, run as a user runs them."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qbert import pip_install
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 
@@ -136,6 +138,50 @@ def test_an_f1_drop_over_the_limit_fails_and_shows_the_figures(quick: list[objec
     assert baseline.returncode == 0  # nothing to hold it against
 
 
+def test_a_variant_brought_along_is_marked_where_it_is_over_the_limit_or_cannot_run(
+    quick: list[object], few: Path
+) -> None:
+    over = [*quick, "-p", "few", "--variants", "default", "-k", "accuracy and 16", "--max-f1-drop", "-0.5"]
+    done = bench(*over, "--benchmark-autosave", cwd=few, PYTHONPATH=str(few))
+    assert done.returncode == 0, done.stdout
+    assert f"tiny-16-{INT8}: the F1 drop, " in done.stdout
+    assert "over the limit -0.5000" in " ".join(done.stdout.split())
+    assert done.stdout.count("no such operator") == 1
+    (path,) = saved_runs(few)
+    marks = {one["extra_info"]["variant"]: one["extra_info"] for one in json.loads(path.read_text())["benchmarks"]}
+    assert {name: info["over_limit"] for name, info in marks.items()} == {"fp32": False, INT8: True}
+    assert not marks[INT8]["named"]
+    again = bench(*over, "--benchmark-compare", cwd=few, PYTHONPATH=str(few))
+    assert again.returncode == 0, again.stdout
+    assert "previous one" not in again.stdout, "it was over the limit before"
+    assert bench(*over, "--strict-guard", cwd=few, PYTHONPATH=str(few)).returncode == 1
+
+
+def test_a_named_variant_that_cannot_run_fails_with_a_sentence(quick: list[object], few: Path) -> None:
+    named = [*quick, "-p", "few", "--variants", "fp32,broken", "-k", "latency and 16 and broken"]
+    done = bench(*named, cwd=few, PYTHONPATH=str(few))
+    assert done.returncode == 1
+    assert done.stdout.count("no such operator") == 1
+    assert "in load" not in done.stdout
+    assert "in load" in bench(*named, cwd=few, PYTHONPATH=str(few), QBERT_TRACEBACK="1").stdout
+
+
+def test_what_is_raised_in_collecting_is_a_sentence_unless_a_developer_asks(
+    quick: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "faulty.py").write_text("""
+from qbert.variants import Variant, eager, register
+register(Variant("faulty", "none", "fp32", eager.load, unsupported=lambda: 1 / 0))
+""")
+    arguments = ["-p", "faulty", *quick, "--variants", "faulty", "--collect-only"]
+    done = bench(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ZeroDivisionError: division by zero: qbert did not expect this" in done.stderr
+    assert "faulty.py" not in done.stdout + done.stderr
+    asked = bench(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path), QBERT_TRACEBACK="1")
+    assert "faulty.py" in asked.stdout + asked.stderr
+
+
 def test_a_run_is_saved_compared_and_grouped_as_pytest_benchmark_does(quick: list[object], tmp_path: Path) -> None:
     few = [*quick, "-k", "latency and 16"]
     assert bench(*few, "--benchmark-autosave", cwd=tmp_path).returncode == 0
@@ -153,8 +199,9 @@ def test_a_regression_fails_the_session_and_the_table_still_comes(quick: list[ob
     run["benchmarks"][0]["stats"]["median"] /= 1000
     saved.write_text(json.dumps(run))
     done = bench(*few, "--benchmark-compare", "--benchmark-compare-fail=median:5%", cwd=tmp_path)
-    assert done.returncode != 0
-    assert "Performance has regressed" in done.stdout + done.stderr
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "test_latency[tiny-16-fp32]: median 0.0" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
     assert "tiny, 16 tokens" in done.stdout
 
 
@@ -338,6 +385,9 @@ def test_models_of_one_name_are_told_apart(trained: Checkpoint, news: Dataset, t
         (["--documents", "0"], "invalid positive int value: '0'"),
         (["--seconds-per-cell", "inf"], "invalid positive float value: 'inf'"),
         (["--f1-guard", "hope"], "invalid choice: 'hope'"),
+        (["-p", "no:benchmark"], "this suite needs pytest-benchmark, and it is off"),
+        (["--benchmark-compare-fail=median:5%"], "--benchmark-compare-fail judges what --benchmark-compare compares"),
+        (["--benchmark-compare", "--benchmark-compare-fail=median:x"], "Could not parse value: 'median:x'"),
     ],
 )
 def test_a_mistake_is_a_usage_error(quick: list[object], tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -345,6 +395,13 @@ def test_a_mistake_is_a_usage_error(quick: list[object], tmp_path: Path, argumen
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pygal") is not None, reason="pygal is here")
+def test_a_histogram_that_cannot_be_drawn_is_refused_before_anything_runs(quick: list[object], tmp_path: Path) -> None:
+    done = bench(*quick, "--benchmark-histogram", cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"needs pygal, not installed: {pip_install('histogram')}" in done.stderr
 
 
 def test_labels_that_are_not_the_datasets_are_a_usage_error(
