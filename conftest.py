@@ -235,12 +235,11 @@ def in_a_sentence(cannot: Callable[[str], BaseException] = failed) -> Iterator[N
     """
     try:
         yield
-    except CannotRunError as error:
-        raise cannot(shown(str(error))) from None
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        raise failed(shown(sentence(error))) from None
+        give_up = cannot if isinstance(error, CannotRunError) else failed
+        raise give_up(shown(sentence(error))) from None
 
 
 @pytest.fixture

@@ -87,17 +87,19 @@ register(Variant("mine", "PyTorch eager", "fp32", eager.load))
 
 
 @pytest.fixture
-def picky(tmp_path: Path) -> Path:
-    """Give a folder with the module `picky`, which adds a default variant that can run no model."""
-    (tmp_path / "picky.py").write_text("""
-from qbert.variants import Classifier, Variant, register
+def few(tmp_path: Path) -> Path:
+    """Give a folder with the module `few`, after which there are fp32, a variant of int8, and one that cannot run."""
+    (tmp_path / "few.py").write_text("""
+from dataclasses import replace
+from qbert.variants import VARIANTS, Variant, register
 
 def load(folder):
-    def run(encoding):
-        raise RuntimeError("not this one")
-    return Classifier(run, {})
+    raise RuntimeError("no such operator")
 
-register(Variant("picky", "own", "fp32", load))
+kept = [VARIANTS["fp32"], replace(VARIANTS["int8-dynamic-onednn"], default=True)]
+VARIANTS.clear()
+for row in (*kept, Variant("broken", "none", "fp32", load)):
+    register(row)
 """)
     return tmp_path
 

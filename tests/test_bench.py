@@ -1,5 +1,6 @@
 """The benchmarks themselves, run as a user runs them."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qbert import pip_install
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 
@@ -136,25 +138,6 @@ def test_an_f1_drop_over_the_limit_fails_and_shows_the_figures(quick: list[objec
     assert baseline.returncode == 0  # nothing to hold it against
 
 
-def test_a_variant_that_nobody_named_is_marked_over_the_limit_and_the_run_is_saved(
-    quick: list[object], tmp_path: Path
-) -> None:
-    few = [*quick, "--variants", "default", "--max-f1-drop", "-0.5", "-k", "accuracy and 16 and int8-dynamic"]
-    done = bench(*few, "--benchmark-autosave", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "--variants names none of these" in done.stdout
-    assert "!" in done.stdout[done.stdout.index("tiny, 16 tokens") :]
-    assert "tiny-16-int8-dynamic: F1 drop" in done.stdout
-    (path,) = saved_runs(tmp_path)
-    run = json.loads(path.read_text())
-    assert [benchmark["extra_info"]["over_limit"] for benchmark in run["benchmarks"]] == [True]
-    assert run["qbert"]["failed"] == []
-    again = bench(*few, "--benchmark-compare", cwd=tmp_path)
-    assert again.returncode == 0
-    assert "was not in the previous run" not in again.stdout
-    assert bench(*few, "--strict-guard", cwd=tmp_path).returncode == 1
-
-
 def test_a_cell_that_was_within_its_limit_and_is_over_it_now_is_told(quick: list[object], tmp_path: Path) -> None:
     few = [*quick, "--variants", "default", "-k", "accuracy and 16 and int8-dynamic"]
     assert bench(*few, "--benchmark-autosave", cwd=tmp_path).returncode == 0
@@ -165,18 +148,48 @@ def test_a_cell_that_was_within_its_limit_and_is_over_it_now_is_told(quick: list
     assert bench(*compared, "--benchmark-compare-fail=median:900%", cwd=tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize(("variants", "code", "outcome"), [("default", 0, "1 skipped"), ("picky,fp32", 1, "1 failed")])
-def test_a_variant_that_cannot_run_a_model_fails_where_it_was_named(
-    quick: list[object], picky: Path, tmp_path: Path, variants: str, code: int, outcome: str
+def test_a_variant_brought_along_is_marked_where_it_is_over_the_limit_or_cannot_run(
+    quick: list[object], few: Path
 ) -> None:
-    few = [*quick, "--variants", variants, "-k", "latency and (16-picky or 16-fp32)"]
-    done = bench("-p", "picky", *few, cwd=tmp_path, PYTHONPATH=str(picky))
-    assert done.returncode == code, done.stdout + done.stderr
-    assert outcome in done.stdout
-    assert "tiny-16-picky left out: variant picky cannot run " in done.stdout
-    assert done.stdout.count("(not this one)") <= 3, "the test, pytest's summary and the suite's own"
-    assert "Traceback" not in done.stdout
-    assert "conftest.py:" not in done.stdout
+    over = [*quick, "-p", "few", "--variants", "default", "-k", "accuracy and 16", "--max-f1-drop", "-0.5"]
+    done = bench(*over, "--benchmark-autosave", cwd=few, PYTHONPATH=str(few))
+    assert done.returncode == 0, done.stdout
+    assert f"tiny-16-{INT8}: the F1 drop, " in done.stdout
+    assert "over the limit -0.5000" in " ".join(done.stdout.split())
+    assert done.stdout.count("no such operator") == 1
+    (path,) = saved_runs(few)
+    marks = {one["extra_info"]["variant"]: one["extra_info"] for one in json.loads(path.read_text())["benchmarks"]}
+    assert {name: info["over_limit"] for name, info in marks.items()} == {"fp32": False, INT8: True}
+    assert not marks[INT8]["named"]
+    again = bench(*over, "--benchmark-compare", cwd=few, PYTHONPATH=str(few))
+    assert again.returncode == 0, again.stdout
+    assert "previous one" not in again.stdout, "it was over the limit before"
+    assert bench(*over, "--strict-guard", cwd=few, PYTHONPATH=str(few)).returncode == 1
+
+
+def test_a_named_variant_that_cannot_run_fails_with_a_sentence(quick: list[object], few: Path) -> None:
+    named = [*quick, "-p", "few", "--variants", "fp32,broken", "-k", "latency and 16 and broken"]
+    done = bench(*named, cwd=few, PYTHONPATH=str(few))
+    assert done.returncode == 1
+    assert done.stdout.count("no such operator") == 1
+    assert "in load" not in done.stdout
+    assert "in load" in bench(*named, cwd=few, PYTHONPATH=str(few), QBERT_TRACEBACK="1").stdout
+
+
+def test_what_is_raised_in_collecting_is_a_sentence_unless_a_developer_asks(
+    quick: list[object], tmp_path: Path
+) -> None:
+    (tmp_path / "faulty.py").write_text("""
+from qbert.variants import Variant, eager, register
+register(Variant("faulty", "none", "fp32", eager.load, unsupported=lambda: 1 / 0))
+""")
+    arguments = ["-p", "faulty", *quick, "--variants", "faulty", "--collect-only"]
+    done = bench(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "ZeroDivisionError: division by zero: qbert did not expect this" in done.stderr
+    assert "faulty.py" not in done.stdout + done.stderr
+    asked = bench(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path), QBERT_TRACEBACK="1")
+    assert "faulty.py" in asked.stdout + asked.stderr
 
 
 def test_a_run_is_saved_compared_and_grouped_as_pytest_benchmark_does(quick: list[object], tmp_path: Path) -> None:
@@ -197,7 +210,7 @@ def test_a_regression_fails_the_session_and_the_table_still_comes(quick: list[ob
     saved.write_text(json.dumps(run))
     done = bench(*few, "--benchmark-compare", "--benchmark-compare-fail=median:5%", cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
-    assert "Performance has regressed" in done.stdout + done.stderr
+    assert "test_latency[tiny-16-fp32]: median 0.0" in done.stdout
     assert "tiny, 16 tokens" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "raise PerformanceRegression" not in done.stdout + done.stderr
@@ -392,10 +405,9 @@ def test_models_of_one_name_are_told_apart(trained: Checkpoint, news: Dataset, t
         (["--documents", "0"], "invalid positive int value: '0'"),
         (["--seconds-per-cell", "inf"], "invalid positive float value: 'inf'"),
         (["--f1-guard", "hope"], "invalid choice: 'hope'"),
-        (["--benchmark-histogram"], "--benchmark-histogram needs pygal"),
-        (["--benchmark-compare-fail", "median:5%"], "what --benchmark-compare compares"),
-        (["--benchmark-compare", "--benchmark-compare-fail", "speed:5%"], "Could not parse value: 'speed:5%'"),
-        (["-p", "no:benchmark", "-o", "addopts="], "the cells need pytest-benchmark, and it is off"),
+        (["-p", "no:benchmark"], "this suite needs pytest-benchmark, and it is off"),
+        (["--benchmark-compare-fail=median:5%"], "--benchmark-compare-fail judges what --benchmark-compare compares"),
+        (["--benchmark-compare", "--benchmark-compare-fail=median:x"], "Could not parse value: 'median:x'"),
     ],
 )
 def test_a_mistake_is_a_usage_error(quick: list[object], tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -412,6 +424,13 @@ def test_an_option_that_is_no_number_is_a_usage_error(tmp_path: Path, option: st
     done = bench(f"{option}={value}", "--collect-only", cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"argument {option}: invalid" in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pygal") is not None, reason="pygal is here")
+def test_a_histogram_that_cannot_be_drawn_is_refused_before_anything_runs(quick: list[object], tmp_path: Path) -> None:
+    done = bench(*quick, "--benchmark-histogram", cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"needs pygal, not installed: {pip_install('histogram')}" in done.stderr
 
 
 def test_labels_that_are_not_the_datasets_are_a_usage_error(

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from qbert import InputError
+from qbert import InputError, train
 from qbert.artefact import Artefact
 from qbert.checkpoint import Checkpoint
 from qbert.cli import main
@@ -69,7 +69,8 @@ def test_train_writes_a_checkpoint_and_says_how_good_it_is(news: Dataset, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path / 'out'}: weighted F1 0." in done.stdout
-    assert done.stderr == ""  # no bar where no one looks, and no library's warnings
+    # No bar where no one looks, and no library's warnings.
+    assert all(" % after " in line for line in done.stderr.splitlines())
     assert Checkpoint.open(tmp_path / "out").record["recipe"]["learning_rate"] == 1e-3
 
 
@@ -90,6 +91,59 @@ def test_evaluate_prints_a_table_and_writes_the_figures(trained: Checkpoint, new
     assert figures[1]["quantized_ops"] == 14
     assert figures[1]["identity"]["dataset_sha256"] == news.sha256
     assert figures[1]["p50_s"] <= figures[1]["p95_s"] <= figures[1]["p99_s"]
+
+
+@pytest.fixture(params=["albert", "deberta-v2", "mpnet"])
+def stranger(request: pytest.FixtureRequest, tmp_path: Path, news: Dataset) -> Path:
+    """A small seeded classifier of an architecture that trimming does not know."""
+    import transformers
+
+    tokenizer = train.learn_vocabulary(news.train["text"])
+    configuration = transformers.AutoConfig.for_model(
+        request.param,
+        vocab_size=len(tokenizer),
+        num_labels=5,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+    )
+    folder = tmp_path / request.param
+    transformers.set_seed(0)
+    transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_evaluate_goes_on_where_a_named_variant_cannot_run(
+    stranger: Path, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "figures.json"
+    arguments = ["--variants", "fp32,fp32-openvino-trimmed,int8-dynamic-onednn", "--max-length", "16"]
+    arguments += ["--model", str(stranger), "--dataset", str(news.folder), "--documents", "10", "--json", str(file)]
+    done = CliRunner().invoke(main, ["evaluate", *arguments])
+    assert done.exit_code == 2
+    assert "fp32-openvino-trimmed cannot be judged on" in done.stderr.splitlines()[-1]
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert f"is a {stranger.name}: leave it out" in " ".join(done.stdout.split())
+    fp32, cannot, int8 = json.loads(file.read_text(encoding="utf-8"))
+    assert (fp32["documents"], int8["documents"]) == (10, 10)
+    assert cannot["variant"] == "fp32-openvino-trimmed"
+    assert "trimming runs bert, " in cannot["cannot"]
+
+
+def test_evaluate_passes_where_a_variant_brought_along_cannot_run(
+    trained: Checkpoint, news: Dataset, few: Path
+) -> None:
+    subject = ["--model", trained.folder, "--dataset", news.folder, "--max-length", 16, "--documents", 10]
+    done = qbert("-p", "few", "evaluate", *subject, "--json", few / "figures.json", PYTHONPATH=str(few))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((few / "figures.json").read_text(encoding="utf-8"))
+    assert ["cannot" in figure for figure in figures] == [False, False, True]
+    assert "no such operator" in figures[2]["cannot"]
 
 
 def test_predict_gives_label_and_score_of_texts_given_or_piped_in(artefact: Path, trained: Checkpoint) -> None:

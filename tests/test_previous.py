@@ -98,6 +98,16 @@ def test_the_f1_limit_can_be_given() -> None:
     assert previous.hold(*runs, max_f1_drop=0.04).worse
 
 
+@pytest.mark.parametrize(("before", "now", "told"), [(False, True, 1), (True, True, 0), (True, False, 0)])
+def test_a_cell_that_is_over_its_limit_by_now_is_told(*, before: bool, now: bool, told: int) -> None:
+    accuracy = {"model": "m", "max_length": 16, "variant": "v", "f1": 0.9, "f1_drop": 0.02, "f1_drop_low": 0.0}
+    accuracy |= {"f1_drop_high": 0.04, "f1_guard": "point"}
+    runs = [[cell("a", **accuracy, over_limit=over)] for over in (now, before)]
+    lines = previous.hold(*runs).worse
+    assert len(lines) == told
+    assert all("F1 drop, +0.0200" in line and "not in the previous run" in line for line in lines)
+
+
 def test_what_cannot_be_compared_with_is_said() -> None:
     assert "finds no previous run" in previous.unusable([], disabled=False)
     assert "they are off" in previous.unusable([{}], disabled=True)

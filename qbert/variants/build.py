@@ -35,9 +35,11 @@ def load(variant: Variant, checkpoint: Checkpoint, folder: Path) -> Classifier:
     Raises:
         InputError: the runtime cannot run this model.
     """
-    classifier = load_folder(variant, folder)
     try:
+        classifier = load_folder(variant, folder)
         classifier(checkpoint.encoder("a", max_length=checkpoint.positions))
+    except InputError:
+        raise
     except Exception as error:  # each runtime raises its own, without a common class
         raise CannotRunError(_cannot(variant, "run", checkpoint, error)) from error
     return classifier
