@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import TRACEBACK, pip_install, sentence
+from qbert import TRACEBACK, CannotRunError, pip_install, sentence
+from qbert.terminal import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +37,14 @@ def positive(kind: type) -> Any:
 
     parse.__name__ = f"positive {kind.__name__}"  # argparse: invalid positive int value: '0'
     return parse
+
+
+def drop(text: str) -> float:
+    """Parse an F1 drop; one below 0 asks for a gain."""
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise ValueError
+    return value
 
 
 def lengths(text: str) -> tuple[int, ...]:
@@ -71,7 +80,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     )
     add(
         "--max-f1-drop",
-        type=float,
+        type=drop,
         metavar="DROP",
         help="greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)",
     )
@@ -104,9 +113,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 def pytest_configure(config: pytest.Config) -> None:
     options = config.option
-    if options.benchmark_histogram and importlib.util.find_spec("pygal") is None:
+    if getattr(options, "benchmark_histogram", None) and importlib.util.find_spec("pygal") is None:
         raise pytest.UsageError(f"--benchmark-histogram needs pygal, not installed: {pip_install('histogram')}")
-    if options.benchmark_compare_fail and not options.benchmark_compare:
+    if getattr(options, "benchmark_compare_fail", None) and not options.benchmark_compare:
         raise pytest.UsageError("--benchmark-compare-fail judges what --benchmark-compare compares: give that too")
     config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
     config.addinivalue_line("markers", "own_process: cells of the greatest length alone, each run in its own process")
@@ -121,6 +130,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_benchmark_compare_machine_info(
     config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
+    from qbert import previous
+
+    if why := previous.unusable([compared_benchmark], disabled=False):
+        raise pytest.UsageError(why)
     config.stash[PREVIOUS].append(compared_benchmark)
     compared_benchmark["machine_info"] = machine_info  # what differs is said of each cell, and not as two dictionaries
 
@@ -162,17 +175,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        metafunc.config.stash[MISTAKE] = sentence(error)
+        metafunc.config.stash[MISTAKE] = shown(sentence(error))
     metafunc.parametrize(("model", "max_length", "variant"), cells)
 
 
 def pytest_collection_modifyitems(config: pytest.Config) -> None:
-    if MISTAKE in config.stash:  # raised while a file is collected, it would come with a traceback
+    if MISTAKE in config.stash:
         raise pytest.UsageError(config.stash[MISTAKE])
-    if config.option.benchmark_compare and not config.option.collectonly:
+    benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
+    if SUITE in config.stash and not benchmarks:
+        raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
+    if benchmarks and config.option.benchmark_compare and not config.option.collectonly:
         from qbert import previous
 
-        benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
         runs = config.stash[PREVIOUS]
         if why := previous.unusable(runs, disabled=benchmarks.disabled or benchmarks.skip):
             raise pytest.UsageError(why)
@@ -208,19 +223,23 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     output_json["qbert"] = {"failed": config.stash[FAILED]}
 
 
+def failed(why: str) -> BaseException:
+    return pytest.fail.Exception(why, pytrace=False)
+
+
 @contextlib.contextmanager
-def in_a_sentence(give_up: Callable[[str], BaseException]) -> Iterator[None]:
-    """Give up, with a sentence and without a traceback, where something is raised within."""
+def in_a_sentence(cannot: Callable[[str], BaseException] = failed) -> Iterator[None]:
+    """Fail, with a sentence and without a traceback, where something is raised within.
+
+    Where that is a variant which cannot run the model, raise what `cannot` makes of the reason.
+    """
     try:
         yield
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        raise give_up(sentence(error)) from None
-
-
-def failed(why: str) -> BaseException:
-    return pytest.fail.Exception(why, pytrace=False)
+        give_up = cannot if isinstance(error, CannotRunError) else failed
+        raise give_up(shown(sentence(error))) from None
 
 
 @pytest.fixture
@@ -257,7 +276,7 @@ def cell(
     capture = request.config.pluginmanager.getplugin("capturemanager")
     own_process = request.node.get_closest_marker("own_process")
     with capture.global_and_fixture_disabled():  # shows the progress of a training
-        with in_a_sentence(failed):
+        with in_a_sentence():
             built = suite_of(request.config).cell(model, max_length, variant)
             _ = built.checkpoint if own_process else built.baseline
         with attempt():
@@ -275,7 +294,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
     """Return the test documents to judge by."""
-    with in_a_sentence(failed):
+    with in_a_sentence():
         return suite_of(request.config).dataset.documents(request.config.option.documents)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from qbert import dataset, evaluate, latency
+from qbert.terminal import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,4 +68,4 @@ def test_accuracy(
         named=named,
     )
     if over and (named or options.strict_guard):
-        pytest.fail(over, pytrace=False)
+        pytest.fail(shown(over), pytrace=False)

@@ -37,15 +37,25 @@ def sentence(error: BaseException) -> str:
     )
 
 
-def pip_install(extra: str) -> str:
-    """Return the command that brings `extra` where this package was installed from: a clone, or the registry."""
+def pip_install(extra: str = "") -> str:
+    """Return the command that brings `extra`, or what is always needed, from where this was installed from.
+
+    That is a clone, or the registry.
+    """
     clone = Path(__file__).resolve().parents[1]
+    extras = f"[{extra}]" if extra else ""
     if not (clone / "pyproject.toml").is_file():
-        return f"pip install '{DISTRIBUTION}[{extra}]'"
-    return f"pip install -e '{'.' if clone == Path.cwd() else clone}[{extra}]'"
+        return f"pip install '{DISTRIBUTION}{extras}'"
+    return f"pip install -e '{'.' if clone == Path.cwd() else clone}{extras}'"
+
+
+class CannotRunError(InputError):
+    """A variant cannot run a model, and others may: in words, why."""
 
 
 def reason(error: BaseException, line: int = 0) -> str:
     """Return one line of an error's message, without what it says around it; the error's name where it says nothing."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    if lines and lines[line].endswith(":"):  # it says what on the next
+        return " ".join(lines[line:][:2])
     return lines[line] if lines else type(error).__name__

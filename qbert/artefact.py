@@ -1,21 +1,38 @@
 """A folder that `qbert quantize` wrote, read without torch or transformers: what serves needs no more."""
 
-import json
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from msgspec import Struct
 
 from qbert import InputError, checkpoint, reason
-from qbert.checkpoint import RECORD, Encoding
+from qbert.checkpoint import RECORD, Encoding, Rows
+from qbert.labels import SINGLE_LABEL, ProblemType
+from qbert.parse import read_json
 
 if TYPE_CHECKING:
     from qbert.variants import Classifier
 
 ARRAYS = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
 """What transformers and tokenizers call the same array."""
+
+
+class Record(Struct):
+    """What made an artefact, as far as serving needs it."""
+
+    variant: str
+    inputs: tuple[Literal["input_ids", "token_type_ids", "attention_mask"], ...]
+    labels: tuple[str, ...]
+    max_length: Rows
+    positions: Rows
+    truncation_side: Literal["left", "right"]
+    problem_type: ProblemType = SINGLE_LABEL
+    """Artefacts made before several labels were told apart have none."""
+    untrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,11 @@ class Artefact:
     """The greatest length that it takes, in tokens."""
     truncation_side: str
     """Where too long a text is cut off: `right` or `left`."""
+    problem_type: str = SINGLE_LABEL
+    """Whether a text has one label or any number of them."""
+    trained: bool = True
+    """Whether its head was trained, so that its labels mean something."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path) -> "Artefact":
@@ -41,21 +63,21 @@ class Artefact:
         Raises:
             InputError: there is none, or it is a checkpoint's.
         """
-        try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            return cls(
-                folder,
-                variant=record["variant"],
-                inputs=tuple(record["inputs"]),
-                labels=tuple(record["labels"]),
-                max_length=int(record["max_length"]),
-                positions=int(record["positions"]),
-                truncation_side=record["truncation_side"],
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{folder} is no quantized artefact ({RECORD}: {reason(error)}): make one with qbert quantize"
-            ) from error
+        path = folder / RECORD
+        record = read_json(path, Record, f"is {folder} a quantized artefact? qbert quantize makes them")
+        if len(record.labels) < 2:  # noqa: PLR2004  one label is no choice
+            raise InputError(f"{path} names {len(record.labels)} labels: make it again with qbert quantize")
+        return cls(
+            folder,
+            variant=record.variant,
+            inputs=record.inputs,
+            labels=record.labels,
+            max_length=record.max_length,
+            positions=record.positions,
+            truncation_side=record.truncation_side,
+            problem_type=record.problem_type,
+            trained=not record.untrained,
+        )
 
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401  a tokenizers.Tokenizer, which has no types
@@ -70,9 +92,10 @@ class Artefact:
 
     def encoder(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
-        tokens = self.tokenizer.encode(text, text_pair)
+        with self._lock:  # the length is the tokenizer's own, which another thread would change
+            self.tokenizer.no_padding()
+            self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
+            tokens = self.tokenizer.encode(text, text_pair)
         return {name: np.array([getattr(tokens, ARRAYS[name])], dtype=np.int64) for name in self.inputs}
 
     def check_length(self, max_length: int) -> None:
@@ -80,12 +103,12 @@ class Artefact:
         special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
         checkpoint.check_length(self.folder, self.positions, special, max_length)
 
-    def load(self) -> "Classifier":
-        """Return the classifier.
+    def load(self, *, verify: bool = True) -> "Classifier":
+        """Return the classifier; unless `verify` is false, its files are held against their checksums first.
 
         Raises:
             InputError: its files are damaged, or its variant is not what it was when they were made.
         """
         from qbert import variants
 
-        return variants.load_artefact(self.folder)[1]
+        return variants.load_artefact(self.folder, verify=verify)[1]

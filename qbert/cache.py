@@ -7,6 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from qbert.terminal import say
 
 MANIFEST = "files.sha256"
 SILENT_S = 2  # of waiting for another process: most of what is built takes longer, and then it is said
+OTHERS_WRITE = 0o022  # the bits of a file's mode that let its group and everybody write to it
 FULL = 1 << 20  # bytes left on a disk that was written to until it was full
 CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 
@@ -79,6 +81,18 @@ def _remove_stages(target: Path) -> None:
             shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """Let nobody else write to what is made meanwhile: with many a umask a group's members could, and it is run."""
+    umask = os.umask(OTHERS_WRITE)
+    os.umask(umask | OTHERS_WRITE)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+
+
+@_closed_to_others()
 def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callable[[Path], bool] = is_filled) -> Path:
     """Return `target`; where it is not `intact`, let `build` fill an empty folder beside it and rename that.
 
@@ -123,11 +137,40 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
 def build_kept(target: Path, build: Callable[[Path], None]) -> Path:
     """Do as build_folder for a folder of the cache, which is built again where one of its files was changed."""
 
-    def seal(stage: Path) -> None:
+    def build_sealed(stage: Path) -> None:
         build(stage)
-        (stage / MANIFEST).write_text(_manifest(stage), encoding="utf-8")
+        seal(stage)
 
-    return build_folder(target, seal, intact=_is_sealed)
+    return build_folder(target, build_sealed, intact=_is_sealed)
+
+
+def seal(folder: Path) -> None:
+    """List the checksums of the files in `folder` beside them."""
+    (folder / MANIFEST).write_text(_manifest(folder), encoding="utf-8")
+
+
+def check_files(folder: Path) -> None:
+    """Check that the files that `seal` listed in `folder` are as they were; others beside them do not count.
+
+    Raises:
+        InputError: one is missing or was changed, or there is no list.
+    """
+    again = "make it again with qbert quantize"
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    if not lines:
+        raise InputError(
+            f"{folder} has no list of checksums ({MANIFEST}): {again}, or load it unchecked (--no-verify; verify=False)"
+        )
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing, and {MANIFEST} beside it lists it: {again}")
+        if _sha256(path) != digest:
+            raise InputError(f"{path} is damaged (its checksum is not that in {MANIFEST}): {again}")
 
 
 def _is_sealed(folder: Path) -> bool:
@@ -139,12 +182,40 @@ def _is_sealed(folder: Path) -> bool:
 
 def _manifest(folder: Path) -> str:
     """Return a line for each file below `folder`, as sha256sum writes them."""
-    lines = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(folder)}\n")
-    return "".join(lines)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_trusted(path: Path) -> None:
+    """Check that nobody but this user and root can have written `path`, from which programs are about to be run.
+
+    Looked at are a file and its folder, or a folder and all in it, and what is above in the cache.
+
+    Raises:
+        InputError: one of these is another user's, or others can write to it.
+    """
+    if sys.platform == "win32":  # its rights are not in the mode
+        return
+    cache, folder = cache_dir().resolve(), path if path.is_dir() else path.parent
+    above = [place for place in folder.parents if place.is_relative_to(cache)]
+    for place in (*reversed(above), folder, *(folder.rglob("*") if folder == path else [path])):
+        try:
+            status = place.stat()
+        except FileNotFoundError:  # removed meanwhile, or a link to nothing
+            continue
+        if status.st_uid not in {os.geteuid(), 0}:
+            raise InputError(
+                f"{place} decides what is run here and belongs to another user (id {status.st_uid}): "
+                "take it over with chown, or name a cache of your own (QBERT_CACHE)"
+            )
+        if status.st_mode & OTHERS_WRITE:
+            top = cache if above else folder
+            raise InputError(f"{place} decides what is run here and others can write to it: chmod -R go-w {top}")
 
 
 def _build(build: Callable[[Path], None], stage: Path) -> None:

@@ -4,17 +4,24 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
+import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta, Struct
 
 from qbert import InputError, reason
+from qbert.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+from qbert.parse import read_json
 from qbert.terminal import quiet
 
 if TYPE_CHECKING:
@@ -25,6 +32,12 @@ Encoding = dict[str, npt.NDArray[np.int64]]
 
 RECORD = "qbert.json"
 """What made a folder of ours: beside a checkpoint's or an artefact's own files."""
+
+CLASSIFIER = "ForSequenceClassification"
+"""How the name of an architecture ends whose head tells labels of a text apart."""
+BODIES = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "ForConditionalGeneration")
+"""How the names of those end that can be timed and fine-tuned, with a head of random weights."""
+ATTENTIONS = (None, "eager", "sdpa")  # transformers fetches the others' kernels from the hub where it can
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,19 +50,72 @@ TOKENIZER_FILES = (
 )
 
 
+Depth = Annotated[int, Meta(ge=1, le=1 << 10)]
+Width = Annotated[int, Meta(ge=1, le=1 << 17)]
+Rows = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
+class Configuration(Struct):
+    """What is checked of config.json before transformers reads it; the bounds keep it from making models for hours."""
+
+    model_type: str
+    architectures: list[str] | None = None
+    problem_type: ProblemType | None = None
+    num_labels: Width | None = None
+    id2label: dict[int, str | int] | None = None
+    hidden_size: Width | None = None
+    embedding_size: Width | None = None
+    dim: Width | None = None
+    d_model: Width | None = None
+    intermediate_size: Rows | None = None
+    hidden_dim: Rows | None = None
+    d_ff: Rows | None = None
+    num_hidden_layers: Depth | None = None
+    num_hidden_groups: Depth | None = None
+    inner_group_num: Depth | None = None
+    num_layers: Depth | None = None
+    n_layers: Depth | None = None
+    num_attention_heads: Depth | None = None
+    n_heads: Depth | None = None
+    vocab_size: Rows | None = None
+    max_position_embeddings: Rows | None = None
+    output_attentions: bool = False
+    quantization_config: Any = None
+
+
+class Index(Struct):
+    """What model.safetensors.index.json says: the file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
+class Record(TypedDict, total=False):
+    """What made a folder of ours, as far as it is read again."""
+
+    variant: str
+    untrained: bool
+    max_length: Rows
+    metrics: dict[str, float]
+    recipe: dict[str, float]
+    dataset_sha256: str
+    seed: int
+    versions: dict[str, str]
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep from the terminal what transformers, and what it imports, report while loading."""
-    from transformers.utils import logging
+    from transformers.utils import logging as reports
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars = reports.is_progress_bar_enabled()
+    reports.disable_progress_bar()
     try:
         with quiet():
+            logging.disable(logging.ERROR)  # what goes wrong is raised as well
             yield
     finally:
         if bars:
-            logging.enable_progress_bar()
+            reports.enable_progress_bar()
 
 
 def locate(source: str) -> Path:
@@ -82,12 +148,15 @@ class Checkpoint:
     folder: Path
 
     @classmethod
-    def open(cls, folder: Path) -> "Checkpoint":
-        """Check that `folder` holds a checkpoint that can be used.
+    def open(cls, folder: Path, *, as_base: bool = False) -> "Checkpoint":
+        """Check that `folder` holds a checkpoint that can be used; `as_base`, that one can be fine-tuned from it.
+
+        A base may have a head of any kind, since it gets another.
 
         Raises:
-            InputError: configuration, weights or tokenizer are missing or damaged, or the architecture is unknown.
+            InputError: configuration, weights or tokenizer are missing or damaged, or it is no text classifier.
         """
+        _check_files(folder)
         for needed, remedy in (
             (("config.json",), "give the folder that save_pretrained wrote"),
             (("model.safetensors", "model.safetensors.index.json"), "save the weights as safetensors"),
@@ -96,22 +165,78 @@ class Checkpoint:
             if not any((folder / name).is_file() for name in needed):
                 raise InputError(f"{folder} is no checkpoint, it has no {needed[0]}: {remedy}")
         checkpoint = cls(folder)
+        if not as_base:
+            checkpoint._check_head()
         # Damage is found here, not in the middle of a run.
-        _ = checkpoint.expected_weights, checkpoint.weights, checkpoint.encoder
+        checkpoint._check_size()
+        tokens = max(checkpoint.encoder.tokenizer.get_vocab().values(), default=0) + 1
+        taken = getattr(checkpoint.config, "vocab_size", tokens)  # a model of characters has none
+        if tokens > taken:
+            raise InputError(
+                f"{folder}: the tokenizer has {tokens} tokens and the model {taken}: save the one it was trained with"
+            )
+        checkpoint.check_length(checkpoint.max_length)
         return checkpoint
+
+    def _check_head(self) -> None:
+        """Raise InputError where the head is not one that tells the labels of a text apart."""
+        asked = self.configuration
+        path = self.folder / "config.json"
+        names = asked.architectures or [CLASSIFIER]
+        if not any(name.endswith(CLASSIFIER) for name in names) and not all(name.endswith(BODIES) for name in names):
+            raise InputError(
+                f"{self.folder} is a {', '.join(names)}: qbert judges text classifiers (...{CLASSIFIER}), and can time "
+                f"or fine-tune bodies without a head ({', '.join('...' + name for name in BODIES)})"
+            )
+        named = {label: str(name) for label, name in (asked.id2label or {}).items()}
+        count = asked.num_labels or len(named)
+        if named and (sorted(named) != list(range(count)) or len(set(named.values())) < count):
+            raise InputError(
+                f"{path}: id2label has the ids {', '.join(map(str, sorted(named)))} and {len(set(named.values()))} "
+                "names: every id from 0 to the number of labels needs a name of its own"
+            )
+        if count == 1 or asked.problem_type == REGRESSION:
+            why = "num_labels 1" if count == 1 else f"problem_type {REGRESSION}"
+            raise InputError(
+                f"{self.folder} gives a number and no label ({why} in config.json): "
+                f"qbert judges {SINGLE_LABEL} and {MULTI_LABEL}"
+            )
+
+    def _check_size(self) -> None:
+        """Raise InputError where config.json is of a far larger model than the weights: memory could not hold it."""
+        wanted = sum(parameter.numel() for parameter in self.skeleton.parameters())
+        there = sum(math.prod(shape) for shape in self.weights.values())
+        if wanted > 2 * there:  # a head that is still to be trained is smaller than its body
+            raise InputError(
+                f"{self.folder}: weights and config.json do not fit ({there:,} numbers, where {wanted:,} are needed): "
+                "save both again"
+            )
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        """What config.json says, checked."""
+        path = self.folder / "config.json"
+        asked = read_json(path, Configuration, "is it a BERT-like model's?")
+        if asked.quantization_config is not None:
+            raise InputError(f"{path}: the weights are quantized already: give the checkpoint that they were made of")
+        return asked
 
     @cached_property
     def config(self) -> Any:  # noqa: ANN401  transformers has one class an architecture
         """The configuration, as transformers reads it; no code from the folder is run."""
+        _ = self.configuration  # its sizes are bounded from here on
         from transformers import AutoConfig
 
+        path = self.folder / "config.json"
         try:
             with quiet_transformers():
-                return AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{self.folder / 'config.json'} cannot be used ({reason(error)}): is it a BERT-like model's?"
-            ) from error
+                config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever its reading of a value comes to
+            raise InputError(f"{path} cannot be used ({reason(error)}): is it a BERT-like model's?") from error
+        for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+            if (attention := getattr(part, "_attn_implementation", None)) not in ATTENTIONS:
+                raise InputError(f"{path} asks for the attention {attention!r}: change it to 'sdpa' or 'eager'")
+        return config
 
     @cached_property
     def weights(self) -> dict[str, tuple[int, ...]]:
@@ -133,11 +258,11 @@ class Checkpoint:
         index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
         if single.is_file() or not index.is_file():  # transformers looks in this order
             return [single]
-        try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise InputError(f"{index} is damaged ({error!r}): copy or download it again") from error
-        return [self.folder / Path(name).name for name in sorted(names)]
+        names = sorted(set(read_json(index, Index, "copy or download it again").weight_map.values()))
+        for name in names:
+            if Path(name).name != name or not (self.folder / name).is_file():
+                raise InputError(f"{index} names {name!r}, which is no file beside it: copy or download both again")
+        return [self.folder / name for name in names]
 
     @cached_property
     def skeleton(self) -> Any:  # noqa: ANN401  a torch module, and torch is not imported here for its name alone
@@ -149,7 +274,9 @@ class Checkpoint:
                 from transformers import AutoModelForSequenceClassification
 
                 return AutoModelForSequenceClassification.from_config(self.config)
-        except (ValueError, TypeError, KeyError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # each architecture raises its own
             raise InputError(
                 f"{self.folder / 'config.json'}: no text classifier can be made of it ({reason(error)})"
             ) from error
@@ -165,6 +292,11 @@ class Checkpoint:
         body = self.skeleton.base_model_prefix + "."
         head = {name for name in self.expected_weights if not name.startswith(body)}
         return head <= set(self.weights) and not self.record.get("untrained", False)
+
+    @property
+    def problem_type(self) -> str:
+        """Whether a text has one label or any number of them: SINGLE_LABEL or MULTI_LABEL."""
+        return self.configuration.problem_type or SINGLE_LABEL
 
     @property
     def num_labels(self) -> int:
@@ -187,13 +319,10 @@ class Checkpoint:
         return positions
 
     @cached_property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """What made this folder, where this project did (`qbert.json`); else empty."""
-        try:
-            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
+        path = self.folder / RECORD
+        return read_json(path, Record, "copy it again, or remove it") if path.exists() else {}
 
     @cached_property
     def sha256(self) -> str:
@@ -218,7 +347,7 @@ class Checkpoint:
     @property
     def max_length(self) -> int:
         """The length that it was trained at, where its record tells; else 384, or its positions if fewer."""
-        return int(self.record.get("max_length") or min(384, self.positions))
+        return self.record.get("max_length", min(384, self.positions))
 
     def load(self, *, seed: int = 0, **options: Any) -> Any:  # noqa: ANN401
         """Return the model in evaluation mode, float32 unless `options` (of from_pretrained) say otherwise.
@@ -226,12 +355,13 @@ class Checkpoint:
         Weights of a head that the file lacks are drawn at random by `seed`.
 
         Raises:
-            InputError: the weights do not fit the configuration.
+            InputError: the weights do not fit the configuration, or are not all numbers.
         """
         import torch
 
         torch.manual_seed(seed)
         wanted = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+        wanted["ignore_mismatched_sizes"] = True  # they are told below, by name
         try:
             with quiet_transformers():
                 from transformers import AutoModelForSequenceClassification
@@ -239,17 +369,61 @@ class Checkpoint:
                 model, report = AutoModelForSequenceClassification.from_pretrained(
                     self.folder, output_loading_info=True, **wanted | options
                 )
-        except (OSError, RuntimeError, ValueError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # transformers and safetensors raise whatever the files come to
             raise InputError(
                 f"{self.folder}: weights and config.json do not fit ({reason(error)}): save both again"
             ) from error
-        if self.trained and report["missing_keys"] and "num_labels" not in options:
-            lacking = min(report["missing_keys"])
-            raise InputError(f"{self.folder}: the weights lack {lacking}, which config.json has: save both again")
+        self._check_weights(report, new_head="num_labels" in options)
+        for name, tensor in model.state_dict().items():
+            # The least and the greatest of numbers with a nan among them are nan: half the time of looking at each.
+            if tensor.is_floating_point() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
+                raise InputError(f"{self.folder}: {name} has weights that are nan or infinite: train or save it again")
         return model.eval()
+
+    def _check_weights(self, report: dict[str, Any], *, new_head: bool) -> None:
+        """Raise InputError where the file has other tensors than the model of config.json; `report` is of loading.
+
+        Without a trained head it may lack the pooler, and have a head of another kind: layers of the body alone count.
+        """
+        body = self.skeleton.base_model_prefix + "."
+        lacking, surplus = set(report["missing_keys"]), set(report["unexpected_keys"])
+        if new_head or not self.trained:
+            lacking = _layers(lacking, self.weights, body)
+            surplus = _layers(surplus, self.expected_weights, body)
+        elif surplus:
+            unused = self._body_weights
+            surplus = {name for name in surplus if name.removeprefix(body) not in unused}
+        for name, there, here in sorted(report["mismatched_keys"]):
+            if name.startswith(body) or not new_head:
+                raise InputError(
+                    f"{self.folder}: weights and config.json do not fit ({name} is {tuple(there)} and "
+                    f"{tuple(here)}): save both again"
+                )
+        if lacking:
+            raise InputError(f"{self.folder}: the weights lack {min(lacking)}, which config.json has: save both again")
+        if surplus:
+            raise InputError(
+                f"{self.folder}: the weights have {min(surplus)}, which config.json lacks: save both again"
+            )
+
+    @property
+    def _body_weights(self) -> set[str]:
+        """Names of the whole body's weights; a classifier may leave some out, as RoBERTa's does the pooler."""
+        import torch
+        from transformers import AutoModel
+
+        with torch.device("meta"), quiet_transformers():
+            return set(AutoModel.from_config(self.config).state_dict())
 
     def check_labels(self, dataset: "Dataset") -> None:
         """Raise InputError where the labels that this checkpoint tells apart are not the dataset's."""
+        if dataset.multi_label and self.problem_type != MULTI_LABEL:
+            raise InputError(
+                f"{self.folder} gives a text one label and the dataset {dataset.name} any number (column 'labels'): "
+                f'give a model whose config.json has "problem_type": "{MULTI_LABEL}"'
+            )
         if self.num_labels != len(dataset.label_names):
             raise InputError(
                 f"{self.folder} tells {self.num_labels} labels apart and the dataset {dataset.name} has "
@@ -268,6 +442,23 @@ class Checkpoint:
         check_length(self.folder, self.positions, self.encoder.tokenizer.num_special_tokens_to_add(), *max_lengths)
 
 
+def _check_files(folder: Path) -> None:
+    """Raise InputError where something in `folder` would be waited for without an end."""
+    for path in folder.glob("*"):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is a pipe or a device: a checkpoint is a folder of files")
+
+
+def _layers(names: Iterable[str], known: Iterable[str], body: str) -> set[str]:
+    """Return those of `names` that some layer has in `known`, whichever; with or without the prefix `body`."""
+
+    def any_layer(name: str) -> str:
+        return re.sub(r"\.\d+\.", ".N.", name.removeprefix(body))
+
+    of_layers = {any_layer(name) for name in known if any_layer(name) != name.removeprefix(body)}
+    return {name for name in names if any_layer(name) in of_layers}
+
+
 def check_length(folder: Path, positions: int, special: int, *max_lengths: int) -> None:
     """Do so for the model in `folder`, which takes `positions` tokens, `special` of them beside the text's own."""
     for max_length in max_lengths:
@@ -284,6 +475,7 @@ class Encoder:
     tokenizer: Any
     inputs: tuple[str, ...]
     """The arrays that both the tokenizer gives and the model takes."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path, forward: Any) -> "Encoder":  # noqa: ANN401
@@ -295,16 +487,21 @@ class Encoder:
         try:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                tokenizer("a", "a", truncation=True, max_length=tokenizer.num_special_tokens_to_add(pair=True) + 2)
         except Exception as error:  # the tokenizers library raises no more than that on a damaged file
             raise InputError(
                 f"the tokenizer in {folder} cannot be read ({reason(error)}): save it beside the weights"
             ) from error
         taken = inspect.signature(forward).parameters
-        return cls(tokenizer, tuple(name for name in tokenizer.model_input_names if name in taken))
+        inputs = tuple(name for name in tokenizer.model_input_names if name in taken)
+        if "input_ids" not in inputs:
+            raise InputError(f"the tokenizer in {folder} gives no input_ids: save it beside the weights again")
+        return cls(tokenizer, inputs)
 
     def __call__(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
+        with self._lock:  # the length is the tokenizer's own, which another thread would change
+            tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
         return {name: np.array([tokens[name]], dtype=np.int64) for name in self.inputs}
 
     def fill(self, dataset: "Dataset", max_length: int) -> Encoding:

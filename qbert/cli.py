@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from qbert import TRACEBACK, InputError, __version__, cli_results, sentence
+from qbert import TRACEBACK, CannotRunError, InputError, __version__, cli_results, reason, sentence
+from qbert.cli_results import Number
 from qbert.terminal import echo, shown
 
 if TYPE_CHECKING:
@@ -62,9 +63,10 @@ def main(plugins: tuple[str, ...]) -> None:
     for name in plugins:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except (Exception, SystemExit) as error:  # a module may raise anything, and may end the process
+            why = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {reason(error)}"
             raise InputError(
-                f"-p {name} cannot be imported ({error}): give a module that Python finds from here"
+                f"-p {name} cannot be imported ({why}): give a module that Python finds from here"
             ) from error
 
 
@@ -118,7 +120,7 @@ _served_length = click.option(
     help="Hub id or folder with weights; or, from scratch: bert-tiny, -mini, -small, -medium, -base.",
 )
 @_max_length
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)  # as numpy takes them
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -134,18 +136,18 @@ _served_length = click.option(
 )
 @click.option(
     "--epochs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10_000),
     help="Pretrained: 3. From scratch: until 6,400 texts were seen, at least 3.",
 )
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Pretrained: 5e-5. From scratch: 1e-3.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Pretrained: 32. From scratch: 16.")
+@click.option("--batch-size", type=click.IntRange(1, 65_536), help="Pretrained: 32. From scratch: 16.")
 @click.option(
     "--warmup",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     help="Share of the steps. Pretrained: 0.2. From scratch: 0.1.",
 )
 def train(
@@ -219,8 +221,7 @@ def evaluate(
     max_length = max_length or _served(model)
     suite = Suite(loaded, [model], max_lengths=[max_length])
     (name,) = suite.models
-    if not suite.models[name].trained:
-        raise InputError(f"{model} has no trained classification head, so its labels mean nothing: train it first")
+    _check_trained(model, trained=suite.models[name].trained)
     rows = loaded.documents(documents)
     results: list[dict[str, Any]] = []
     suite.checkpoint(suite.models[name], max_length)  # what is the model's fault is no variant's
@@ -231,10 +232,10 @@ def evaluate(
             with progress(variant.name, len(rows)) as advance:
                 logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
             judging.check_finite(logits, variant.name)
-        except Exception as error:
-            if cell.is_baseline or (os.environ.get(TRACEBACK) and not isinstance(error, InputError)):
+        except CannotRunError as error:
+            if cell.is_baseline:
                 raise
-            results.append({"variant": variant.name, "cannot": sentence(error)})
+            results.append({"model": name, "max_length": max_length, "variant": variant.name, "cannot": str(error)})
             continue
         comparison, flips = cell.judge(rows, logits)
         times = judging.percentiles(seconds)
@@ -244,7 +245,8 @@ def evaluate(
         write_file(json_file, lambda place: place.write_text(text, encoding="utf-8"))
     report.show(
         report.accuracy(
-            results, title=f"{name} on {loaded.name}, {counted(len(rows), 'document')}, {max_length} tokens at most"
+            results,
+            title=f"{name} on {loaded.name}, {counted(len(rows), 'document')}, {counted(max_length, 'token')} at most",
         )
     )
     wanted = table.named(variants)
@@ -262,14 +264,13 @@ def quantize(model: str, variant: str, output: Path, dataset: str | None, max_le
     """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read."""
     from qbert import variants as table
     from qbert.cache import build_folder, is_filled
-    from qbert.terminal import say
 
     chosen = table.get(variant)
     if is_filled(output):
         raise InputError(f"{output} exists already: remove it or name another folder")
     checkpoint = _checkpoint(model, dataset, max_length)
+    _check_trained(model, trained=checkpoint.trained)
     seen = _calibration(chosen, model, dataset)
-    say(f"making {variant} of {model}")
     build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage, seen, max_length))
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
@@ -287,6 +288,7 @@ def quantize(model: str, variant: str, output: Path, dataset: str | None, max_le
 @_served_dataset
 @_served_length
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the score of every label.")
+@click.option("--no-verify", is_flag=True, help="Do not hold an artefact's files against their checksums.")
 def predict(
     texts: tuple[str, ...],
     model: str,
@@ -295,36 +297,48 @@ def predict(
     max_length: int | None,
     *,
     as_json: bool,
+    no_verify: bool,
 ) -> None:
     """Print label and score of each of TEXTS, or of each line piped in.
 
-    A tab separates the two texts of a pair.
+    A tab separates the two texts of a pair. A multi-label model gives all labels scored 0.5 and more, with commas
+    between, and none where there is none. The answer to a blank line has neither label nor score (null in JSON), so
+    that the n-th answer is to the n-th line.
     """
-    from scipy.special import softmax
+    import numpy as np
+
+    from qbert import labels
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
-    classifier, opened = _open(model, variant, dataset, max_length)
+    classifier, opened = _open(model, variant, dataset, max_length, verify=not no_verify)
     encoder, names = opened.encoder, opened.labels
     max_length = max_length or opened.max_length
     opened.check_length(max_length)
+    _check_trained(model, trained=opened.trained)
+    several = opened.problem_type == labels.MULTI_LABEL
+    key = "labels" if several else "label"
     with _reading(sys.stdin) as lines:
         for text in texts or lines:
             first, _, second = text.rstrip("\r\n").partition("\t")
             if not first.strip():
+                blank = json.dumps({"text": text.rstrip("\r\n"), key: None, "scores": {}}, ensure_ascii=False)
+                echo(blank if as_json else "\t\t")
                 continue
-            scores = softmax(classifier(encoder(first, second or None, max_length=max_length))[0])
-            best = int(scores.argmax())
+            logits = classifier(encoder(first, second or None, max_length=max_length))
+            if not np.isfinite(logits).all():
+                raise InputError(f"{model} answers with nan or infinity to {first[:60]!r}: train or quantize it again")
+            scores = labels.scores(logits, opened.problem_type)[0]
+            ranked = scores.argsort()[::-1]
+            is_found = labels.predicted(logits, opened.problem_type)[0]
+            found = [names[label] for label in ranked if is_found[label]]
             if as_json:
-                ranked = {names[label]: round(float(scores[label]), 6) for label in scores.argsort()[::-1]}
-                echo(
-                    json.dumps(
-                        {"text": text.rstrip("\r\n"), "label": names[best], "scores": ranked},
-                        ensure_ascii=False,
-                    )
-                )
+                told: dict[str, Any] = {key: found if several else found[0]}
+                told["scores"] = {names[label]: round(float(scores[label]), 6) for label in ranked}
+                echo(json.dumps({"text": text.rstrip("\r\n")} | told, ensure_ascii=False))
             else:
-                echo(f"{names[best]}\t{scores[best]:.4f}\t{first[:60]}")
+                scored = ",".join(f"{scores[label]:.4f}" for label in ranked if is_found[label])
+                echo(f"{','.join(found)}\t{scored}\t{first[:60]}")
 
 
 @main.command()
@@ -379,6 +393,11 @@ def _reading(stream: Any) -> Iterator[Any]:  # noqa: ANN401  a text stream
         raise InputError(f"standard input is not {error.encoding} text: pipe in UTF-8") from error
 
 
+def _check_trained(model: str, *, trained: bool) -> None:
+    if not trained:
+        raise InputError(f"{model} has no trained classification head, so its labels would be random: train it first")
+
+
 def _served(model: str) -> int:
     """Return the length at which the texts for `model` are cut off where nobody said another."""
     from qbert import train as training
@@ -412,7 +431,7 @@ def _checkpoint(model: str, dataset: str | None, max_length: int | None) -> "Che
 
 
 def _open(
-    model: str, variant: str | None, dataset: str | None, max_length: int | None
+    model: str, variant: str | None, dataset: str | None, max_length: int | None, *, verify: bool
 ) -> "tuple[Classifier, Checkpoint | Artefact]":
     """Return the classifier of an artefact, or of a checkpoint run as `variant`, and its folder."""
     from qbert import variants as table
@@ -426,4 +445,4 @@ def _open(
     artefact = Artefact.open(Path(model))
     if variant not in (None, artefact.variant):
         raise InputError(f"{model} holds the variant {artefact.variant}: leave out --variant {variant}")
-    return artefact.load(), artefact
+    return artefact.load(verify=verify), artefact

@@ -1,6 +1,7 @@
 """The commands of qbert that show results: gate, compare, history, report, reproduce."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Collection
@@ -41,6 +42,17 @@ class Percentage(click.ParamType):  # type: ignore[type-arg]
         return share
 
 
+class Number(click.FloatRange):
+    """A number within bounds; nan and infinity are within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Return the number that `value` names."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
+
+
 _min_effect = click.option(
     "--min-effect",
     type=Percentage(),
@@ -72,12 +84,10 @@ _markdown = click.option("--markdown", type=FILE, metavar="FILE", help="Write th
 @click.option("--documents", type=click.IntRange(min=1), metavar="N", help="Judge F1 by a sample of N test documents.")
 @_min_effect
 @click.option("--max-pairs", type=click.IntRange(min=1), metavar="N", help="Pairs of processes at most.  [default: 40]")
-@click.option(
-    "--max-seconds", type=click.FloatRange(min=1), metavar="S", help="Time for pairs at most.  [default: 480]"
-)
+@click.option("--max-seconds", type=Number(min=1), metavar="S", help="Time for pairs at most.  [default: 480]")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     default=60,
     show_default=True,
     metavar="S",

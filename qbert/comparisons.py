@@ -79,7 +79,7 @@ def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
 
 
 def details(rows: Sequence[Row]) -> list[str]:
-    """Return what the table has no room for: why cells are not comparable, and which limits are exceeded."""
+    """Return what the table has no room for: why cells are not comparable, which limits and guards they exceed."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row["differs"]:

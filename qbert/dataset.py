@@ -3,15 +3,17 @@
 import csv
 import hashlib
 import io
-import json
 import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from qbert import InputError
+from qbert.labels import Indicators, one_hot
+from qbert.parse import decode, read_bytes
 
 BUILT_IN = "news_mini"
 FILES = ("train.csv", "test.csv", "label.json")
@@ -30,7 +32,7 @@ class Dataset:
     label_names: tuple[str, ...]
     """The name of each label id."""
     train: pd.DataFrame
-    """Columns `text`, `label` (int64 ids) and, for sentence pairs, `text_pair`."""
+    """Columns `text`, for sentence pairs `text_pair`, and `label` (int64 ids) or `labels` (tuples of ids)."""
     test: pd.DataFrame
     """As `train`."""
     sha256: str
@@ -40,6 +42,21 @@ class Dataset:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a document has any number of labels."""
+        return "labels" in self.train
+
+    def indicators(self, documents: pd.DataFrame) -> Indicators:
+        """Return which labels each of `documents`, rows of a split, has: `(documents, num_labels)`."""
+        count = len(self.label_names)
+        if not self.multi_label:
+            return one_hot(documents["label"].to_numpy(), count)
+        found = np.zeros((len(documents), count), dtype=bool)
+        for row, ids in enumerate(documents["labels"]):
+            found[row, list(ids)] = True
+        return found
 
     def documents(self, count: int | None = None) -> pd.DataFrame:
         """Return the test split, or a sample of `count` of it: the same one each time, in file order."""
@@ -63,19 +80,17 @@ def load(source: str | Path) -> Dataset:
     folder = _locate(source)
     contents = {}
     for name in FILES:
-        try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"{folder / name} cannot be read ({error.strerror}): a dataset is a folder with {', '.join(FILES)}"
-            ) from error
+        contents[name] = read_bytes(folder / name, f"a dataset is a folder with {', '.join(FILES)}")
     label_names = _label_names(folder / "label.json", contents["label.json"])
     train, test = (_rows(folder / name, contents[name]) for name in ("train.csv", "test.csv"))
-    if ("text_pair" in train) != ("text_pair" in test):
-        raise InputError(f"{folder}: column 'text_pair' has to be in both train.csv and test.csv or in neither")
+    for name in ("text_pair", "labels"):
+        if (name in train) != (name in test):
+            raise InputError(f"{folder}: column {name!r} has to be in both train.csv and test.csv or in neither")
     train, test = _number_labels(folder, label_names, train, test)
-    untrained = sorted(set(test["label"]) - set(train["label"]))
-    if untrained:
+    learned, judged = (
+        set(split["labels"].explode().dropna() if "labels" in split else split["label"]) for split in (train, test)
+    )
+    if untrained := sorted(judged - learned):
         names = ", ".join(repr(label_names[label]) for label in untrained)
         raise InputError(f"{folder / 'test.csv'} has the label {names}, of which train.csv has no row: add some")
     _warn_of_duplicates(folder, train, test)
@@ -114,12 +129,7 @@ def _text(path: Path, content: bytes) -> str:
 
 
 def _label_names(path: Path, content: bytes) -> tuple[str, ...]:
-    try:
-        ids = json.loads(_text(path, content))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}): it maps each label's name to its id") from error
-    if not isinstance(ids, dict) or any(type(value) is not int for value in ids.values()):
-        raise InputError(f'{path} has to map each label\'s name to its id, as in {{"sport": 0, "health": 1}}')
+    ids = decode(path, content, dict[str, int], 'it maps each label\'s name to its id, as in {"sport": 0, "health": 1}')
     if len(ids) < 2 or sorted(ids.values()) != list(range(len(ids))):  # noqa: PLR2004  one label is no choice
         raise InputError(
             f"{path} has the ids {sorted(ids.values())}: at least two are needed, 0, 1, 2 and so on, each once"
@@ -135,10 +145,11 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
     start = 1
     try:
         header = next(reader, [])
-        for name in ("text", "label"):
-            if header.count(name) != 1:
-                raise InputError(f"{path}: one column {name!r} is needed, its first line has {header}")
-        columns = [name for name in ("text", "text_pair", "label") if name in header]
+        for needed in (["text"], ["label", "labels"]):
+            if sum(map(header.count, needed)) != 1:
+                either = " or ".join(map(repr, needed))
+                raise InputError(f"{path}: one column {either} is needed, its first line has {header}")
+        columns = [name for name in ("text", "text_pair", "label", "labels") if name in header]
         start = reader.line_num + 1
         for row in reader:
             if row:  # a blank line is no row
@@ -149,7 +160,7 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
                     )
                 values = [row[header.index(name)] for name in columns]
                 for name, value in zip(columns, values, strict=True):
-                    if not value.strip():
+                    if not value.strip() and name != "labels":
                         raise InputError(f"{path}, line {start}: {name} is empty: fill it in or remove the row")
                 lines.append(start)
                 rows.append(values)
@@ -167,15 +178,27 @@ def _number_labels(folder: Path, label_names: tuple[str, ...], *splits: pd.DataF
     """Return the splits with label ids: read as names or as ids, whichever explains more of them."""
     by_name = {name: label for label, name in enumerate(label_names)}
     by_id = {str(label): label for label in range(len(label_names))}
-    labels = [label for split in splits for label in split["label"]]
+    column = "labels" if "labels" in splits[0] else "label"
+    written = [split[column].map(_several if column == "labels" else lambda field: [field]) for split in splits]
+    labels = [label for rows in written for row in rows for label in row]
     known = max(by_name, by_id, key=lambda ids: sum(label in ids for label in labels))
-    for split, file in zip(splits, FILES, strict=False):
-        for line, label in split["label"].items():
-            if label not in known:
-                raise InputError(
-                    f"{folder / file}, line {line}: label {label!r} is not in label.json, which has {', '.join(known)}"
-                )
-    return [split.assign(label=split["label"].map(known).astype("int64")).reset_index(drop=True) for split in splits]
+    for rows, file in zip(written, FILES, strict=False):
+        for line, row in rows.items():
+            for label in row:
+                if label not in known:
+                    raise InputError(
+                        f"{folder / file}, line {line}: label {label!r} is not in label.json, "
+                        f"which has {', '.join(known)}"
+                    )
+    numbered = [rows.map(lambda row: tuple(sorted({known[label] for label in row}))) for rows in written]
+    if column == "label":
+        numbered = [rows.str[0].astype("int64") for rows in numbered]
+    return [split.assign(**{column: ids}).reset_index(drop=True) for split, ids in zip(splits, numbered, strict=True)]
+
+
+def _several(field: str) -> list[str]:
+    """Return the labels in a field of the column `labels`, which have | between them; an empty one has none."""
+    return field.split("|") if field.strip() else []
 
 
 def _warn_of_duplicates(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> None:

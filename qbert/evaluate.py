@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from qbert import CONFIDENCE, InputError
+from qbert import CONFIDENCE, CannotRunError
 from qbert.checkpoint import Encoder
-from qbert.dataset import text_rows
+from qbert.dataset import Dataset, text_rows
+from qbert.labels import MULTI_LABEL, Indicators, predicted
 from qbert.latency import one_core
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 WARM_UP_DOCUMENTS = 10
 RESAMPLES = 4_000  # moves the interval's ends by less than a tenth of its width from seed to seed
-
-Ids = npt.NDArray[np.int64]
+MOST_COUNTS = 4_000_000  # held at a time while resampling: 32 MB
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,19 @@ class Comparison:
     """Lower end of the 95 % interval of `f1_drop`."""
     f1_drop_high: float
     flips: int
-    """Documents with another predicted label than the baseline's."""
+    """Documents with another predicted label, or set of labels, than the baseline's."""
     lost: int
-    """Flips from the right label to a wrong one."""
+    """Flips from what is right to what is wrong; of several labels, all have to be right."""
     gained: int
-    """Flips from a wrong label to the right one."""
+    """Flips from what is wrong to what is right."""
     mcnemar_p: float
     """Exact McNemar test of `lost` against `gained`."""
     smallest_visible_drop: float
     """The least drop in accuracy that so many documents could tell from chance (p < 0.05)."""
     logit_error: float | None = None
     """Mean absolute difference of the logits from the baseline's, where they were given."""
+    label_flips: int | None = None
+    """Labels of documents that one of both predicts and the other does not; of multi-label models only."""
 
 
 def run(
@@ -78,9 +80,9 @@ def run(
 
 
 def check_finite(logits: npt.NDArray[np.float32], what: str) -> None:
-    """Raise InputError where logits of the variant `what` are no numbers."""
+    """Raise CannotRunError where logits of the variant `what` are no numbers."""
     if not np.isfinite(logits).all():
-        raise InputError(f"variant {what} gives logits that are not finite: leave it out")
+        raise CannotRunError(f"variant {what} gives logits that are not finite: leave it out")
 
 
 def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:
@@ -89,18 +91,26 @@ def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str,
     return {"p50_s": float(p50), "p95_s": float(p95), "p99_s": float(p99)}
 
 
-def compare(labels: Ids, baseline: Ids, variant: Ids, num_labels: int, *, confidence: float = CONFIDENCE) -> Comparison:
-    """Compare predicted label ids, each of shape `(documents,)`, with the true `labels`.
+def compare(
+    labels: Indicators,
+    baseline: Indicators,
+    variant: Indicators,
+    *,
+    multi_label: bool = False,
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """Compare the labels that both predict, `(documents, num_labels)`, with the true `labels`.
 
     Source: exact McNemar test: Fagerland, Lydersen and Laake 2013, "The McNemar test for binary
     matched-pairs data", section 3.
     """
-    lost = int(((baseline == labels) & (variant != labels)).sum())
-    gained = int(((baseline != labels) & (variant == labels)).sum())
-    cells, counts = np.unique(np.stack([labels, baseline, variant]), axis=1, return_counts=True)
-    f1_baseline = float(_weighted_f1(counts[None], cells[0], cells[1], num_labels)[0])
-    f1 = float(_weighted_f1(counts[None], cells[0], cells[2], num_labels)[0])
-    low, high = f1_drop_interval(labels, baseline, variant, num_labels, confidence=confidence)
+    right_before, right_after = ((labels == predicted).all(axis=1) for predicted in (baseline, variant))
+    lost = int((right_before & ~right_after).sum())
+    gained = int((~right_before & right_after).sum())
+    once = np.ones((1, len(labels)))
+    f1_baseline = float(_weighted_f1(once, labels, baseline)[0])
+    f1 = float(_weighted_f1(once, labels, variant)[0])
+    low, high = f1_drop_interval(labels, baseline, variant, confidence=confidence)
     one_sided = 5  # flips that all go one way: 2 * 0.5**5 = 0.06 is chance, 2 * 0.5**6 = 0.03 is not
     return Comparison(
         documents=len(labels),
@@ -109,76 +119,103 @@ def compare(labels: Ids, baseline: Ids, variant: Ids, num_labels: int, *, confid
         f1_drop=f1_baseline - f1,
         f1_drop_low=low,
         f1_drop_high=high,
-        flips=int((baseline != variant).sum()),
+        flips=int((baseline != variant).any(axis=1).sum()),
         lost=lost,
         gained=gained,
         mcnemar_p=float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
         smallest_visible_drop=min(1.0, (one_sided + 1) / len(labels)),
+        label_flips=int((baseline != variant).sum()) if multi_label else None,
     )
 
 
 def f1_drop_interval(
-    labels: Ids, baseline: Ids, variant: Ids, num_labels: int, *, confidence: float = CONFIDENCE
+    labels: Indicators, baseline: Indicators, variant: Indicators, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
     """Return the paired bootstrap interval of the weighted F1 drop.
 
-    Documents with equal (label, baseline, variant) are interchangeable, so a resample of documents is one
+    Documents with equal labels, of all three kinds, are interchangeable, so a resample of documents is one
     multinomial draw over these cells. One document lost and one gained are added, spread over the labels as
     the documents are: without them no flip among 100 documents would give the interval [0, 0].
 
     Source: percentile bootstrap: Efron and Tibshirani 1993, chapter 13; the two added documents: Bonett and
     Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data".
     """
-    known, share = np.unique(labels, return_counts=True)
-    wrong = (known + 1) % num_labels
-    observed, counts = np.unique(np.stack([labels, baseline, variant]), axis=1, return_counts=True)
-    added = np.concatenate([np.stack([known, known, wrong]), np.stack([known, wrong, known])], axis=1)
-    cells = np.concatenate([observed, added], axis=1)
+    known, share = np.unique(labels, axis=0, return_counts=True)
+    wrong = np.array([_exchanged(row) for row in known])
+    observed, counts = np.unique(np.stack([labels, baseline, variant], axis=1), axis=0, return_counts=True)
+    added = [np.stack([known, known, wrong], axis=1), np.stack([known, wrong, known], axis=1)]
+    cells = np.concatenate([observed, *added]).swapaxes(0, 1)
     weights = np.concatenate([counts, share / len(labels), share / len(labels)])
-    draws = np.random.default_rng(0).multinomial(len(labels) + 2, weights / weights.sum(), size=RESAMPLES)
-    drops = _weighted_f1(draws, cells[0], cells[1], num_labels) - _weighted_f1(draws, cells[0], cells[2], num_labels)
+    rng, drops = np.random.default_rng(0), np.empty(RESAMPLES)
+    at_once = max(1, MOST_COUNTS // len(weights))
+    for begin in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - begin)
+        draws = rng.multinomial(len(labels) + 2, weights / weights.sum(), size=size).astype(float)
+        drops[begin : begin + at_once] = _weighted_f1(draws, cells[0], cells[1]) - _weighted_f1(
+            draws, cells[0], cells[2]
+        )
     low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def _weighted_f1(
-    counts: npt.NDArray[np.int64], labels: Ids, predicted: Ids, num_labels: int
-) -> npt.NDArray[np.float64]:
-    """Return the weighted F1 of each row of `counts` `(samples, cells)`, how often each cell's pair occurs."""
-    one_hot = np.eye(num_labels)
-    support = counts @ one_hot[labels]
-    hits = counts @ (one_hot[labels] * (labels == predicted)[:, None])
-    either = support + counts @ one_hot[predicted]
+def _exchanged(labels: Indicators) -> Indicators:
+    """Return the labels of one document, `(num_labels,)`, with the first that it has exchanged for one that it lacks.
+
+    Of one label it is the next one. Where there is none to give up or to take, it is a label more or fewer.
+    """
+    first = labels.argmax()
+    later = (np.arange(len(labels)) + first) % len(labels)
+    wrong = labels.copy()
+    wrong[first] = False
+    wrong[later[~labels[later]][:1]] = True
+    return wrong
+
+
+def _weighted_f1(counts: npt.NDArray[np.float64], labels: Indicators, predicted: Indicators) -> npt.NDArray[np.float64]:
+    """Return the weighted F1 of each row of `counts` `(samples, cells)`, how often each cell's labels occur."""
+    support = counts @ labels.astype(float)
+    hits = counts @ (labels & predicted).astype(float)
+    either = support + counts @ predicted.astype(float)
     f1 = np.divide(2 * hits, either, out=np.zeros_like(either), where=either > 0)
-    return np.asarray((f1 * support).sum(axis=1) / support.sum(axis=1))
+    every = support.sum(axis=1)
+    return np.asarray(np.divide((f1 * support).sum(axis=1), every, out=np.zeros_like(every), where=every > 0))
 
 
 def flipped(
     documents: "pd.DataFrame",
     baseline: npt.NDArray[np.float32],
     variant: npt.NDArray[np.float32],
-    names: tuple[str, ...],
+    dataset: Dataset,
+    problem_type: str,
 ) -> list[dict[str, Any]]:
-    """Return the documents whose label differs, with the name of each label and the logits' margins."""
-    rows = []
-    for row in np.flatnonzero(baseline.argmax(axis=1) != variant.argmax(axis=1)):
-        document = documents.iloc[row]
-        rows.append(
-            {
-                "row": int(documents.index[int(row)]),
-                "label": names[document["label"]],
-                "baseline": names[baseline[row].argmax()],
-                "baseline_margin": _margin(baseline[row]),
-                "variant": names[variant[row].argmax()],
-                "variant_margin": _margin(variant[row]),
-                "text": str(document["text"])[:200],
-            }
-        )
-    return rows
+    """Return the documents whose labels differ, with the labels' names (| between) and the logits' margins."""
+    labels, before, after = (
+        dataset.indicators(documents),
+        predicted(baseline, problem_type),
+        predicted(variant, problem_type),
+    )
+
+    def named(indicators: Indicators) -> str:
+        return "|".join(dataset.label_names[label] for label in np.flatnonzero(indicators))
+
+    return [
+        {
+            "row": int(documents.index[int(row)]),
+            "label": named(labels[row]),
+            "baseline": named(before[row]),
+            "baseline_margin": _margin(baseline[row], problem_type),
+            "variant": named(after[row]),
+            "variant_margin": _margin(variant[row], problem_type),
+            "text": str(documents["text"].iloc[row])[:200],
+        }
+        for row in np.flatnonzero((before != after).any(axis=1))
+    ]
 
 
-def _margin(logits: npt.NDArray[np.float32]) -> float:
-    """Return by how much the highest logit is above the next."""
+def _margin(logits: npt.NDArray[np.float32], problem_type: str) -> float:
+    """Return by how much the highest logit is above the next; of several labels, how near one is to its threshold."""
+    if problem_type == MULTI_LABEL:
+        return float(np.abs(logits).min())
     below, top = np.partition(logits, -2)[-2:]
     return float(top - below)
 
@@ -193,11 +230,14 @@ def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, 
         return ""
     named = "upper end of the F1 drop's interval" if by == "interval" else "F1 drop"
     moved = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
+    changed = f"{comparison.flips} of {comparison.documents} documents flipped"
+    if comparison.label_flips is not None:
+        changed += f", {comparison.label_flips} labels"
     lines = [
         f"{what}: {named} {judged:+.4f} is over the limit {limit:.4f}",
         f"  weighted F1 {comparison.f1_baseline:.4f} -> {comparison.f1:.4f}, drop {comparison.f1_drop:+.4f}",
         f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
-        f"  {comparison.flips} of {comparison.documents} documents flipped: {moved} (p = {comparison.mcnemar_p:.3f})",
+        f"  {changed}: {moved} (p = {comparison.mcnemar_p:.3f})",
     ]
     if by == "interval" and comparison.f1_drop <= limit:
         advice = "more test documents would narrow its interval" if limit > 0 else "its interval needs a limit above 0"

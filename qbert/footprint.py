@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert import InputError, children
+from qbert import CannotRunError, children
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Encoding
@@ -38,7 +38,7 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding") -> Footprint
     """Load what is in `folder` as `variant` in a new process and call it once with `encoding`.
 
     Raises:
-        InputError: it could not be loaded or run.
+        CannotRunError: it could not be loaded or run.
     """
     from qbert.variants import taken
 
@@ -55,7 +55,7 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding") -> Footprint
         )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise InputError(f"variant {variant.name} fails in a process of its own: {said[-1]}")
+        raise CannotRunError(f"variant {variant.name} fails in a process of its own: {said[-1]}")
     return Footprint(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -7,14 +7,17 @@ import tomllib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from qbert import CONFIDENCE, InputError, __version__, compare, evaluate, reason
+from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, parse, reason
+from qbert import variants as table
 from qbert import worker as timing
+from qbert.labels import one_hot
 from qbert.sides import Side, Subject, Worker
-from qbert.terminal import progress
+from qbert.terminal import progress, say
 
 # So long each cell is timed in a pair: SECONDS, or until there are ABBAS, but not beyond MOST_SECONDS unless one ABBA
 # takes longer. With 3 of them a pair's log ratio spread by 3 % (BERT-base at 32 tokens), with 15 and more by 1 %.
@@ -39,18 +42,20 @@ class Budget:
     """A side that does not answer for so long is hanging."""
 
 
-@dataclass(frozen=True)
-class Limit:
+Most = Annotated[float, Meta(ge=0, lt=1e12)]
+
+
+class Limit(Struct, frozen=True, forbid_unknown_fields=True):
     """A row of `[[tool.qbert.gate.limits]]`: which cells, and what head may take there at most."""
 
     model: str = "*"
-    max_length: int | None = None
+    max_length: Annotated[int, Meta(ge=1)] | None = None
     variant: str = "*"
-    max_latency_ms: float = math.inf
-    max_f1_drop: float = math.inf
+    max_latency_ms: Most = math.inf
+    max_f1_drop: Annotated[float, Meta(ge=-1, le=1)] = math.inf
     """Against fp32 of the same side."""
-    max_disk_mb: float = math.inf
-    max_memory_mb: float = math.inf
+    max_disk_mb: Most = math.inf
+    max_memory_mb: Most = math.inf
 
     def covers(self, model: str, max_length: int, variant: str) -> bool:
         """Whether it is for this cell."""
@@ -120,32 +125,32 @@ class Cell:
         return shown | {side: float(np.median(shown[side])) if shown[side] else None for side in ("base_s", "head_s")}
 
 
+class _Settings(Struct, forbid_unknown_fields=True):
+    """The table `[tool.qbert.gate]`."""
+
+    limits: list[Limit] = []
+
+
 def limits(pyproject: Path) -> list[Limit]:
     """Return the rows of `[[tool.qbert.gate.limits]]` in `pyproject`; none where there is no such file or table.
 
     Raises:
         InputError: the file is no TOML, or a row has an unknown key or a value of the wrong kind.
     """
-    if not pyproject.is_file():
+    if not pyproject.exists():
         return []
     try:
-        table = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("qbert", {}).get("gate", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        table = tomllib.loads(parse.read_bytes(pyproject, "it holds the gate's limits").decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{pyproject} is no TOML: {reason(error)}") from error
-    kinds = {"model": str, "variant": str, "max_length": int} | dict.fromkeys(
-        ("max_latency_ms", "max_f1_drop", "max_disk_mb", "max_memory_mb"), (int, float)
-    )
-    rows = table.get("limits", []) if isinstance(table, dict) else None
-    if not isinstance(rows, list) or set(table) - {"limits"}:
-        raise InputError(f"{pyproject}: [tool.qbert.gate] holds nothing but rows of [[tool.qbert.gate.limits]]")
-    for number, row in enumerate(rows, start=1):
-        for key, value in row.items():
-            if key not in kinds or isinstance(value, bool) or not isinstance(value, kinds[key]):
-                raise InputError(
-                    f"{pyproject}: row {number} of [[tool.qbert.gate.limits]] has {key} = {value!r}: "
-                    f"model and variant are patterns, the rest are numbers: {', '.join(kinds)}"
-                )
-    return [Limit(**row) for row in rows]
+    for name in ("tool", "qbert", "gate"):
+        table = table.get(name, {}) if isinstance(table, dict) else table
+    return parse.convert(
+        table,
+        _Settings,
+        f"{pyproject}: [tool.qbert.gate]",
+        f"it holds rows of [[tool.qbert.gate.limits]]: {', '.join(Limit.__struct_fields__)}",
+    ).limits
 
 
 def run(
@@ -257,7 +262,13 @@ def _prepare(worker: Worker, opened: Any, subject: Subject, limits: Sequence[Lim
     with progress(f"preparing {worker.side.name}", len(keys)) as advance:
         for done, (number, max_length, variant) in enumerate(keys, start=1):
             named = {"model": opened["models"][number], "max_length": max_length, "variant": variant}
-            record = worker.ask("prepare", **named)
+            try:
+                record = worker.ask("prepare", **named)
+            except CannotRunError as error:
+                if worker.side.name == "head" and variant in table.named(subject.variants):
+                    raise
+                say(f"{worker.side.name} leaves out a cell: {error}")
+                continue
             if record["trained"]:
                 record |= worker.ask("judge", documents=subject.documents, **named)
             if any(limit.covers(**named) and math.isfinite(limit.max_memory_mb) for limit in limits):
@@ -297,9 +308,12 @@ def _cells(
 
 def _f1(base: Record, head: Record, confidence: float) -> dict[str, Any]:
     """Compare what both predict for the same documents."""
-    labels, on_base, on_head = (np.asarray(ids) for ids in (head["labels"], base["predicted"], head["predicted"]))
-    num_labels = int(max(labels.max(), on_base.max(), on_head.max())) + 1
-    comparison = evaluate.compare(labels, on_base, on_head, num_labels, confidence=confidence)
+    told = [np.asarray(labels) for labels in (head["labels"], base["predicted"], head["predicted"])]
+    multi_label = told[0].ndim > 1
+    if not multi_label:
+        told = [one_hot(ids, int(np.max(told)) + 1) for ids in told]
+    labels, on_base, on_head = (indicators.astype(bool) for indicators in told)
+    comparison = evaluate.compare(labels, on_base, on_head, multi_label=multi_label, confidence=confidence)
     return asdict(comparison) | {"verdict": compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high)}
 
 

@@ -22,6 +22,7 @@ LATENCY = [
 ]
 ACCURACY = [
     *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop", "f1_guard"),
+    "over_limit",
     *("flips", "mcnemar_p", "documents", "smallest_visible_drop", "flipped"),
 ]
 FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "peak_rss_bytes"]
@@ -34,7 +35,8 @@ STORAGE = Path(".benchmarks")
 def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row a cell, in order of appearance, from entries of a run's `benchmarks`; foreign ones are left out.
 
-    Columns: CELL, `trained`, `identity`, LATENCY, ACCURACY, FOOTPRINT; missing where a run has no such benchmark.
+    Columns: CELL, `trained`, `identity`, `stated` (whether its int8 is only what its own code says), LATENCY, ACCURACY,
+    FOOTPRINT; missing where a run has no such benchmark.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for benchmark in benchmarks:
@@ -44,13 +46,16 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         row = rows.setdefault(
             tuple(info[name] for name in CELL), {name: info[name] for name in [*CELL, "trained", "identity"]}
         )
+        row["stated"] = info.get("stated", False)
         measured = {"accuracy": ACCURACY, "footprint": FOOTPRINT}.get(info.get("measured"), LATENCY)
         row |= {name: info[name] for name in measured if name in info}
         if measured is LATENCY:
             row["median_s"] = benchmark["stats"]["median"]
             row |= {f"{name}_s": benchmark["stats"].get(name) for name in ("q1", "q3")}
             row["precision"] = info["identity"].get("definition", {}).get("precision", "")
-    return pd.DataFrame(rows.values(), columns=[*CELL, "trained", "identity", *LATENCY, *ACCURACY, *FOOTPRINT])
+    return pd.DataFrame(
+        rows.values(), columns=[*CELL, "trained", "identity", "stated", *LATENCY, *ACCURACY, *FOOTPRINT]
+    )
 
 
 def read(path: Path) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """What a person gives, read into typed objects: one place that tells what is wrong with it."""
 
+import codecs
 import errno
 import os
 import stat
@@ -32,10 +33,19 @@ def read_json(path: Path, kind: type[Kind], remedy: str) -> Kind:
     Raises:
         InputError: it cannot be read, is no JSON, or a value in it is of another type or beyond its bounds.
     """
+    return decode(path, read_bytes(path, remedy), kind, remedy)
+
+
+def decode(path: Path, content: bytes, kind: type[Kind], remedy: str) -> Kind:
+    """Return the JSON in `content`, which was read from the file `path`, as a `kind`.
+
+    Raises:
+        InputError: it is no JSON, or a value in it is of another type or beyond its bounds.
+    """
     import msgspec
 
     try:
-        return msgspec.json.decode(read_bytes(path, remedy), type=kind)
+        return msgspec.json.decode(content.removeprefix(codecs.BOM_UTF8), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} cannot be used ({error}): {remedy}") from error
 

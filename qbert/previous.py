@@ -4,11 +4,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qbert import InputError, compare, report, saved_run
+from msgspec import UNSET, Struct, UnsetType
+
+from qbert import InputError, compare, parse, report, saved_run
 from qbert.terminal import shown
 
 GROWTH = 0.05  # of bytes on disk, which do not vary, and of peak memory, which varies by 1 to 2 %
 Benchmark = Mapping[str, Any]
+
+
+class Figures(Struct):
+    """What is read of a previous benchmark's `extra_info`, where it is there: another project's has none of it."""
+
+    identity: saved_run.Identity | UnsetType = UNSET
+    f1: float | UnsetType = UNSET
+    disk_bytes: float | UnsetType = UNSET
+    peak_rss_bytes: float | UnsetType = UNSET
 
 
 @dataclass
@@ -43,10 +54,11 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
             "--benchmark-compare finds no previous run: save one with --benchmark-autosave, or name its file or number"
         )
     for run in runs:
-        source = f"the previous run of {run.get('datetime')}"
+        source = f"the previous run of {run.get('datetime')}" if isinstance(run, dict) else "the previous run"
         try:
             found = saved_run.of(run, source)
-            found.cells(source)
+            for one in found.benchmarks:
+                parse.convert(one.extra_info, Figures, f"{source}: {one.name}", saved_run.REMEDY)
         except InputError as error:
             return shown(str(error))
         if found.qbert and found.qbert.failed:

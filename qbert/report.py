@@ -111,8 +111,16 @@ def lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width:
     for heading, (column_width, _) in columns.items():
         drawn.add_column(heading, justify="right", min_width=column_width, no_wrap=True)
     for row in group.to_dict("records"):
-        drawn.add_row(escape(row["variant"]), *(text(row) for _, text in columns.values()))
+        drawn.add_row(_marked(row, drawn), *(text(row) for _, text in columns.values()))
     return drawn
+
+
+def _marked(row: Row, drawn: Table) -> str:
+    """Return the variant of `row`, marked where its int8 is only stated; `drawn` says below what the mark means."""
+    if row.get("stated") is not True:
+        return escape(row["variant"])
+    drawn.caption, drawn.caption_justify = "* int8 as its own code states it, not shown", "left"
+    return escape(row["variant"] + "*")
 
 
 def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
@@ -132,7 +140,7 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
             continue
         documents, visible = result["documents"], result["smallest_visible_drop"]
         drawn.add_row(
-            escape(result["variant"]),
+            _marked(result, drawn),
             *(milliseconds(result[name]) for name in ("p50_s", "p95_s")),
             f"{result['f1']:.4f}",
             *(
@@ -228,7 +236,7 @@ COLUMNS: dict[str, tuple[int, Format]] = {
     "speedup\nmedian, 95 %": (17, _speedup),
     "over best\nfp32": (9, lambda row: number(row["over_best"], ".2f")),
     "of\nlimit": (5, lambda row: number(row["share_of_limit"], ".0%")),
-    "F1\ndrop": (7, lambda row: number(row["f1_drop"], "+.4f")),
+    "F1\ndrop": (7, lambda row: number(row["f1_drop"], "+.4f") + ("!" if row["over_limit"] is True else "")),
     "flips\n": (5, lambda row: number(row["flips"], ".0f")),
 }
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
-from qbert import CONFIDENCE, evaluate, report
+from qbert import CONFIDENCE, report
 from qbert.cache import write_file
 from qbert.dataset import text_rows
 from qbert.latency import one_core
@@ -77,9 +77,7 @@ def measure(before: "Cell", after: "Cell", documents: "pd.DataFrame", advance: C
                     logits[side].append(found)
             advance(min(begin + TURN, len(rows)))
     outputs = [np.concatenate(side) for side in logits]
-    comparison = evaluate.compare(
-        documents["label"].to_numpy(), outputs[0].argmax(axis=1), outputs[1].argmax(axis=1), outputs[0].shape[1]
-    )
+    comparison = after.compare(documents, *outputs)
     speedup, low, high = ratio_of_means(np.array(seconds[0]), np.array(seconds[1]))
     return Training(
         max_length=before.max_length,

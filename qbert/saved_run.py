@@ -90,6 +90,7 @@ class Accuracy(Cell):
     max_f1_drop: float
     f1_guard: str
     flipped: list[Flip]
+    over_limit: bool | UnsetType = UNSET
 
 
 class Footprint(Cell):

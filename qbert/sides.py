@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from filelock import FileLock
 
-from qbert import InputError, children
+from qbert import CannotRunError, InputError, children
 from qbert.dataset import FILES
 
 CELL = ("model", "max_length", "variant")
@@ -119,6 +119,7 @@ class Worker:
 
         Raises:
             InputError: head finds a mistake in what the person asked for.
+            CannotRunError: the variant that was named cannot run the model.
             SideError: the side failed, ended, or did not answer in time.
         """
         end = time.monotonic() + self._timeout_s
@@ -136,6 +137,8 @@ class Worker:
         answer = json.loads(line)
         if "error" not in answer:
             return answer["answer"]
+        if answer.get("cannot"):
+            raise CannotRunError(answer["error"])
         if answer["mistake"] and self.side.name == "head" and self._doing == "open":
             raise InputError(answer["error"])
         raise self._failed(f"{answer['error']} ('{self._doing}')")
@@ -265,15 +268,17 @@ def refuse_pointers(side: Side) -> None:
     """Raise InputError where a model or the dataset of `side` is of Git LFS and was not fetched."""
     for folder in (Path(name) for name in (*side.models, side.dataset)):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.suffix in READ and path.is_file():
-                with path.open("rb") as file:
-                    if file.read(len(POINTER)) != POINTER:
-                        continue
-                inside = side.tree is not None and path.is_relative_to(side.tree)
+            if path.suffix in READ and path.is_file() and _is_pointer(path):
+                shown = path.relative_to(side.tree) if side.tree and path.is_relative_to(side.tree) else path
                 raise InputError(
-                    f"{side.name}'s {path.relative_to(side.tree or '') if inside else path} is a Git LFS pointer and "
-                    "not the file itself: install git-lfs (git lfs install), then fetch it (git lfs pull)"
+                    f"{side.name}'s {shown} is a Git LFS pointer and not the file itself: "
+                    "install git-lfs (git lfs install), then fetch it (git lfs pull)"
                 )
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 READ = {".json", ".safetensors", ".txt", ".model", ".csv"}

@@ -18,6 +18,7 @@ from qbert import InputError, children, evaluate, limit, machine, sources, train
 from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
+from qbert.labels import MULTI_LABEL, predicted
 from qbert.terminal import say, silent
 from qbert.variants import BASELINE, Classifier, Variant
 
@@ -100,7 +101,7 @@ class Suite:
             folder = locate(source)
         except InputError as error:
             raise InputError(f"{error}; built in are {', '.join(train.GEOMETRIES)}") from error
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = Checkpoint.open(folder, as_base=fine_tune)
         checkpoint.check_length(*self.max_lengths)
         name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
         place = str(folder.resolve())
@@ -253,11 +254,35 @@ class Cell:
     ) -> tuple[evaluate.Comparison, list[dict[str, Any]]]:
         """Compare `logits` `(documents, num_labels)` of this cell with the baseline's: the figures, and the flips."""
         baseline = self.suite.baseline_logits(self, documents, logits)
-        comparison = evaluate.compare(
-            documents["label"].to_numpy(), baseline.argmax(axis=1), logits.argmax(axis=1), logits.shape[1]
+        comparison = replace(
+            self.compare(documents, baseline, logits), logit_error=float(np.abs(logits - baseline).mean())
         )
-        comparison = replace(comparison, logit_error=float(np.abs(logits - baseline).mean()))
-        return comparison, evaluate.flipped(documents, baseline, logits, self.suite.dataset.label_names)
+        problem_type = self.checkpoint.problem_type
+        return comparison, evaluate.flipped(documents, baseline, logits, self.suite.dataset, problem_type)
+
+    def compare(
+        self,
+        documents: "pd.DataFrame",
+        baseline: npt.NDArray[np.float32],
+        logits: npt.NDArray[np.float32],
+    ) -> evaluate.Comparison:
+        """Compare what `logits` and those of a `baseline`, `(documents, num_labels)` of this model, predict.
+
+        Raises:
+            InputError: some are no numbers, so that they predict nothing.
+        """
+        problem_type = self.checkpoint.problem_type
+        for one in (baseline, logits):
+            if not np.isfinite(one).all():
+                raise InputError(
+                    f"{self.name} answers with nan or infinity: leave {self.model.name} or the variant out"
+                )
+        return evaluate.compare(
+            self.suite.dataset.indicators(documents),
+            predicted(baseline, problem_type),
+            predicted(logits, problem_type),
+            multi_label=problem_type == MULTI_LABEL,
+        )
 
     def limit(self, seconds: float) -> dict[str, Any]:
         """Return how near `seconds` for a full encoding is to what one core can do: `floor_s` and `share_of_limit`."""

@@ -1,4 +1,4 @@
-"""What a person sees while waiting: rich's consoles, and progress: a bar on a terminal, some lines elsewhere."""
+"""What a person sees: text from data as text, and how far something is, as a bar or off a terminal in lines."""
 
 import contextlib
 import io

@@ -12,6 +12,8 @@ from qbert import InputError, machine
 from qbert.cache import build_folder, is_filled
 from qbert.checkpoint import Checkpoint, locate, quiet_transformers, write_record
 from qbert.dataset import Dataset, text_rows
+from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
+from qbert.parse import read_bytes
 from qbert.terminal import progress
 
 if TYPE_CHECKING:
@@ -165,12 +167,12 @@ def read_vocabulary(path: Path) -> "BertTokenizer":
     """
     from transformers import BertTokenizer
 
+    remedy = "give a text file with a token on each line"
     try:
-        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # U+2028 is a token, no end of line
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"vocabulary {path} cannot be read ({error}): give a text file with a token on each line"
-        ) from error
+        text = read_bytes(path, remedy).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"vocabulary {path} cannot be read ({error}): {remedy}") from error
+    tokens = text.removesuffix("\n").split("\n")  # U+2028 is a token, no end of line
     lacking = [token for token in SPECIAL_TOKENS if token not in tokens]
     if lacking:
         raise InputError(f"vocabulary {path} lacks {', '.join(lacking)}: give a BERT vocabulary (vocab.txt)")
@@ -188,7 +190,7 @@ def _start(
     labels: dict[str, Any] = {
         "id2label": names,
         "label2id": {name: label for label, name in names.items()},
-        "problem_type": "single_label_classification",
+        "problem_type": MULTI_LABEL if dataset.multi_label else SINGLE_LABEL,
     }
     if base not in GEOMETRIES:
         if vocab is not None:
@@ -196,11 +198,11 @@ def _start(
                 f"--vocab goes with a base trained from scratch ({', '.join(GEOMETRIES)}): leave it out for {base}"
             )
         try:
-            checkpoint = Checkpoint.open(locate(base))
+            checkpoint = Checkpoint.open(locate(base), as_base=True)
         except InputError as error:
             raise InputError(f"{error}; from scratch there are {', '.join(GEOMETRIES)}") from error
         checkpoint.check_length(max_length)
-        model = checkpoint.load(seed=seed, num_labels=len(names), ignore_mismatched_sizes=True, **labels)
+        model = checkpoint.load(seed=seed, num_labels=len(names), **labels)
         return model, checkpoint.encoder.tokenizer
     check_length(base, max_length)
     layers, hidden = GEOMETRIES[base]
@@ -221,13 +223,14 @@ def _start(
     return BertForSequenceClassification(config), tokenizer
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", rows: "pd.DataFrame", max_length: int) -> list[dict[str, Any]]:
-    """Return the tokens and the label of each row, as Trainer takes them."""
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", dataset: Dataset, rows: "pd.DataFrame", max_length: int
+) -> list[dict[str, Any]]:
+    """Return the tokens and the labels of each row, as Trainer takes them: an id, or a number for each of several."""
     pairs = list(rows["text_pair"]) if "text_pair" in rows else None
     tokens = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=max_length)
-    return [
-        {name: tokens[name][row] for name in tokens} | {"labels": int(label)} for row, label in enumerate(rows["label"])
-    ]
+    labels = dataset.indicators(rows).astype(float).tolist() if dataset.multi_label else rows["label"].tolist()
+    return [{name: tokens[name][row] for name in tokens} | {"labels": one} for row, one in enumerate(labels)]
 
 
 def _collator(
@@ -295,18 +298,22 @@ def _run(
                 seed=seed,
                 save_strategy="no",
                 logging_strategy="no",
+                logging_nan_inf_filter=False,  # a loss that is no number shows in the mean
                 report_to="none",
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=_encode(tokenizer, dataset.train, max_length),
+            train_dataset=_encode(tokenizer, dataset, dataset.train, max_length),
             data_collator=_collator(model, tokenizer, shortest, max_length, recipe.masked),
             callbacks=[Show()],
         )
         trainer.remove_callback(PrinterCallback)
         loss = trainer.train().training_loss
-    test = _encode(tokenizer, dataset.test, max_length)
+    if not math.isfinite(loss):
+        raise InputError(f"training diverged (its loss is {loss}): take a lower --learning-rate")
+    test = _encode(tokenizer, dataset, dataset.test, max_length)
     # Any sequence will do as a dataset, and of a classifier the predictions are one array.
-    predicted = trainer.predict(test).predictions.argmax(axis=-1)  # type: ignore[arg-type, union-attr]
-    score = f1_score(dataset.test["label"], predicted, average="weighted")
+    logits = trainer.predict(test).predictions  # type: ignore[arg-type]
+    found = predicted(logits, model.config.problem_type)  # type: ignore[arg-type]
+    score = f1_score(dataset.indicators(dataset.test), found, average="weighted", zero_division=0)
     return {"training_loss": round(float(loss), 4), "test_weighted_f1": round(float(score), 4)}

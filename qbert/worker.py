@@ -114,16 +114,26 @@ class Worker:
         return cell.describe(cell.classifier.evidence) | {"disk_bytes": cell.disk_bytes}
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return the documents' label ids, those that the cell predicts, its F1 drop against fp32, and its limit."""
-        from qbert import evaluate
+        """Return the labels of the test documents, those that the cell predicts, and its F1 drop against fp32.
+
+        Labels are ids, or of a multi-label model lists that say 1 or 0 of each.
+        """
+        from qbert import InputError, evaluate
 
         cell = self._cell(**named)
         rows = cell.suite.dataset.documents(documents)
         logits, _ = evaluate.run(cell.classifier, cell.encoder, rows, cell.max_length)
+        if getattr(cell.checkpoint.config, "problem_type", None) != "multi_label_classification":
+            labels, predicted = rows["label"].tolist(), logits.argmax(axis=1).tolist()
+        elif hasattr(cell.checkpoint, "problem_type"):
+            found = cell.suite.dataset.indicators(rows), logits >= 0
+            labels, predicted = (indicators.astype(int).tolist() for indicators in found)
+        else:
+            raise InputError("its qbert is of a time before multi-label models: compare with a newer one")
         comparison, _ = cell.judge(rows, logits)
         return {
-            "labels": rows["label"].tolist(),
-            "predicted": logits.argmax(axis=1).tolist(),
+            "labels": labels,
+            "predicted": predicted,
             "f1_drop": comparison.f1_drop,
             "max_f1_drop": cell.variant.max_f1_drop,
         }
@@ -200,9 +210,11 @@ def main() -> None:
                 answer = {"answer": getattr(worker, request.pop("do"))(**request)}
             except Exception as error:  # noqa: BLE001  of any kind, by any side's code: the gate reports it
                 lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-                kind = "" if type(error).__name__ == "InputError" else f"{type(error).__name__}: "
+                known = {kind.__name__ for kind in type(error).__mro__}  # by name: a side has its own classes
+                kind = "" if "InputError" in known else f"{type(error).__name__}: "
                 answer = {"error": kind + (lines[0] if lines else "no message")}
                 answer["mistake"] = not kind
+                answer["cannot"] = type(error).__name__ == "CannotRunError"
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 

@@ -140,6 +140,27 @@ def trained(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Checkpoi
     return train.train(news, "bert-tiny", tmp_path_factory.mktemp("model") / "tiny", max_length=64, recipe=recipe)
 
 
+@pytest.fixture(scope="session")
+def several(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Dataset:
+    """Texts of any number of labels: every third has none, every third that of its neighbour as well."""
+    folder = tmp_path_factory.mktemp("data") / "several"
+    folder.mkdir()
+    for split, rows in (("train", news.train), ("test", news.test)):
+        own, next_one = rows["label"].to_numpy(), rows["label"].sample(frac=1, random_state=2).to_numpy()
+        names = [(news.label_names[one], news.label_names[two]) for one, two in zip(own, next_one, strict=True)]
+        labels = ["|".join(sorted(set(pair[: row % 3]))) for row, pair in enumerate(names)]
+        pd.DataFrame({"text": rows["text"], "labels": labels}).to_csv(folder / f"{split}.csv", index=False)
+    (folder / "label.json").write_text((news.folder / "label.json").read_text())
+    return datasets.load(folder)
+
+
+@pytest.fixture(scope="session")
+def multi(tmp_path_factory: pytest.TempPathFactory, several: Dataset) -> Checkpoint:
+    """BERT-tiny after one epoch on texts of any number of labels."""
+    recipe = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+    return train.train(several, "bert-tiny", tmp_path_factory.mktemp("model") / "multi", max_length=32, recipe=recipe)
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Checkpoint:
     """A small seeded classifier of each architecture, for the dataset's five labels."""

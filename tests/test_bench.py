@@ -137,6 +137,16 @@ def test_an_f1_drop_over_the_limit_fails_and_shows_the_figures(quick: list[objec
     assert baseline.returncode == 0  # nothing to hold it against
 
 
+def test_a_cell_that_was_within_its_limit_and_is_over_it_now_is_told(quick: list[object], tmp_path: Path) -> None:
+    few = [*quick, "--variants", "default", "-k", "accuracy and 16 and int8-dynamic"]
+    assert bench(*few, "--benchmark-autosave", cwd=tmp_path).returncode == 0
+    compared = [*few, "--max-f1-drop", "-0.5", "--benchmark-compare"]
+    told = bench(*compared, cwd=tmp_path)
+    assert told.returncode == 0
+    assert ", and was not in the previous run" in told.stdout
+    assert bench(*compared, "--benchmark-compare-fail=median:900%", cwd=tmp_path).returncode == 1
+
+
 def test_a_variant_brought_along_is_marked_where_it_is_over_the_limit_or_cannot_run(
     quick: list[object], few: Path
 ) -> None:
@@ -199,8 +209,9 @@ def test_a_regression_fails_the_session_and_the_table_still_comes(quick: list[ob
     done = bench(*few, "--benchmark-compare", "--benchmark-compare-fail=median:5%", cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "test_latency[tiny-16-fp32]: median 0.0" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
     assert "tiny, 16 tokens" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "raise PerformanceRegression" not in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="session")
@@ -293,6 +304,15 @@ def test_a_previous_run_of_another_subject_is_named_and_not_compared(quick: list
     assert "(NOW)" not in table[: table.index("qbert: ")], "latency was shown beside the other processor's"
     gated = bench(*quick, "-k", "(latency or accuracy) and 16", *COMPARE, cwd=again)
     assert gated.returncode != 0
+
+
+@pytest.mark.parametrize("damage", ["[]", '{"benchmarks": [{}]}', '{"benchmarks": null}', "{", '{"datetime": 3}'])
+def test_a_previous_run_that_is_damaged_is_a_usage_error(quick: list[object], again: Path, damage: str) -> None:
+    (path,) = saved_runs(again)
+    path.write_text(damage)
+    done = bench(*quick, "-k", "latency and 16", "--benchmark-compare", cwd=again)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_f1_is_compared_with_the_previous_run(quick: list[object], again: Path) -> None:
@@ -396,6 +416,15 @@ def test_a_mistake_is_a_usage_error(quick: list[object], tmp_path: Path, argumen
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert "INTERNALERROR" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("option", ["--max-f1-drop", "--seconds-per-cell"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_an_option_that_is_no_number_is_a_usage_error(tmp_path: Path, option: str, value: str) -> None:
+    done = bench(f"{option}={value}", "--collect-only", cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert f"argument {option}: invalid" in done.stderr
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pygal") is not None, reason="pygal is here")

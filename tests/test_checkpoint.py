@@ -1,11 +1,14 @@
 """Which folders are checkpoints, and what is read off them."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from qbert import InputError
 from qbert.checkpoint import Checkpoint, locate
@@ -16,6 +19,15 @@ from qbert.suite import Suite
 @pytest.fixture
 def copy(trained: Checkpoint, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained.folder, tmp_path / "copy"))
+
+
+Tensors = dict[str, np.ndarray]
+EMBEDDING = "bert.embeddings.word_embeddings.weight"
+
+
+def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
 def configure(folder: Path, **changes: object) -> None:
@@ -63,14 +75,13 @@ def test_the_hash_changes_with_weights_tokenizer_and_configuration(copy: Path, t
 
 
 def test_a_checkpoint_without_weights_for_the_head_is_untrained(copy: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    tensors = load_file(copy / "model.safetensors")
-    save_file(
-        {name: tensor for name, tensor in tensors.items() if "classifier" not in name},
-        copy / "model.safetensors",
-    )
+    rewrite(copy, lambda tensors: {name: tensor for name, tensor in tensors.items() if "classifier" not in name})
     assert not Checkpoint.open(copy).trained
+
+
+def test_a_folder_that_is_not_there_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no checkpoint, it has no config\.json"):
+        Checkpoint.open(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -101,8 +112,163 @@ def test_weights_that_lack_a_layer_are_refused(copy: Path) -> None:
 
 def test_weights_of_another_shape_are_refused(copy: Path) -> None:
     configure(copy, intermediate_size=256)
-    with pytest.raises(InputError, match=r"weights and config\.json do not fit"):
+    with pytest.raises(InputError, match=r"weights and config\.json do not fit \(bert.*\(512,\) and \(256,\)\)"):
         Checkpoint.open(copy).load()
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
+        "BertForMultipleChoice",
+        "BertForNextSentencePrediction",
+    ],
+)
+def test_a_head_that_tells_no_labels_of_a_text_is_refused_by_name(copy: Path, architecture: str) -> None:
+    configure(copy, architectures=[architecture])
+    with pytest.raises(InputError, match=f"is a {architecture}: qbert judges text classifiers"):
+        Checkpoint.open(copy)
+    assert Checkpoint.open(copy, as_base=True)
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForMaskedLM", "BertForPreTraining"])
+def test_a_body_without_a_head_can_be_timed_and_is_untrained(copy: Path, architecture: str) -> None:
+    rewrite(copy, lambda tensors: {name: tensor for name, tensor in tensors.items() if "classifier" not in name})
+    configure(copy, architectures=[architecture])
+    body = Checkpoint.open(copy)
+    assert not body.trained
+    assert body.load().num_labels == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem_type": "regression"}, "gives a number and no label .problem_type regression"),
+        ({"id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": None}, "gives a number and no label"),
+        ({"id2label": None, "num_labels": 1}, "gives a number and no label .num_labels 1"),
+        ({"problem_type": "ranking"}, "Invalid enum value 'ranking'"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label has the ids 0, 2"),
+        ({"id2label": {"0": "a", "1": "a"}}, "id2label has the ids 0, 1 and 1 names"),
+        ({"id2label": {"zero": "a", "1": "b"}}, "config.json cannot be used"),
+        ({"id2label": ["a", "b"]}, "config.json cannot be used"),
+        ({"num_labels": 3}, "every id from 0 to the number of labels"),
+        ({"id2label": None, "num_labels": 10**9}, "config.json cannot be used"),
+        *(({"hidden_size": size}, "config.json cannot be used") for size in (0, -1, "128", 1.5, 10**9, 10**30)),
+        *(({"num_hidden_layers": count}, "config.json cannot be used") for count in (0, -1, "2", 10**9)),
+        ({"vocab_size": 1 << 24}, "weights and config.json do not fit"),
+        ({"hidden_act": "swoosh"}, "no text classifier can be made of it"),
+        ({"pad_token_id": "none"}, "Field 'pad_token_id' expected int"),
+        ({"layer_norm_eps": float("nan")}, "config.json cannot be used"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized already"),
+        ({"_attn_implementation": "kernels-community/flash-attn"}, "asks for the attention 'kernels-community/"),
+        ({"attn_implementation": "flash_attention_2"}, "asks for the attention 'flash_attention_2'"),
+        ({"architectures": "BertModel"}, "config.json cannot be used"),
+        ({"model_type": None}, "config.json cannot be used"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_one_sentence(copy: Path, changes: dict[str, object], message: str) -> None:
+    configure(copy, **changes)
+    with pytest.raises(InputError, match=message) as error:
+        Checkpoint.open(copy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "qbert.json"])
+@pytest.mark.parametrize("content", ["", "[]", "null", "[" * 100_000, '{"a": ' * 100_000])
+def test_json_of_another_kind_is_one_sentence(copy: Path, file: str, content: str) -> None:
+    if "index" in file:
+        (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
+    (copy / file).write_text(content)
+    with pytest.raises(InputError, match=file) as error:
+        Checkpoint.open(copy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shard", ["../copy/model.safetensors", "/etc/hostname", "missing.safetensors"])
+def test_an_index_names_only_files_beside_it(copy: Path, shard: str) -> None:
+    (copy / "model.safetensors").rename(copy / "other.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"classifier.bias": shard}}))
+    with pytest.raises(InputError, match=f"names '{shard}', which is no file beside it"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("change", [{"max_length": "64"}, {"max_length": 0}, {"untrained": 1}, {"metrics": []}])
+def test_a_record_with_values_of_another_kind_is_named(copy: Path, change: dict[str, object]) -> None:
+    path = copy / "qbert.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=r"qbert\.json cannot be used"):
+        Checkpoint.open(copy)
+
+
+def test_a_recorded_length_beyond_the_positions_is_refused(copy: Path) -> None:
+    path = copy / "qbert.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_length": 513}))
+    with pytest.raises(InputError, match="max_length 513 is beyond"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "qbert.json"])
+def test_a_pipe_is_not_waited_for(copy: Path, file: str) -> None:
+    (copy / file).unlink()
+    os.mkfifo(copy / file)
+    with pytest.raises(InputError, match=f"{file} is a pipe or a device"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["bert.encoder.layer.1.output.dense.weight", "classifier.bias"])
+def test_weights_that_are_no_numbers_are_named(copy: Path, name: str, value: float) -> None:
+    def damage(tensors: Tensors) -> Tensors:
+        tensors[name].flat[-1] = value
+        return tensors
+
+    rewrite(copy, damage)
+    with pytest.raises(InputError, match=f"{name} has weights that are nan or infinite"):
+        Checkpoint.open(copy).load()
+
+
+def test_a_layer_that_the_configuration_does_not_have_is_refused(copy: Path) -> None:
+    configure(copy, num_hidden_layers=1)
+    with pytest.raises(InputError, match=r"the weights have bert\.encoder\.layer\.1\..*, which config\.json lacks"):
+        Checkpoint.open(copy).load()
+    rewrite(copy, lambda tensors: {name: tensor for name, tensor in tensors.items() if "classifier" not in name})
+    with pytest.raises(InputError, match=r"which config\.json lacks"):
+        Checkpoint.open(copy).load()
+
+
+def test_a_tensor_that_nothing_uses_is_refused(copy: Path) -> None:
+    rewrite(copy, lambda tensors: tensors | {"adapter.weight": np.ones(3, dtype=np.float32)})
+    with pytest.raises(InputError, match=r"the weights have adapter\.weight, which config\.json lacks"):
+        Checkpoint.open(copy).load()
+
+
+def test_parts_of_the_body_that_a_classifier_leaves_out_may_be_there(family: Checkpoint, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    copied = Path(shutil.copytree(family.folder, tmp_path / "copied"))
+    body, prefix = AutoModel.from_config(family.config).state_dict(), family.skeleton.base_model_prefix
+    whole = {f"{prefix}.{name}": tensor.numpy() for name, tensor in body.items()}  # with RoBERTa's pooler
+    rewrite(copied, lambda tensors: whole | tensors)
+    assert Checkpoint.open(copied).load()
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(copy: Path) -> None:
+    rewrite(copy, lambda tensors: tensors | {EMBEDDING: tensors[EMBEDDING][:100]})
+    configure(copy, vocab_size=100)
+    with pytest.raises(InputError, match=r"the tokenizer has \d+ tokens and the model 100"):
+        Checkpoint.open(copy)
+
+
+def test_several_labels_need_a_multi_label_model(
+    trained: Checkpoint, multi: Checkpoint, news: Dataset, several: Dataset
+) -> None:
+    with pytest.raises(
+        InputError, match=r"gives a text one label and the dataset several any number .column 'labels'."
+    ):
+        trained.check_labels(several)
+    multi.check_labels(several)
+    multi.check_labels(news)
 
 
 def test_a_length_without_room_for_text_is_refused(trained: Checkpoint) -> None:

@@ -95,14 +95,15 @@ def test_a_suite_that_is_killed_takes_its_training_with_it_and_the_next_one_succ
     start: Callable[[str], "subprocess.Popen[bytes]"],
     processes: Callable[[str], list[str]],
     wait_until: Callable[..., None],
+    trained: Checkpoint,
     news: Dataset,
     tmp_path: Path,
 ) -> None:
     script = f"""
         from qbert import dataset
         from qbert.suite import Suite
-        suite = Suite(dataset.load({str(news.folder)!r}), ["bert-tiny"], max_lengths=[16])
-        print(suite.checkpoint(suite.models["bert-tiny"], 16).trained)
+        suite = Suite(dataset.load({str(news.folder)!r}), [{str(trained.folder)!r}], max_lengths=[16], fine_tune=True)
+        assert suite.checkpoint(suite.models["tiny"], 16).trained
     """
     parent = start(script)
     wait_until(lambda: list((tmp_path / "cache").glob("models/*/..*")), 120)  # the training's own stage
@@ -111,4 +112,4 @@ def test_a_suite_that_is_killed_takes_its_training_with_it_and_the_next_one_succ
     wait_until(lambda: not processes(f"QBERT_CACHE={tmp_path / 'cache'}"))
     assert start(script).wait() == 0
     (model,) = (tmp_path / "cache" / "models").glob("*")
-    assert [path.name for path in model.iterdir()] == ["bert-tiny-16"]
+    assert [path.name for path in model.iterdir()] == ["tiny-16"]

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 
-from qbert import train
+from qbert import InputError, train
+from qbert.artefact import Artefact
 from qbert.checkpoint import Checkpoint
 from qbert.cli import main
 from qbert.dataset import Dataset
@@ -145,7 +148,7 @@ def test_evaluate_passes_where_a_variant_brought_along_cannot_run(
 
 def test_predict_gives_label_and_score_of_texts_given_or_piped_in(artefact: Path, trained: Checkpoint) -> None:
     given = qbert("predict", "--model", artefact, "球队赢了比赛", "汽车发动机")
-    piped = qbert("predict", "--model", artefact, stdin="球队赢了比赛\n\n汽车发动机\n")
+    piped = qbert("predict", "--model", artefact, stdin="球队赢了比赛\n汽车发动机\n")
     assert given.returncode == 0, given.stderr
     assert given.stdout == piped.stdout
     label, score, text = given.stdout.splitlines()[0].split("\t")
@@ -162,6 +165,63 @@ def test_predict_gives_every_score_as_json(trained: Checkpoint) -> None:
     assert answer["text"] == "一\t二"
     assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-5)
     assert answer["label"] == max(answer["scores"], key=answer["scores"].__getitem__)
+
+
+def test_a_multi_label_model_gives_every_label_scored_one_half_and_more(multi: Checkpoint, several: Dataset) -> None:
+    texts = list(several.test["text"])
+    arguments = ["predict", "--model", str(multi.folder), *texts]
+    answers = [json.loads(line) for line in CliRunner().invoke(main, [*arguments, "--json"]).stdout.splitlines()]
+    lines = CliRunner().invoke(main, arguments).stdout.splitlines()
+    assert len(answers) == len(lines) == len(texts)
+    for answer, line in zip(answers, lines, strict=True):
+        scores = answer["scores"]
+        assert set(scores) == set(several.label_names)
+        assert set(answer["labels"]) == {name for name, score in scores.items() if score >= 0.5}
+        names, given, _ = line.split("\t")
+        assert names == ",".join(sorted(answer["labels"], key=scores.__getitem__, reverse=True))
+        assert given == ",".join(f"{scores[name]:.4f}" for name in names.split(",") if name)
+
+
+def test_an_artefact_of_a_multi_label_model_predicts_as_one(multi: Checkpoint, tmp_path: Path) -> None:
+    arguments = ["--model", str(multi.folder), "--variant", "int8-dynamic-onednn"]
+    made = CliRunner().invoke(main, ["quantize", *arguments, "--output", str(tmp_path / "out")])
+    assert made.exit_code == 0, made.stderr
+    by_checkpoint = CliRunner().invoke(main, ["predict", *arguments, "--json", "学校考试"])
+    by_artefact = CliRunner().invoke(main, ["predict", "--model", str(tmp_path / "out"), "--json", "学校考试"])
+    assert by_artefact.stdout == by_checkpoint.stdout != ""
+    assert sum(json.loads(by_artefact.stdout)["scores"].values()) != pytest.approx(1, abs=0.01)
+
+
+def test_evaluate_judges_several_labels(multi: Checkpoint, several: Dataset, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ["--model", str(multi.folder), "--dataset", str(several.folder), "--json", str(file)]
+    done = CliRunner().invoke(main, ["evaluate", *arguments, "--variants", "fp32,int8-dynamic-onednn"])
+    assert done.exit_code == 0, done.stderr
+    before, after = json.loads(file.read_text(encoding="utf-8"))
+    assert before["f1"] == after["f1_baseline"] == pytest.approx(multi.record["metrics"]["test_weighted_f1"], abs=0.02)
+    assert after["flips"] == len(after["flipped"]) <= after["label_flips"]
+
+
+def test_a_record_made_before_several_labels_were_told_apart_is_of_one_label(artefact: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(artefact, tmp_path / "old"))
+    record = json.loads((old / "qbert.json").read_text(encoding="utf-8"))
+    del record["problem_type"]
+    (old / "qbert.json").write_text(json.dumps(record), encoding="utf-8")
+    assert Artefact.open(old).problem_type == "single_label_classification"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"labels": "ab"}, {"labels": ["a"]}, {"inputs": ["words"]}, {"positions": 0}, {"truncation_side": "up"}],
+)
+def test_an_artefacts_record_with_values_of_another_kind_is_named(
+    artefact: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    folder = Path(shutil.copytree(artefact, tmp_path / "changed"))
+    record = json.loads((folder / "qbert.json").read_text(encoding="utf-8"))
+    (folder / "qbert.json").write_text(json.dumps(record | change), encoding="utf-8")
+    with pytest.raises(InputError, match=r"qbert\.json"):
+        Artefact.open(folder)
 
 
 def test_artefact_and_checkpoint_predict_the_same(artefact: Path, trained: Checkpoint) -> None:
@@ -210,10 +270,30 @@ def test_an_outside_module_adds_a_variant(outside: Path) -> None:
         ("train --base bert-tiny --max-length 513 --output {out}", "512 positions"),
         (
             "train --base bert-tiny --vocab missing.txt --output {out}",
-            "vocabulary missing.txt cannot be read",
+            "missing.txt cannot be read",
         ),
         ("train --base bert-tiny --output {trained}", "exists already"),
         ("-p no_such_module variants", "-p no_such_module cannot be imported"),
+        ("-p broken variants", "-p broken cannot be imported (ZeroDivisionError: division by zero)"),
+        ("-p ending variants", "-p ending cannot be imported (SystemExit: 0)"),
+        ("evaluate --model {trained} --dataset {several}", "gives a text one label and the dataset several any number"),
+        ("predict --model {headless} text", "has no trained classification head"),
+        ("quantize --model {headless} --variant fp32 --output {out}", "has no trained classification head"),
+        ("evaluate --model {headless} --dataset {news}", "has no trained classification head"),
+        ("predict --model {overflowing} text", "answers with nan or infinity to 'text'"),
+        ("evaluate --model {overflowing} --dataset {news} --variants fp32", "answers with nan or infinity"),
+        ("evaluate --model " + "x" * 5000, "cannot be used (File name too long)"),
+        *(
+            (f"train --base bert-tiny --output {{out}} {option} {value}", f"Invalid value for '{option}'")
+            for option in ("--learning-rate", "--warmup")
+            for value in ("nan", "inf", "-inf")
+        ),
+        *(
+            (f"train --base bert-tiny --output {{out}} --seed {value}", "Invalid value for '--seed'")
+            for value in ("-1", "4294967296", "nan")
+        ),
+        ("gate --calibrate --max-seconds nan", "Invalid value for '--max-seconds': 'nan' is no number."),
+        ("gate --calibrate --timeout inf", "Invalid value for '--timeout': 'inf' is no number."),
     ],
 )
 def test_a_mistake_is_one_sentence_with_exit_code_2(
@@ -222,9 +302,21 @@ def test_a_mistake_is_one_sentence_with_exit_code_2(
     trained: Checkpoint,
     news: Dataset,
     pairs: Dataset,
+    several: Dataset,
     artefact: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "ending.py").write_text("raise SystemExit(0)")
+    headless = Path(shutil.copytree(trained.folder, tmp_path / "headless"))
+    tensors = load_file(headless / "model.safetensors")
+    body = {name: tensor for name, tensor in tensors.items() if "classifier" not in name}
+    save_file(body, headless / "model.safetensors", metadata={"format": "pt"})
+    overflowing = Path(shutil.copytree(trained.folder, tmp_path / "overflowing"))
+    largest = {"classifier.weight": np.full_like(tensors["classifier.weight"], 3e38)}
+    save_file(tensors | largest, overflowing / "model.safetensors", metadata={"format": "pt"})
     damaged = Path(shutil.copytree(artefact, tmp_path / "damaged"))
     (damaged / "quantized.safetensors").write_bytes(b"damaged")
     out = tmp_path / "nothing" / "out"
@@ -235,6 +327,9 @@ def test_a_mistake_is_one_sentence_with_exit_code_2(
         "artefact": artefact,
         "out": out,
         "damaged": damaged,
+        "several": several.folder,
+        "headless": headless,
+        "overflowing": overflowing,
     }
     done = CliRunner().invoke(main, arguments.format(**places).split())
     assert done.exit_code == 2

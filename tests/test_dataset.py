@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,29 @@ def test_names_that_are_numbers_are_told_from_ids_by_what_explains_more(write_da
     as_names = dataset.load(write_dataset(train="text,label\na,1\nb,2\nc,3\n", test="text,label\nd,3\n", label=stars))
     as_ids = dataset.load(write_dataset(train="text,label\na,0\nb,1\nc,2\n", test="text,label\nd,2\n", label=stars))
     assert list(as_names.train["label"]) == list(as_ids.train["label"]) == [0, 1, 2]
+
+
+def test_a_document_has_the_labels_between_the_bars_of_its_field_or_none(write_dataset: Write) -> None:
+    names = "text,labels\na,positive|negative\nb,\nc,positive\nd,positive|positive\n"
+    for split in (names, names.replace("positive", "1").replace("negative", "0")):
+        loaded = dataset.load(write_dataset(train=split, test="text,labels\ne,\n"))
+        assert loaded.multi_label
+        assert list(loaded.train["labels"]) == [(0, 1), (), (1,), (1,)]
+        indicators = loaded.indicators(loaded.train)
+        assert indicators.tolist() == [[True, True], [False, False], [False, True], [False, True]]
+
+
+def test_one_label_a_document_has_indicators_too(write_dataset: Write) -> None:
+    loaded = dataset.load(write_dataset())
+    assert not loaded.multi_label
+    assert loaded.indicators(loaded.train).tolist() == [[False, True], [True, False]]
+
+
+def test_a_pipe_for_a_file_is_not_waited_for(write_dataset: Write) -> None:
+    folder = write_dataset(test=None)
+    os.mkfifo(folder / "test.csv")
+    with pytest.raises(InputError, match=r"test\.csv cannot be read \(it is a pipe or a device\)"):
+        dataset.load(folder)
 
 
 def test_column_order_extra_columns_blank_lines_and_a_byte_order_mark_do_not_matter(
@@ -62,7 +86,7 @@ def test_rows_in_both_splits_are_counted_in_a_warning(write_dataset: Write) -> N
     [
         ({"test": None}, "test.csv cannot be read"),
         ({"label": None}, "label.json cannot be read"),
-        ({"train": "text\ngood\n"}, "train.csv: one column 'label' is needed"),
+        ({"train": "text\ngood\n"}, "train.csv: one column 'label' or 'labels' is needed"),
         ({"train": ""}, "train.csv: one column 'text' is needed"),
         ({"train": "text,text,label\na,b,1\n"}, "one column 'text' is needed"),
         ({"train": "text,label\n"}, "train.csv has no rows"),
@@ -81,14 +105,23 @@ def test_rows_in_both_splits_are_counted_in_a_warning(write_dataset: Write) -> N
         ({"train": "text,label\ngood,1\n坏,0\n".encode("gbk")}, "train.csv, line 3: not UTF-8"),
         ({"train": "text,label\ngood,1\n"}, "'negative', of which train.csv has no row"),
         ({"train": "text,text_pair,label\na,b,1\n"}, "'text_pair' has to be in both"),
+        ({"train": "text,labels\na,1\n"}, "'labels' has to be in both"),
+        ({"train": "text,label,labels\na,1,1\n"}, "one column 'label' or 'labels' is needed"),
+        (
+            {"train": "text,labels\na,\nb,1|7\n", "test": "text,labels\na,1\n"},
+            "train.csv, line 3: label '7' is not in label.json",
+        ),
+        ({"train": "text,labels\na,1|\n", "test": "text,labels\na,1\n"}, "train.csv, line 2: label ''"),
+        ({"train": "text,labels\na,1\n", "test": "text,labels\nb,0|1\n"}, "'negative', of which train.csv has no row"),
         (
             {"train": "text,text_pair,label\na,,1\n", "test": "text,text_pair,label\na,b,1\n"},
             "line 2: text_pair is empty",
         ),
-        ({"label": "{"}, "label.json is not JSON"),
-        ({"label": "[1]"}, "has to map each label's name"),
-        ({"label": '{"a": "0", "b": 1}'}, "has to map each label's name"),
-        ({"label": '{"a": true, "b": 0}'}, "has to map each label's name"),
+        ({"label": "{"}, "label.json cannot be used (Input data was truncated): it maps each label's name to its id"),
+        ({"label": "[1]"}, "label.json cannot be used (Expected `object`, got `array`)"),
+        ({"label": "[" * 100_000}, "label.json cannot be used"),
+        ({"label": '{"a": "0", "b": 1}'}, "label.json cannot be used (Expected `int`, got `str`"),
+        ({"label": '{"a": true, "b": 0}'}, "label.json cannot be used (Expected `int`, got `bool`"),
         ({"label": '{"a": 0, "b": 2}'}, "has the ids [0, 2]"),
         ({"label": '{"a": 0}'}, "at least two"),
     ],

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from sklearn.metrics import f1_score
 
 from qbert import InputError, comparisons, evaluate, gate, sides, variants
 from qbert import worker as timing
@@ -192,6 +194,24 @@ def test_f1_and_limits_are_regressions_too(
     assert "tiny-16-fp32: disk " in output
 
 
+def test_both_sides_are_judged_by_all_labels_of_a_document(
+    start: Callable[..., subprocess.Popen[str]], multi: Checkpoint, several: Dataset, tmp_path: Path
+) -> None:
+    worse = Path(shutil.copytree(multi.folder, tmp_path / "worse"))
+    weights = load_file(worse / "model.safetensors")
+    weights["classifier.bias"] += 9  # every label of every document
+    save_file(weights, worse / "model.safetensors", {"format": "pt"})
+    arguments = ["--dataset", several.folder, "--variants", "fp32", "--max-pairs", "1", "--json", "gate.json"]
+    models = ["--model", worse, "--base-model", multi.folder]
+    output, errors = start(*models, *arguments, bare=True).communicate()
+    (cell,) = json.loads((tmp_path / "gate.json").read_text())["cells"]
+    assert cell["f1"]["documents"] == 20, output + errors
+    assert cell["f1"]["flips"] == 20 < cell["f1"]["label_flips"]
+    every = np.ones((20, 5), dtype=bool)
+    true = several.indicators(several.documents(20))
+    assert cell["f1"]["f1"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
+
+
 @pytest.mark.parametrize(
     ("base", "head", "told"),
     [(0.0, 0.01, None), (0.02, 0.0, None), (0.0, 0.02, "base's is not"), (0.03, 0.02, "as base's is")],
@@ -237,7 +257,6 @@ def test_inconclusive_fails_only_where_it_is_asked_to(
 def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
     start: Callable[..., subprocess.Popen[str]],
     repository: Callable[[str, str], Path],
-    tmp_path: Path,
     base: str,
     options: list[str],
     told: str,
@@ -255,7 +274,6 @@ def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
 def test_sides_that_are_not_the_same_subject_are_not_compared(
     start: Callable[..., subprocess.Popen[str]],
     repository: Callable[[str, str], Path],
-    tmp_path: Path,
     nothing_is_left: Callable[[], bool],
 ) -> None:
     folder = repository(plugin(options="{'dtype': 1}"), plugin(options="{'dtype': 2}"))
@@ -284,7 +302,7 @@ def test_a_gate_that_is_killed_leaves_no_process_and_the_next_removes_its_tree(
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.kill()
-    process.communicate()
+    process.wait()  # and not until its standard error is closed, which its children have open
     wait_until(lambda: not processes(f"TMPDIR={tmp_path / 'temporary'}"))
     assert len(git(folder, "worktree", "list").splitlines()) == 2
     monkeypatch.chdir(folder)
@@ -368,11 +386,15 @@ def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], ar
     ("text", "told"),
     [
         ("[tool", "is no TOML"),
-        ("[tool.qbert.gate]\nlimit = 3", "holds nothing but rows"),
-        ("[tool.qbert.gate]\nlimits = 3", "holds nothing but rows"),
-        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "max_disk = 3"),
-        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "max_disk_mb = '3'"),
-        ("[[tool.qbert.gate.limits]]\nmax_length = true", "max_length = True"),
+        ("tool = 3", "Expected `object`, got `int`"),
+        ("[tool.qbert.gate]\nlimit = 3", "unknown field `limit`"),
+        ("[tool.qbert.gate]\nlimits = 3", "Expected `array`, got `int` - at `$.limits`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "unknown field `max_disk`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "Expected `float`, got `str` - at `$.limits[0].max_disk_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_length = true", "Expected `int | null`, got `bool`"),
+        ("[[tool.qbert.gate.limits]]\nmax_latency_ms = nan", "`$.limits[0].max_latency_ms`"),
+        ("[[tool.qbert.gate.limits]]\nmax_memory_mb = inf", "`$.limits[0].max_memory_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_f1_drop = 2", "`$.limits[0].max_f1_drop`"),
     ],
 )
 def test_limits_that_are_none_are_named(tmp_path: Path, text: str, told: str) -> None:
@@ -524,7 +546,9 @@ def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
     start: Callable[..., subprocess.Popen[str]], theirs: Path
 ) -> None:
     negate(theirs / "models" / "ours")
-    process = start("--base-ref", "main", "--variants", "fp32", cwd=theirs)  # the model and the dataset lie elsewhere
+    process = start(
+        "--base-ref", "main", "--variants", "fp32", "--max-pairs", "1", cwd=theirs
+    )  # the model and the dataset lie elsewhere
     _, errors = process.communicate()
     assert process.returncode == gate.USAGE
     assert "base (main) and head have the same code, libraries, models and dataset, none of them from the repo" in (
@@ -648,6 +672,14 @@ def test_modules_in_the_repository_are_base_s_own(
     base, head = sides_of(theirs, str(trained.folder), str(news.folder))
     assert head.path == (str(theirs / "plugins"), "/elsewhere", str(theirs / "editable"))
     assert base.path == (str(base.tree / "plugins"), "/elsewhere", str(base.tree / "editable"))
+
+
+def test_modules_are_found_where_the_gate_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "plugins")
+    assert sides.module_path(None) == (str(tmp_path / "plugins"),)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as python -m does
+    assert sides.module_path(None) == (str(tmp_path / "plugins"), str(tmp_path))
 
 
 @pytest.mark.parametrize(("edited", "same"), [("helper.py", False), ("unrelated.py", True)])

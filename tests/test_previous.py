@@ -118,7 +118,6 @@ def test_what_cannot_be_compared_with_is_said() -> None:
 
 
 STATS = {"median": 1.0, "q1": 1.0, "q3": 1.0}
-GARBLED = {"measured": "latency", "model": 3, "variant": "fp32", "max_length": 128, "trained": True}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ GARBLED = {"measured": "latency", "model": 3, "variant": "fp32", "max_length": 1
     [
         {"benchmarks": 3},
         {"benchmarks": [{"name": "a", "stats": STATS}]},
-        {"benchmarks": [{"name": "a", "stats": STATS, "extra_info": GARBLED}]},
+        *({"benchmarks": [{"name": "a", "stats": STATS, "extra_info": {name: None}}]} for name in ("identity", "f1")),
         {"qbert": {"failed": 3}},
     ],
 )

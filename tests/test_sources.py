@@ -1,5 +1,6 @@
 """What a cached result depends on: every file that its code imports, however deep, and no other."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,16 @@ def test_the_place_of_the_files_does_not_count(team: Path, tmp_path_factory: pyt
     there = hashed(copy, "plugin")
     copy.rename(team)
     assert hashed(team, "plugin") == there
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_libraries_do_not_count_wherever_they_are_installed(team: Path, folder: str) -> None:
+    script = "from qbert import sources; print(*sources.files('plugin'))"
+    (team / "plugin.py").write_text("import library\nfrom team.parts import unrelated\n")
+    (team / folder).mkdir()
+    (team / folder / "library.py").write_text("")
+    path = os.pathsep.join(map(str, (team, team / folder)))
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) == {"plugin", "team.parts.unrelated"}

@@ -1,6 +1,9 @@
 """Trainings end in an ordinary checkpoint, or in nothing."""
 
+import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,11 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from sklearn.metrics import f1_score
 
-from qbert import InputError, train
+from qbert import InputError, evaluate, train
+from qbert import dataset as datasets
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.suite import Suite
 
+PLAIN = (
+    ("球 赛", "体育"),
+    ("药 病", "健康"),
+    ("球 药", "体育|健康"),
+    ("天 地", ""),
+    ("车 路", "汽车"),
+    ("车 球", "汽车|体育"),
+)
 QUICK = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
 
 
@@ -50,6 +65,75 @@ def test_a_checkpoint_is_fine_tuned_to_other_labels_and_to_pairs(
     assert tuned.encoder("a", "b", max_length=32)["token_type_ids"].tolist() == [[0, 0, 0, 1, 1]]
 
 
+def test_a_dataset_of_several_labels_makes_a_multi_label_model(multi: Checkpoint, several: Dataset) -> None:
+    assert multi.problem_type == "multi_label_classification"
+    assert multi.labels == several.label_names
+    model = multi.load()
+    logits = [
+        model(**{name: torch.from_numpy(array) for name, array in multi.encoder(text, max_length=32).items()}).logits
+        for text in several.test["text"]
+    ]
+    found = torch.cat(logits).detach().numpy() >= 0
+    score = f1_score(several.indicators(several.test), found, average="weighted", zero_division=0)
+    assert multi.record["metrics"]["test_weighted_f1"] == pytest.approx(score, abs=0.02)  # there in padded batches
+
+
+@pytest.mark.slow
+def test_a_built_in_model_learns_each_of_several_labels_and_is_judged_by_them(several: Dataset, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(several.folder, tmp_path / "plain"))
+    for split, numbers in (("train", range(16)), ("test", range(16, 20))):
+        rows = ["text,labels", *(f"{text} {number},{labels}" for number in numbers for text, labels in PLAIN)]
+        (folder / f"{split}.csv").write_text("\n".join(rows), encoding="utf-8")
+    plain = datasets.load(folder)
+    suite = Suite(plain, ["bert-tiny"], max_lengths=[8])
+    cells = [suite.cell("bert-tiny", 8, variant) for variant in ("fp32", "int8-dynamic-onednn")]
+    logits = [evaluate.run(cell.classifier, cell.encoder, plain.test, 8)[0] for cell in cells]
+    before, after = (cell.judge(plain.test, found)[0] for cell, found in zip(cells, logits, strict=True))
+    assert before.f1 > 0.95
+    assert after.label_flips == ((logits[0] >= 0) != (logits[1] >= 0)).sum()
+
+
+def test_a_single_label_model_is_fine_tuned_to_several(trained: Checkpoint, several: Dataset, tmp_path: Path) -> None:
+    tuned = train.train(several, str(trained.folder), tmp_path / "tuned", max_length=16, recipe=QUICK)
+    assert tuned.problem_type == "multi_label_classification"
+    assert Checkpoint.open(tuned.folder).trained
+
+
+def test_a_training_that_diverges_is_a_mistake_and_leaves_nothing(news: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"training diverged .*: take a lower --learning-rate"):
+        train.train(
+            news, "bert-tiny", tmp_path / "out", max_length=8, recipe=dataclasses.replace(QUICK, learning_rate=1e38)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_for_a_vocabulary_is_not_waited_for(news: Dataset, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "vocab.txt")
+    with pytest.raises(InputError, match="it is a pipe or a device"):
+        train.train(news, "bert-tiny", tmp_path / "out", max_length=16, vocab=tmp_path / "vocab.txt")
+
+
+@pytest.mark.parametrize("head", ["BertForTokenClassification", "BertForQuestionAnswering", "BertForMaskedLM"])
+def test_a_base_may_have_a_head_of_any_kind(trained: Checkpoint, news: Dataset, tmp_path: Path, head: str) -> None:
+    import transformers
+
+    model = getattr(transformers, head)(trained.config)
+    model.bert.load_state_dict(trained.load().bert.state_dict(), strict=False)
+    model.save_pretrained(tmp_path / "base")
+    trained.encoder.tokenizer.save_pretrained(tmp_path / "base")
+    tuned = train.train(news, str(tmp_path / "base"), tmp_path / "out", max_length=8, recipe=QUICK)
+    assert tuned.trained
+    assert tuned.labels == news.label_names
+
+
+def test_a_base_that_lacks_a_layer_is_refused(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(trained.folder, tmp_path / "base"))
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
+    with pytest.raises(InputError, match=r"the weights lack bert\.encoder\.layer\.2"):
+        train.train(news, str(base), tmp_path / "out", max_length=8, recipe=QUICK)
+
+
 def test_every_family_can_be_fine_tuned(family: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     tuned = train.train(news, str(family.folder), tmp_path / "tuned", max_length=16, recipe=QUICK)
     before, after = family.load().state_dict(), tuned.load().state_dict()
@@ -58,8 +142,7 @@ def test_every_family_can_be_fine_tuned(family: Checkpoint, news: Dataset, tmp_p
 
 
 def test_the_seed_decides_a_new_head(trained: Checkpoint) -> None:
-    new = {"num_labels": 2, "ignore_mismatched_sizes": True}
-    heads = [trained.load(seed=seed, **new).classifier.weight for seed in (0, 0, 1)]
+    heads = [trained.load(seed=seed, num_labels=2).classifier.weight for seed in (0, 0, 1)]
     assert heads[0].equal(heads[1])
     assert not heads[0].equal(heads[2])
 

@@ -231,11 +231,12 @@ def artefact(trained: Checkpoint, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_damaged_artefact_is_refused(artefact: Path) -> None:
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_damaged_artefact_is_refused(artefact: Path, *, verify: bool) -> None:
     weights = artefact / "quantized.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(InputError, match=r"quantized\.safetensors is damaged"):
-        variants.load_artefact(artefact)
+        variants.load_artefact(artefact, verify=verify)
 
 
 def test_another_models_weights_are_refused(artefact: Path) -> None:
@@ -246,7 +247,7 @@ def test_another_models_weights_are_refused(artefact: Path) -> None:
     for lacking in ("bert.encoder.layer.1.output.dense.weight", "bert.embeddings.LayerNorm.bias"):
         save_file({name: tensor for name, tensor in tensors.items() if name != lacking}, weights)
         with pytest.raises(InputError, match="another model's weights"):
-            variants.load_artefact(artefact)
+            variants.load_artefact(artefact, verify=False)
 
 
 def test_an_artefact_of_an_untrained_model_stays_untrained(trained: Checkpoint, tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_a_truncated_artefact_is_one_sentence(
     largest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"is damaged .*: make it again with qbert quantize"):
-        variants.load_artefact(tmp_path)
+        variants.load_artefact(tmp_path, verify=False)
 
 
 def test_a_calibrated_variant_wants_training_documents(trained: Checkpoint) -> None:
@@ -312,10 +313,11 @@ def test_onnxruntime_fuses_every_layer_of_the_families_that_it_knows(
 def test_an_attention_that_is_not_fused_is_refused(
     trained: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path / "cache"))
     load = Checkpoint.load
     monkeypatch.setattr(Checkpoint, "load", lambda self, **_: load(self, attn_implementation="sdpa"))
     with pytest.raises(InputError, match="fused the attention of 0 of 2 layers"):
-        variants.write_artefact(VARIANTS["fp32-onnxruntime"], trained, tmp_path)
+        variants.prepare(VARIANTS["fp32-onnxruntime"], trained)
 
 
 def test_a_checkpoint_is_no_artefact(trained: Checkpoint) -> None:
@@ -410,7 +412,7 @@ def test_what_was_compiled_for_another_processor_is_refused(trained: Checkpoint,
     variants.write_artefact(VARIANTS["fp32-inductor"], trained, tmp_path)
     (tmp_path / "instruction_sets.txt").write_text("avx2048")
     with pytest.raises(InputError, match="compiled for a processor with avx2048, which this one lacks"):
-        variants.load_artefact(tmp_path)
+        variants.load_artefact(tmp_path, verify=False)
 
 
 @pytest.mark.skipif("int8-openvino" not in [row.name for row in HERE], reason="needs openvino")

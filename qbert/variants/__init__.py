@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 from qbert import InputError, machine
+from qbert.cache import check_files
 from qbert.checkpoint import RECORD
 from qbert.variants import eager, inductor, native, onnxruntime, openvino
-from qbert.variants.base import Classifier, Variant
+from qbert.variants.base import CONVERTERS, Classifier, Variant
 from qbert.variants.build import build, load, load_folder, prepare, taken, write_artefact
 
 __all__ = [
@@ -50,7 +51,7 @@ def register(variant: Variant) -> None:
 
 
 for row in (
-    Variant(BASELINE, "PyTorch eager", "fp32", eager.load),
+    Variant(BASELINE, "PyTorch eager", "fp32", eager.load, packages_to_load=CONVERTERS),
     Variant(
         "bf16",
         "PyTorch eager",
@@ -58,6 +59,7 @@ for row in (
         eager.load,
         eager.export,
         options={"dtype": "bfloat16"},
+        packages_to_load=CONVERTERS,
         needs="bf16 instructions",
         unsupported=eager.no_bf16,
     ),
@@ -68,6 +70,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "x86", "per_channel": False},
+        packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
         unsupported=eager.no_avx2,
     ),
@@ -78,6 +81,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "onednn", "per_channel": False},
+        packages_to_load=CONVERTERS,
         unsupported=eager.no_onednn,
         default=not machine.is_x86(),  # there engine x86 is the published one, and as fast
     ),
@@ -88,6 +92,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "x86", "per_channel": True},
+        packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
         unsupported=eager.no_avx2,
         default=False,  # as int8-dynamic in all but its weights' scales
@@ -99,6 +104,7 @@ for row in (
         eager.load_dynamic,
         eager.export_dynamic,
         options={"engine": "qnnpack", "per_channel": False},
+        packages_to_load=CONVERTERS,
         needs="made for ARM, slow elsewhere",
         default=not machine.is_x86(),  # on x86 it takes 1.8 times as long as fp32 (BERT-base, AMD Zen 5)
     ),
@@ -111,6 +117,7 @@ for row in (
             onnxruntime.export,
             options={"int8": precision == "int8"},
             packages=("onnx", "onnxruntime"),
+            packages_to_load=("onnxruntime",),
             extra="onnxruntime",
             needs="onnxruntime",
         )
@@ -126,6 +133,7 @@ for row in (
             options={"hint": "bf16" if "bf16" in precision else "f32"},
             calibrated="int8" in precision,
             packages=("openvino", "nncf") if "int8" in precision else ("openvino",),
+            packages_to_load=("openvino",),
             extra="openvino",
             needs="openvino" + (", bf16 instructions" if "bf16" in precision else ""),
             unsupported=openvino.no_bf16 if "bf16" in precision else lambda: "",
@@ -140,6 +148,7 @@ for row in (
         onnxruntime.export_trimmed,
         options={"int8": True},
         packages=("onnx", "onnxruntime"),
+        packages_to_load=("onnxruntime",),
         extra="onnxruntime",
         needs="onnxruntime",
         default=False,  # for texts that fill the maximum length: shorter ones are padded
@@ -154,6 +163,7 @@ for row in (
             options={"hint": "f32"},
             calibrated=precision == "int8",
             packages=("openvino", "nncf") if precision == "int8" else ("openvino",),
+            packages_to_load=("openvino",),
             extra="openvino",
             needs="openvino",
             default=False,  # likewise
@@ -175,8 +185,9 @@ for row in (
         "fp32",
         inductor.load,
         inductor.export,
+        packages_to_load=("torch",),
         needs="a C++ compiler",
-        unsupported=inductor.no_compiler,
+        unmakeable=inductor.no_compiler,
         default=False,
     ),
     Variant(
@@ -186,8 +197,10 @@ for row in (
         inductor.load,
         inductor.export,
         options={"dtype": "bfloat16"},
+        packages_to_load=("torch",),
         needs="a C++ compiler, bf16 instructions",
-        unsupported=inductor.no_bf16,
+        unsupported=eager.no_bf16,
+        unmakeable=inductor.no_compiler,
         default=False,
     ),
     Variant(
@@ -198,9 +211,11 @@ for row in (
         inductor.export_static,
         calibrated=True,
         packages=("torchao",),
+        packages_to_load=("torch",),
         extra="torchao",
         needs="torchao, a C++ compiler",
         unsupported=inductor.no_int8,
+        unmakeable=inductor.no_compiler,
         default=False,
     ),
     Variant(
@@ -210,9 +225,10 @@ for row in (
         inductor.load,
         inductor.export_torchao,
         packages=("torchao",),
+        packages_to_load=("torch",),
         extra="torchao",
         needs="torchao, a C++ compiler",
-        unsupported=inductor.no_compiler,
+        unmakeable=inductor.no_compiler,
         default=False,
     ),
 ):
@@ -239,12 +255,12 @@ def select(names: str) -> list[Variant]:
 
 
 def named(names: str) -> set[str]:
-    """Return the names that a comma-separated list holds itself, and not `default` or `all` for them."""
+    """Return what stands by its own name in a comma-separated list, and was not brought along by `default` or `all`."""
     return {name.strip() for name in names.split(",")} - {"default", "all"}
 
 
-def get(name: str) -> Variant:
-    """Return the variant `name`.
+def get(name: str, *, made: bool = False) -> Variant:
+    """Return the variant `name`, to be made and run, or, where it was `made` already, to be run.
 
     Raises:
         InputError: there is none, or it cannot run here.
@@ -252,16 +268,18 @@ def get(name: str) -> Variant:
     if name not in VARIANTS:
         raise InputError(f"unknown variant {name!r}: there are {', '.join(VARIANTS)}, and 'default' and 'all'")
     variant = VARIANTS[name]
-    if lack := variant.missing():
+    if lack := variant.missing(made=made):
         raise InputError(f"variant {name} cannot run here: {lack}")
     return variant
 
 
-def load_artefact(folder: Path) -> tuple[Variant, Classifier]:
+def load_artefact(folder: Path, *, verify: bool = True) -> tuple[Variant, Classifier]:
     """Return the classifier in a folder that write_artefact made, and which variant it is.
 
+    Unless `verify` is false, its files are held against their checksums first: 0.6 s for each GB.
+
     Raises:
-        InputError: the folder is no such artefact, or its variant is not what it was when it was made.
+        InputError: the folder is no such artefact, was changed, or its variant is not what it was when it was made.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -270,9 +288,17 @@ def load_artefact(folder: Path) -> tuple[Variant, Classifier]:
         raise InputError(
             f"{folder} is no quantized artefact (no 'variant' in its {RECORD}): make one with qbert quantize"
         ) from error
-    variant = get(name)
+    if name not in VARIANTS:
+        module = record.get("module") or "MODULE"
+        raise InputError(
+            f"{folder} holds the variant {name!r}, which is not in the table: first import the module that adds it "
+            f"(qbert -p {module})"
+        )
+    variant = get(name, made=True)
     if definition != json.loads(json.dumps(variant.definition)):
         raise InputError(
             f"{folder} was made by another definition of variant {name}: make it again with qbert quantize"
         )
+    if verify:
+        check_files(folder)
     return variant, load_folder(variant, folder)

@@ -2,33 +2,61 @@
 
 import importlib.util
 import inspect
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qbert import pip_install
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from qbert.checkpoint import Encoding
 
+    Run = Callable[[Encoding], npt.NDArray[np.float32]]
+
+CONVERTERS = ("torch", "transformers")
+"""What every variant is made with, and PyTorch eager's are run with: dependencies of this project."""
 MAX_F1_DROP = 0.01  # what users of quantized classifiers commonly accept; 500 documents can just tell it from 0
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A built variant: one encoding in, logits out."""
+    """A built variant: one encoding in, logits out; threads may share it."""
 
-    run: "Callable[[Encoding], npt.NDArray[np.float32]]"
+    run: "Run"
     """From arrays of shape `(1, length)` to logits of shape `(1, num_labels)`."""
     evidence: Mapping[str, Any]
-    """What shows that it is what its name says: `threads`, `precision`, `quantized_ops` of what really runs."""
+    """What shows that it is what its name says: `threads`, `precision`, `quantized_ops` of what really runs.
+
+    `stated` is true where no module of this project counted the quantized operations, but whoever made the classifier
+    says that there are some.
+    """
+    concurrent: bool = False
+    """Whether calls of `run` may overlap, as its runtime documents; else there is one at a time, and others wait."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Mark as stated what anybody may have written, or copied from a classifier whose operations were counted."""
+        if self.evidence.get("quantized_ops"):
+            object.__setattr__(self, "evidence", {**self.evidence, "stated": True})
+
+    @classmethod
+    def counted(cls, run: "Run", evidence: Mapping[str, Any], *, concurrent: bool = False) -> "Classifier":
+        """Return what a module of this project made of a runtime's model, with what it counted in what runs."""
+        classifier = cls(run, evidence, concurrent)
+        object.__setattr__(classifier, "evidence", dict(evidence))
+        return classifier
 
     def __call__(self, encoding: "Encoding") -> "npt.NDArray[np.float32]":
         """Return the logits, `(1, num_labels)`, of one encoding."""
-        return self.run(encoding)
+        if self.concurrent:
+            return self.run(encoding)
+        with self._lock:
+            return np.array(self.run(encoding))  # a copy: the next call may write where this one's answer lies
 
 
 @dataclass(frozen=True)
@@ -48,13 +76,17 @@ class Variant:
     calibrated: bool = False
     """Whether `export` also takes `calibration`, a list of encodings of training documents."""
     packages: tuple[str, ...] = ()
-    """What has to be installed beside this project's own dependencies."""
+    """What has to be installed to make it, beside torch and transformers, which make every variant."""
+    packages_to_load: tuple[str, ...] | None = None
+    """What has to be installed to load what was made; `packages` unless told."""
     extra: str = ""
     """The extra of this project that brings them."""
     needs: str = "nothing more"
     """What it needs, in words."""
     unsupported: Callable[[], str] = lambda: ""
     """Why this machine cannot run it, in words; empty where it can. Answers at once, without importing the runtime."""
+    unmakeable: Callable[[], str] = lambda: ""
+    """What this machine lacks to make it, which loading does without, in the same way."""
     default: bool = True
     """Whether it runs where nobody chose variants and it is available."""
     max_f1_drop: float = MAX_F1_DROP
@@ -75,13 +107,16 @@ class Variant:
             "runtime": self.runtime,
         }
 
-    def missing(self) -> str:
-        """Say why it cannot run here; empty where it can."""
-        absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
+    def missing(self, *, made: bool = False) -> str:
+        """Say why it cannot be made and run here, or, where it was `made` already, why not run; empty where it can."""
+        to_load = self.packages if self.packages_to_load is None else self.packages_to_load
+        needed = to_load if made else (*CONVERTERS, *self.packages)
+        absent = [name for name in needed if importlib.util.find_spec(name) is None]
         if absent:
-            command = pip_install(self.extra) if self.extra else f"pip install {' '.join(self.packages)}"
+            ours = self.extra or set(absent) <= set(CONVERTERS)
+            command = pip_install(self.extra) if ours else f"pip install {' '.join(self.packages)}"
             return f"{' and '.join(absent)} not installed: {command}"
-        return self.unsupported()
+        return self.unsupported() or ("" if made else self.unmakeable())
 
 
 def qualified(function: Callable[..., Any]) -> str:

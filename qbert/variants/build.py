@@ -3,12 +3,13 @@
 import hashlib
 import inspect
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import InputError, machine, reason, sources
-from qbert.cache import build_kept, cache_dir
+from qbert import CannotRunError, InputError, machine, reason, sources
+from qbert.cache import build_kept, cache_dir, seal
 from qbert.checkpoint import Checkpoint, write_record
 from qbert.terminal import say, silent
 from qbert.variants import eager
@@ -34,11 +35,13 @@ def load(variant: Variant, checkpoint: Checkpoint, folder: Path) -> Classifier:
     Raises:
         InputError: the runtime cannot run this model.
     """
-    classifier = load_folder(variant, folder)
     try:
+        classifier = load_folder(variant, folder)
         classifier(checkpoint.encoder("a", max_length=checkpoint.positions))
+    except InputError:
+        raise
     except Exception as error:  # each runtime raises its own, without a common class
-        raise InputError(_cannot(variant, "run", checkpoint, error)) from error
+        raise CannotRunError(_cannot(variant, "run", checkpoint, error)) from error
     return classifier
 
 
@@ -82,9 +85,15 @@ def write_artefact(
     dataset: "Dataset | None" = None,
     max_length: int | None = None,
 ) -> None:
-    """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer, and a record."""
+    """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer, record, checksums.
+
+    What the cache has of it is copied, not made again.
+    """
     calibration = _calibration(variant, checkpoint, dataset)
-    _export(variant, checkpoint, folder, dataset, max_length)
+    if variant.export is None:
+        _export(variant, checkpoint, folder, dataset, max_length)
+    else:
+        shutil.copytree(prepare(variant, checkpoint, dataset, max_length), folder, dirs_exist_ok=True)
     write_record(
         folder,
         {
@@ -94,6 +103,8 @@ def write_artefact(
             "inputs": checkpoint.encoder.inputs,
             "labels": checkpoint.labels,
             "max_length": max_length or checkpoint.max_length,
+            "module": _own_module(variant),
+            "problem_type": checkpoint.problem_type,
             "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
             "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
             "untrained": not checkpoint.trained,
@@ -101,6 +112,7 @@ def write_artefact(
             "versions": machine.versions(*variant.packages),
         },
     )
+    seal(folder)
 
 
 def _export(
@@ -118,9 +130,15 @@ def _export(
     except (InputError, OSError):
         raise
     except Exception as error:  # likewise
-        raise InputError(_cannot(variant, "be made of", checkpoint, error)) from error
+        raise CannotRunError(_cannot(variant, "be made of", checkpoint, error)) from error
     checkpoint.config.save_pretrained(folder)
     checkpoint.encoder.tokenizer.save_pretrained(folder)
+
+
+def _own_module(variant: Variant) -> str:
+    """Return the module of the functions of an own `variant`, which probably adds it; empty where they are ours."""
+    modules = [function.__module__ for function in (variant.load, variant.export) if function]
+    return next((name for name in modules if not name.startswith("qbert.")), "")
 
 
 def _cannot(variant: Variant, what: str, checkpoint: Checkpoint, error: Exception) -> str:

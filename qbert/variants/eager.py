@@ -197,11 +197,12 @@ def classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
             logits = model(**{name: torch.from_numpy(array) for name, array in encoding.items()}).logits
             return logits.float().numpy()  # type: ignore[no-any-return]
 
-    return Classifier(
+    return Classifier.counted(
         run,
         {
             "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
             "quantized_ops": len(_quantized(model)),
             "threads": torch.get_num_threads(),
         },
+        concurrent=True,  # PyTorch, "CPU threading": threads may run a model's forward pass on inputs of their own
     )

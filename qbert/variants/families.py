@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from qbert import InputError
+from qbert import CannotRunError
 from qbert.checkpoint import Checkpoint
 
 BERT = {
@@ -64,11 +64,11 @@ def of(checkpoint: Checkpoint, variant: str) -> Family:
     """Return the family of `checkpoint`.
 
     Raises:
-        InputError: it is none that `variant` knows.
+        CannotRunError: it is none that `variant` knows.
     """
     name = checkpoint.config.model_type
     if name not in FAMILIES:
-        raise InputError(f"{variant} runs {', '.join(FAMILIES)}, and {checkpoint.folder} is a {name}: leave it out")
+        raise CannotRunError(f"{variant} runs {', '.join(FAMILIES)}, and {checkpoint.folder} is a {name}: leave it out")
     return FAMILIES[name]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbert import InputError, machine, reason
-from qbert.cache import cache_dir
+from qbert.cache import cache_dir, check_trusted
 from qbert.checkpoint import Checkpoint, Encoding
 from qbert.variants import eager
 
@@ -38,14 +38,9 @@ def no_compiler() -> str:
     return "no C++ compiler: install g++ or clang++ (on Debian apt install g++), or name one in CXX"
 
 
-def no_bf16() -> str:
-    """Say what bf16 lacks here; empty where nothing."""
-    return eager.no_bf16() or no_compiler()
-
-
 def no_int8() -> str:
-    """Say what torchao's quantizer for x86 lacks here; empty where nothing."""
-    return no_compiler() if machine.is_x86() else "torchao's X86InductorQuantizer is for x86"
+    """Say why torchao's quantizer for x86 cannot run here; empty where it can."""
+    return "" if machine.is_x86() else "torchao's X86InductorQuantizer is for x86"
 
 
 def export(checkpoint: Checkpoint, folder: Path, *, dtype: str = "float32") -> None:
@@ -91,7 +86,7 @@ def load(folder: Path) -> "Classifier":
     """Return what was compiled into `folder`.
 
     Raises:
-        InputError: it is damaged, or was compiled for another processor.
+        InputError: it is damaged, was compiled for another processor, or others can write to it.
     """
     import torch
 
@@ -104,6 +99,7 @@ def load(folder: Path) -> "Classifier":
                 f"{folder} was compiled for a processor with {', '.join(sorted(lacking))}, which this one lacks: "
                 "make it here with qbert quantize"
             )
+        check_trusted(folder / PACKAGE)
         evidence = _evidence(folder / PACKAGE)
         model = torch._inductor.aoti_load_package(str(folder / PACKAGE), run_single_threaded=True)  # noqa: SLF001  documented
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
@@ -116,7 +112,7 @@ def load(folder: Path) -> "Classifier":
         with torch.inference_mode():
             return model(*map(torch.from_numpy, encoding.values())).numpy()  # type: ignore[no-any-return]
 
-    return Classifier(run, {**evidence, "threads": torch.get_num_threads()})
+    return Classifier.counted(run, {**evidence, "threads": torch.get_num_threads()})
 
 
 def _evidence(package: Path) -> dict[str, Any]:
@@ -148,7 +144,8 @@ def _compile(model: Any, checkpoint: Checkpoint, folder: Path) -> None:  # noqa:
     """Compile `model` into `folder`, with its weights packed for the processor at hand."""
     import torch
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
+    programs = Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor")))
+    check_trusted(programs)
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(  # noqa: SLF001  documented
             _export(model, checkpoint),

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import InputError, machine, reason
+from qbert import CannotRunError, InputError, machine, reason
 from qbert.checkpoint import Checkpoint, Encoding
 from qbert.variants import eager, trimmed
 
@@ -68,7 +68,7 @@ def _export(checkpoint: Checkpoint, model: Any, folder: Path, *, int8: bool, max
     attention = evidence["fused_ops"].get("Attention", 0) + evidence["fused_ops"].get("QAttention", 0)
     fusible = config.num_hidden_layers - (max_length is not None)  # not what is left of a trimmed last layer
     if config.model_type in FUSIBLE and attention != fusible:
-        raise InputError(
+        raise CannotRunError(
             f"ONNX Runtime's optimizer fused the attention of {attention} of {fusible} layers of "
             f"{checkpoint.folder}, which is slower than it has to be: take another release of onnxruntime or torch"
         )
@@ -129,13 +129,23 @@ def load(folder: Path) -> "Classifier":
     Raises:
         InputError: the graph is damaged.
     """
-    from qbert.variants.base import Classifier
-
     try:
-        evidence = json.loads((folder / EVIDENCE).read_text(encoding="utf-8"))
-        opened = session(folder / GRAPH)
+        # Counted by `export`: serving has no package `onnx` to count with.
+        return _classifier(session(folder / GRAPH), json.loads((folder / EVIDENCE).read_text(encoding="utf-8")))
     except Exception as error:  # ONNX Runtime's exceptions have no narrower common class
         raise InputError(f"{folder / GRAPH} is damaged ({reason(error)}): make it again with qbert quantize") from error
+
+
+def classifier(graph: Path) -> "Classifier":
+    """Return a session of `graph`, which takes the arrays of an encoding by their names; its operations are counted."""
+    with tempfile.TemporaryDirectory() as place:
+        evidence = _count(graph, Path(place) / "running.onnx")
+    return _classifier(session(graph), evidence)
+
+
+def _classifier(opened: Any, evidence: dict[str, Any]) -> "Classifier":  # noqa: ANN401  an InferenceSession
+    from qbert.variants.base import Classifier
+
     threads = opened.get_session_options().intra_op_num_threads
     inputs = [node.name for node in opened.get_inputs()]  # without those of no effect, as DeBERTa's token types
 
@@ -146,7 +156,11 @@ def load(folder: Path) -> "Classifier":
             encoding = trimmed.padded(encoding, length)
         return opened.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
 
-    return Classifier(run, evidence | {"precision": "float32", "threads": threads})
+    return Classifier.counted(
+        run,
+        evidence | {"precision": "float32", "threads": threads},
+        concurrent=True,  # ONNX Runtime, "Thread safety": Run of one session may be called from several threads
+    )
 
 
 def session(graph: Path | bytes, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession

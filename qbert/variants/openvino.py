@@ -109,26 +109,31 @@ def load(folder: Path, *, hint: str) -> "Classifier":
     Raises:
         InputError: the graph is damaged.
     """
-    from qbert.variants.base import Classifier
-
     try:
-        compiled = compile_model(folder / GRAPH, hint)
+        return classifier(compile_model(folder / GRAPH, hint))
     except RuntimeError as error:
         raise InputError(
             f"{folder / GRAPH} is damaged ({reason(error, -1)}): make it again with qbert quantize"
         ) from error
+
+
+def classifier(compiled: Any) -> "Classifier":  # noqa: ANN401  a CompiledModel
+    """Return `compiled`, which takes the arrays of an encoding by their names; its operations are counted."""
+    from qbert.variants.base import Classifier
+
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     nodes = [
         {key: value.astype(str) for key, value in node.get_rt_info().items()}
         for node in compiled.get_runtime_model().get_ops()
     ]
     products = collections.Counter(node["runtimePrecision"] for node in nodes if node["layerType"] in PRODUCTS)
     fused = collections.Counter(node["layerType"] for node in nodes if "," in node["originalLayersNames"])
-    return Classifier(
+    return Classifier.counted(
         _runner(compiled),
         {
             "fused_ops": dict(fused),
             "matrix_products": dict(products),
-            "precision": PRECISIONS[compiled.get_property("INFERENCE_PRECISION_HINT").to_string()],
+            "precision": PRECISIONS.get(hint, hint),
             "quantized_ops": products["i8"] + products["u8"],
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
         },

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from qbert import InputError, machine, pip_install
-from qbert.cache import build_kept, cache_dir
+from qbert.cache import build_kept, cache_dir, check_trusted
 from qbert.terminal import say
 
 SOURCES = Path(__file__).parent
@@ -55,7 +55,7 @@ def load_library() -> ctypes.CDLL:
     It is kept under a hash of sources, compiler, flags and processor; two runs that need it at once share the work.
 
     Raises:
-        InputError: this machine cannot run it, or the compiler fails.
+        InputError: this machine cannot run it, the compiler fails, or others can write to where it is kept.
     """
     if lack := unsupported():
         raise InputError(f"qbert's native library cannot be made here: {lack}")
@@ -65,6 +65,7 @@ def load_library() -> ctypes.CDLL:
     for path in sorted(SOURCES.glob("*.[ch]*")):
         made_of.update(path.read_bytes())
     folder = build_kept(cache_dir() / "native" / made_of.hexdigest()[:16], _compile)
+    check_trusted(folder)
     return _declare(ctypes.CDLL(str(folder / LIBRARY)))
 
 

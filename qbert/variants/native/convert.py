@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import InputError
+from qbert import CannotRunError, InputError
 from qbert.checkpoint import Checkpoint
 from qbert.variants import families
 from qbert.variants.native.compiler import load_library
@@ -34,7 +34,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     family = families.of(checkpoint, "int8-native")
     activation = SPELLINGS.get(families.activation(config), families.activation(config))
     if activation not in ACTIVATIONS:
-        raise InputError(f"int8-native knows the activations {', '.join(ACTIVATIONS)}, not {activation!r}")
+        raise CannotRunError(f"int8-native knows the activations {', '.join(ACTIVATIONS)}, not {activation!r}")
     weights = {name: tensor.numpy() for name, tensor in checkpoint.load().state_dict().items()}
     prefix = checkpoint.skeleton.base_model_prefix
 

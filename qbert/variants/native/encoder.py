@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +104,7 @@ class Geometry(ctypes.Structure):
 
 
 class Encoder:
-    """A loaded encoder: token ids in, logits out. One call at a time; others wait."""
+    """A loaded encoder: token ids in, logits out. One call at a time: its memory is every call's."""
 
     def __init__(self, path: Path) -> None:
         """Read the weights in `path`.
@@ -123,7 +122,6 @@ class Encoder:
             raise InputError(
                 f"{path} is damaged or not int8-native's ({reason(error)}): make it again with qbert quantize"
             ) from error
-        self._lock = threading.Lock()
 
     def _read(self, path: Path) -> None:
         handle = self.native.qbert_new(ctypes.byref(self.geometry))
@@ -154,9 +152,7 @@ class Encoder:
         rows = [None if row is None else np.ascontiguousarray(row[0, :tokens], dtype=np.int64) for row in (ids, types)]
         logits = np.empty((1, self.geometry.labels), dtype=np.float32)
         pointers = [None if row is None else row.ctypes.data for row in rows]
-        with self._lock:
-            done = self.native.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data)
-        if not done:
+        if not self.native.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data):
             size = self.geometry
             raise ValueError(
                 f"{tokens} tokens with ids from {ids.min()} to {ids.max()}: this model has {size.positions} positions, "
@@ -211,7 +207,7 @@ def load(folder: Path) -> "Classifier":
     encoder = Encoder(folder / WEIGHTS)
     layers = encoder.geometry.layers
     instructions = encoder.native.qbert_instructions().decode().split()
-    return Classifier(
+    return Classifier.counted(
         encoder,
         {
             "attention": "bfloat16" if "avx512_bf16" in instructions else "float32",

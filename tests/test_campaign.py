@@ -1,0 +1,22 @@
+"""A few kills, damages and garbled inputs; `python tests/campaign.py` does hundreds."""
+
+import json
+from pathlib import Path
+
+import campaign
+import pytest
+
+from qbert import train
+from qbert.dataset import Dataset
+
+RUN = Path(__file__).parents[2] / "shared" / "runs" / "granite-rapids.json"
+
+
+@pytest.mark.skipif(not RUN.is_file(), reason="no saved run of another machine is here")
+@pytest.mark.parametrize("count", [6, pytest.param(300, marks=pytest.mark.slow)])
+def test_nothing_finished_is_not_whole_and_nothing_wrong_is_silent(news: Dataset, tmp_path: Path, count: int) -> None:
+    recipe = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+    checkpoint = train.train(news, "bert-tiny", tmp_path / "tiny", max_length=16, recipe=recipe).folder
+    counts = campaign.campaign(checkpoint, news.folder, RUN, count, 0, tmp_path, ["int8-dynamic-onednn"])
+    assert sum(counts.values()) >= 3 * count
+    assert not [came for came in counts if campaign.FAULT in came], json.dumps(counts, indent=1)
