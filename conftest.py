@@ -212,10 +212,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if stash[FAILED] or not ended:
             stash[COMPARED] += previous.leave_unsaved(benchmarks)
-        yield
-        benchmarks.performance_regressions.clear()  # told already; it would raise for them
-    else:
-        yield
+    yield
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -300,6 +297,9 @@ def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
 
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+    benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
+    if benchmarks and SUITE in config.stash:
+        benchmarks.performance_regressions.clear()  # among what is told below; it would raise for them
     try:
         yield
     finally:  # pytest-benchmark may raise here, as where a histogram cannot be written
