@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import CannotRunError, InputError
+from qbert import CannotRunError
 from qbert.checkpoint import Checkpoint
 from qbert.variants import families
 from qbert.variants.native.compiler import load_library
@@ -25,7 +25,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the weights of `checkpoint` to `folder`: products in int8, word embeddings in bf16, the rest in fp32.
 
     Raises:
-        InputError: its architecture or activation is another, or a weight is not finite.
+        InputError: its architecture or activation is another.
     """
     from safetensors.numpy import save_file
 
@@ -81,8 +81,6 @@ def _tensor(
     if module == "embeddings.type" and theirs_name not in weights:  # an architecture without token types
         return np.zeros(shape, dtype=np.float32)
     source = weights[theirs_name]
-    if not np.isfinite(source).all():
-        raise InputError(f"{theirs(module)} has numbers that are not finite: train or save the checkpoint again")
     if kind == "U16":
         return bf16(source)
     if kind == "I8" or part == "step":
