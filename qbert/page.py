@@ -436,6 +436,7 @@ def _judged(row: Mapping[Any, Any]) -> list[Shown]:
     held = pd.notna(row["f1"]) and row["variant"] != BASELINE
     over = held and row["f1_drop"] > row["max_f1_drop"]
     choice = "over the limit" if over else "undominated" if row["undominated"] else ""
+    choice = ", ".join(filter(None, [choice, "int8 stated, not shown" if row["stated"] else ""]))
     drop = _shown(row["f1_drop"], f"{row['f1_drop']:+.4f}" + _between(row["f1_drop_low"], row["f1_drop_high"], "+.4f"))
     return [
         (str(row["max_length"]), float(row["max_length"])),

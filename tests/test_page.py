@@ -128,6 +128,16 @@ def test_a_variant_over_its_limit_is_not_the_answer(load: Callable[..., Any]) ->
     assert "over the limit" in page.markdown(runs)
 
 
+def test_int8_that_is_only_stated_is_said(load: Callable[..., Any]) -> None:
+    content = run(*cell("served", 384, "fp32"), *cell("served", 384, "int8-openvino"))
+    for one in content["benchmarks"]:
+        one["extra_info"]["stated"] = one["extra_info"]["variant"] == "int8-openvino"
+    (row,) = [
+        line for line in page.markdown(load(content)).splitlines() if "| int8-openvino |" in line and "stated" in line
+    ]
+    assert row.endswith("int8 stated, not shown |")
+
+
 def test_undominated_are_those_that_nothing_beats_in_both(load: Callable[..., Any]) -> None:
     table = page.summarize(load(whole()))
     here = table[(table["model"] == "served") & (table["max_length"] == 384)]
