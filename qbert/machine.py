@@ -48,6 +48,15 @@ def has(*names: str) -> bool:
     return not set(names).isdisjoint(instruction_sets())
 
 
+def saturates() -> bool:
+    """Whether this processor adds two products of a signed and an unsigned byte in 16 bits, which can overflow.
+
+    Then weights have to keep to 7 bits (ONNX Runtime's documentation, "Quantize ONNX models", and NNCF's of
+    OverflowFix). With VNNI, AMX or ARM's dot products it adds in 32 bits.
+    """
+    return not has("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
+
+
 def is_x86() -> bool:
     """Whether this is a 64-bit Intel or AMD processor."""
     return platform.machine().lower() in {"x86_64", "amd64"}

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import settings
 
 from qbert import dataset as datasets
 from qbert import train
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert")
 

@@ -14,6 +14,7 @@ from qbert import InputError, variants
 from qbert.checkpoint import Checkpoint, Encoding
 from qbert.dataset import Dataset
 from qbert.variants import VARIANTS, Variant
+from qbert.variants.build import CALIBRATION_DOCUMENTS
 
 HERE = [variant for variant in VARIANTS.values() if not variant.missing()]
 INT8 = [variant for variant in HERE if variant.precision.startswith("int8")]
@@ -457,5 +458,5 @@ def test_calibration_sees_training_documents_alone(
     variants.build(variant, trained, news)
     encode = trained.encoder
     known = {encode(text, max_length=trained.max_length)["input_ids"].tobytes() for text in news.train["text"]}
-    assert len(seen) == min(variants.CALIBRATION_DOCUMENTS, len(news.train))
+    assert len(seen) == min(CALIBRATION_DOCUMENTS, len(news.train))
     assert {encoding["input_ids"].tobytes() for encoding in seen} <= known

@@ -86,9 +86,7 @@ def _quantize(fused: Path, quantized: Path) -> None:
         op_types_to_quantize=["MatMul", "Attention"],
         per_channel=True,
         weight_type=QuantType.QInt8,
-        # Without these instructions two products of a signed and an unsigned byte are added in 16 bits, which
-        # overflow unless weights keep to 7 bits (ONNX Runtime's documentation, "Quantize ONNX models").
-        reduce_range=not machine.has("avx512_vnni", "avx_vnni", "amx_int8", "asimddp"),
+        reduce_range=machine.saturates(),
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
     )
 

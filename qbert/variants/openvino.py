@@ -66,7 +66,11 @@ def _quantize(checkpoint: Checkpoint, model: Any, calibration: Sequence[Encoding
     module()
     import nncf
     import numpy as np
-    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+    from nncf.quantization.advanced_parameters import (
+        AdvancedQuantizationParameters,
+        AdvancedSmoothQuantParameters,
+        OverflowFix,
+    )
 
     nncf.set_log_level(logging.ERROR)
     held_back, seen = calibration[::3], [encoding for row, encoding in enumerate(calibration) if row % 3]
@@ -79,7 +83,8 @@ def _quantize(checkpoint: Checkpoint, model: Any, calibration: Sequence[Encoding
             ignored_scope=nncf.IgnoredScope(names=[_logits_layer(model)]),
             subset_size=len(seen),
             advanced_parameters=AdvancedQuantizationParameters(
-                smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha)
+                overflow_fix=OverflowFix.ENABLE if machine.saturates() else OverflowFix.FIRST_LAYER,  # NNCF's default
+                smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha),
             ),
         )
 
