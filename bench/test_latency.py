@@ -28,7 +28,7 @@ def test_latency(
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
     classifier = cell.classifier
     with attempt():
-        evaluate.check_finite(classifier(encoding), cell.variant.name)
+        evaluate.check_finite(classifier(encoding), cell.name)
     if benchmark.disabled:
         benchmark(classifier, encoding)
         return

@@ -231,7 +231,7 @@ def evaluate(
             classifier = cell.classifier
             with progress(variant.name, len(rows)) as advance:
                 logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
-            judging.check_finite(logits, variant.name)
+            judging.check_finite(logits, cell.name)
         except CannotRunError as error:
             if cell.is_baseline:
                 raise

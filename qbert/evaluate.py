@@ -80,9 +80,9 @@ def run(
 
 
 def check_finite(logits: npt.NDArray[np.float32], what: str) -> None:
-    """Raise CannotRunError where logits of the variant `what` are no numbers."""
+    """Raise CannotRunError where `logits`, which the cell or variant `what` gives, are not all numbers."""
     if not np.isfinite(logits).all():
-        raise CannotRunError(f"variant {what} gives logits that are not finite: leave it out")
+        raise CannotRunError(f"{what} answers with nan or infinity: leave the model or the variant out")
 
 
 def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:

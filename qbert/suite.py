@@ -269,14 +269,11 @@ class Cell:
         """Compare what `logits` and those of a `baseline`, `(documents, num_labels)` of this model, predict.
 
         Raises:
-            InputError: some are no numbers, so that they predict nothing.
+            CannotRunError: some are no numbers, so that they predict nothing.
         """
         problem_type = self.checkpoint.problem_type
         for one in (baseline, logits):
-            if not np.isfinite(one).all():
-                raise InputError(
-                    f"{self.name} answers with nan or infinity: leave {self.model.name} or the variant out"
-                )
+            evaluate.check_finite(one, self.name)
         return evaluate.compare(
             self.suite.dataset.indicators(documents),
             predicted(baseline, problem_type),

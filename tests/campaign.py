@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -60,6 +61,17 @@ class Command:
         _, status = os.waitpid(self.start(), 0)
         return os.waitstatus_to_exitcode(status) == 0 and self.is_whole(self.output)
 
+    def kill(self, after_s: float, await_stage_s: float) -> None:
+        """Start it and kill it after so long, from when it begins to write if that is within `await_stage_s`."""
+        before, child, begun = self.unfinished(), self.start(), time.monotonic()
+        while time.monotonic() - begun < await_stage_s and not self.unfinished() - before:
+            time.sleep(0.001)
+        time.sleep(after_s)
+        for kill in (os.killpg, os.kill):  # in its first moment it leads no group
+            with contextlib.suppress(ProcessLookupError):
+                kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
     def unfinished(self) -> set[str]:
         """Return the names of its own beside its output that say they are not finished."""
         return {path.name for path in self.output.parent.glob(f".*{self.output.stem}.unfinished*")}
@@ -90,13 +102,7 @@ def kills(commands: list[Command], count: int, seed: int) -> Iterator[str]:
         command = chance.choice(commands)
         while_writing = chance.choice([True, False])
         duration = durations[command.name]
-        before = command.unfinished()
-        child, begun = command.start(), time.monotonic()
-        while while_writing and not command.unfinished() - before and time.monotonic() - begun < duration:
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, duration * (0.2 if while_writing else 1.0)))
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        command.kill(chance.uniform(0, duration * (0.2 if while_writing else 1.0)), duration * while_writing)
         if not command.output.exists():
             yield "killed: nothing is there"
         elif command.is_whole(command.output):

@@ -248,7 +248,7 @@ def test_inconclusive_fails_only_where_it_is_asked_to(
     ("base", "options", "told"),
     [
         (plugin(TIMED + "os.kill(os.getpid(), 9)"), [], "base could not run: its process was killed by signal 9"),
-        (plugin(TIMED + "time.sleep(3600)"), ["--timeout", "15"], "base could not run: no answer in 15 s to 'time "),
+        (plugin(TIMED + "time.sleep(3600)"), ["--timeout", "25"], "base could not run: no answer in 25 s to 'time "),
         ("import no_such_module", [], "base could not run: ModuleNotFoundError: No module named 'no_such_module'"),
         (plugin(TIMED + "raise ValueError('broken')"), [], "base could not run: ValueError: broken"),
     ],
