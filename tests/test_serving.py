@@ -62,6 +62,11 @@ def test_threads_that_share_a_classifier_get_the_answers_given_alone(
     assert wrong(lambda question: classifier(asked[question]), len(asked)) == 0
 
 
+@pytest.mark.parametrize(("name", "overlap"), [("fp32", True), ("int8-dynamic-onednn", False)])
+def test_calls_of_pytorchs_quantized_layers_take_turns(name: str, trained: Checkpoint, *, overlap: bool) -> None:
+    assert variants.build(variants.VARIANTS[name], trained).concurrent == overlap
+
+
 def test_threads_that_share_an_own_variant_get_the_answers_given_alone() -> None:
     shared = np.zeros((1, 2), dtype=np.float32)
 
