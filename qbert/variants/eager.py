@@ -205,7 +205,7 @@ def classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
             "quantized_ops": quantized_ops,
             "threads": torch.get_num_threads(),
         },
-        # PyTorch, "CPU threading": threads may run a model's forward pass on inputs of their own. Quantized layers do not
-        # bear it: with the engine onednn one of 12,000 calls of 8 threads was wrong (PyTorch 2.13, AMD Zen 3).
+        # PyTorch, "CPU threading": threads may run a model's forward pass on inputs of their own. Quantized layers
+        # do not bear it: with the engine onednn one of 12,000 calls of 8 threads was wrong (PyTorch 2.13, AMD Zen 3).
         concurrent=not quantized_ops,
     )
