@@ -172,7 +172,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for max_length in ([max(suite.max_lengths)] if longest_only else suite.max_lengths)
             for variant in variants.select(metafunc.config.option.variants)
         ]
-    except Exception as error:
+    except Exception as error:  # of any kind: while a file is collected, it would come with a traceback
         if os.environ.get(TRACEBACK):
             raise
         metafunc.config.stash[MISTAKE] = shown(sentence(error))
@@ -232,7 +232,7 @@ def in_a_sentence(cannot: Callable[[str], BaseException] = failed) -> Iterator[N
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any kind: the outer net of the cells
         if os.environ.get(TRACEBACK):
             raise
         give_up = cannot if isinstance(error, CannotRunError) else failed
