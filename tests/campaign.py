@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import damage
@@ -27,6 +29,9 @@ LONGEST_S = 120  # a command that takes longer hangs
 TEXTS = ("体育新闻", "健康", "a film that nobody liked")
 FAULT = "FAULT: "
 """Begins what must not happen."""
+SERVER = multiprocessing.get_context("forkserver")
+"""Forks a process that has no threads: a fork of one that has some hangs as soon as it needs them."""
+SERVER.set_forkserver_preload(["torch", "transformers", "qbert.cli", "qbert.cli_results", "qbert.page", "qbert.suite"])
 
 
 @dataclass(frozen=True)
@@ -38,28 +43,18 @@ class Command:
     output: Path
     is_whole: Callable[[Path], bool]
 
-    def start(self) -> int:
-        """Start it in a fork of this process, which has imported torch already; return the process's id."""
-        child = os.fork()
-        if child:
-            return child
-        os.setsid()
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for stream in range(3):
-            os.dup2(nowhere, stream)
-        try:
-            from qbert.cli import main
-
-            main(self.arguments, standalone_mode=True)
-        except SystemExit as end:
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        finally:
-            os._exit(os.EX_SOFTWARE)
+    def start(self) -> ForkServerProcess:
+        """Start it in a process that has imported torch already: loading it would take most of the time."""
+        child = SERVER.Process(target=_run_alone, args=(self.arguments,))
+        child.start()
+        return child
 
     def finish(self) -> bool:
         """Run it to its end; return whether it succeeds and what it writes is whole."""
-        _, status = os.waitpid(self.start(), 0)
-        return os.waitstatus_to_exitcode(status) == 0 and self.is_whole(self.output)
+        child = self.start()
+        child.join(LONGEST_S)
+        _kill(child)
+        return child.exitcode == 0 and self.is_whole(self.output)
 
     def kill(self, after_s: float, await_stage_s: float) -> None:
         """Start it and kill it after so long, from when it begins to write if that is within `await_stage_s`."""
@@ -67,10 +62,7 @@ class Command:
         while time.monotonic() - begun < await_stage_s and not self.unfinished() - before:
             time.sleep(0.001)
         time.sleep(after_s)
-        for kill in (os.killpg, os.kill):  # in its first moment it leads no group
-            with contextlib.suppress(ProcessLookupError):
-                kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        _kill(child)
 
     def unfinished(self) -> set[str]:
         """Return the names of its own beside its output that say they are not finished."""
@@ -82,6 +74,26 @@ class Command:
             shutil.rmtree(self.output)
         else:
             self.output.unlink(missing_ok=True)
+
+
+def _run_alone(arguments: tuple[str, ...]) -> None:
+    """Run `qbert ARGUMENTS` in this process, which leads a group of its own and prints nothing."""
+    os.setsid()
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nowhere, stream)
+    from qbert.cli import main
+
+    main(arguments, standalone_mode=True)
+
+
+def _kill(child: ForkServerProcess) -> None:
+    """Kill `child` and all of its group."""
+    assert child.pid is not None
+    for kill in (os.killpg, os.kill):  # in its first moment it leads no group
+        with contextlib.suppress(ProcessLookupError):
+            kill(child.pid, signal.SIGKILL)
+    child.join()
 
 
 def kills(commands: list[Command], count: int, seed: int) -> Iterator[str]:
@@ -281,9 +293,7 @@ def main() -> None:
         place = Path(folder)
         os.environ |= {"QBERT_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
         from qbert import dataset, train, variants
-        from qbert.variants import eager
 
-        eager.one_thread()  # no thread of a pool would be there in a fork
         news = dataset.load("news_mini")
         recipe = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
         checkpoint = train.train(news, "bert-tiny", place / "tiny", max_length=16, recipe=recipe).folder

@@ -18,7 +18,15 @@ from qbert.dataset import Dataset
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
+LONGEST_S = 900
+"""A test that takes longer hangs: it is ended, and fails."""
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(LONGEST_S))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,7 @@ from qbert import train
 from qbert.dataset import Dataset
 
 
+@pytest.mark.timeout(1800, method="thread")  # the campaign has the signal's timer for itself
 @pytest.mark.parametrize("count", [6, pytest.param(300, marks=pytest.mark.slow)])
 def test_nothing_finished_is_not_whole_and_nothing_wrong_is_silent(news: Dataset, tmp_path: Path, count: int) -> None:
     recipe = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
