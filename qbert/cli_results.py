@@ -12,7 +12,7 @@ import click
 
 from qbert import InputError
 from qbert.cache import write_file
-from qbert.compare import MIN_EFFECT, SUBJECT
+from qbert.compare import MIN_EFFECT, MIN_F1_EFFECT, SUBJECT
 from qbert.terminal import echo
 
 if TYPE_CHECKING:
@@ -61,6 +61,14 @@ _min_effect = click.option(
     metavar="PERCENT",
     help="What is smaller is nobody's regression.  [default: 2.5%]",
 )
+_min_f1_effect = click.option(
+    "--min-f1-effect",
+    type=Number(min=0, max=1, min_open=True),
+    default=MIN_F1_EFFECT,
+    show_default=True,
+    metavar="DROP",
+    help="A smaller drop of F1 is nobody's regression.",
+)
 _json = click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write all figures to FILE.")
 _markdown = click.option("--markdown", type=FILE, metavar="FILE", help="Write the table to FILE, for a pull request.")
 
@@ -83,8 +91,16 @@ _markdown = click.option("--markdown", type=FILE, metavar="FILE", help="Write th
 @click.option("--max-lengths", default="128,256,384", show_default=True, metavar="LIST", help="Tokens.")
 @click.option("--documents", type=click.IntRange(min=1), metavar="N", help="Judge F1 by a sample of N test documents.")
 @_min_effect
-@click.option("--max-pairs", type=click.IntRange(min=1), metavar="N", help="Pairs of processes at most.  [default: 40]")
-@click.option("--max-seconds", type=Number(min=1), metavar="S", help="Time for pairs at most.  [default: 480]")
+@_min_f1_effect
+@click.option(
+    "--max-pairs", type=click.IntRange(1, 200), metavar="N", help="Pairs of processes at most.  [default: 40]"
+)
+@click.option(
+    "--max-seconds",
+    type=Number(min=1),
+    metavar="S",
+    help="Time for pairs at most.  [default: by the number of cells]",
+)
 @click.option(
     "--timeout",
     type=Number(min=0.1),
@@ -93,8 +109,8 @@ _markdown = click.option("--markdown", type=FILE, metavar="FILE", help="Write th
     metavar="S",
     help="A side that does not answer for S seconds while timing is hanging.",
 )
-@click.option("--strict", is_flag=True, help="End with 3 where a verdict is inconclusive.")
-@click.option("--calibrate", is_flag=True, help="Hold this machine against itself, with slowdowns put in.")
+@click.option("--strict", is_flag=True, help="End with 3 where any verdict is inconclusive.")
+@click.option("--calibrate", is_flag=True, help="Hold this machine against itself: what it can find.")
 @_json
 @_markdown
 @click.pass_context
@@ -111,6 +127,7 @@ def gate(
     max_lengths: str,
     documents: int | None,
     min_effect: float,
+    min_f1_effect: float,
     max_pairs: int | None,
     max_seconds: float | None,
     timeout: float,
@@ -123,9 +140,9 @@ def gate(
 
     With --base-ref, what lies in the repository (modules, a --model, a --dataset) is on base's side that commit's own.
 
-    Ends with 0 where nothing is worse, 1 with a regression, 2 with a mistake in how it was called, 3 (--strict) where
-    it cannot tell, 4 where the sides cannot be compared or one of them cannot run. Limits of cells are read from
-    pyproject.toml, [[tool.qbert.gate.limits]].
+    Ends with 0 where nothing was shown to be worse, 1 with a regression, 2 with a mistake in how it was called, 3 where
+    it could decide nothing (--strict: not everything), 4 where the sides cannot be compared or one of them cannot run.
+    Limits of cells are read from pyproject.toml, [[tool.qbert.gate.limits]].
     """
     import contextlib
 
@@ -158,8 +175,9 @@ def gate(
     )
     budget = gates.Budget(
         min_effect,
+        min_f1_effect,
         max_pairs or (CALIBRATION_PAIRS if calibrate else gates.Budget.max_pairs),
-        max_seconds or (CALIBRATION_SECONDS if calibrate else gates.Budget.max_seconds),
+        max_seconds or (CALIBRATION_SECONDS if calibrate else None),
         timeout,
     )
     with contextlib.ExitStack() as stack:
@@ -176,15 +194,14 @@ def gate(
         )
         settings = Path("pyproject.toml")
         rows = gates.limits(head.tree / settings if base_ref and head.tree and not settings.is_file() else settings)
-        slowed = [(slowdown, slowdown / 2) for slowdown in CALIBRATED] if calibrate else []
         try:
             found = gates.run(
                 *(base, head, subject, budget),
                 limits=rows,
                 asked=asked,
-                put_in=lambda _: slowed,
                 every_pair=calibrate,
                 against_itself=calibrate,
+                strict=strict,
             )
         except sides.SideError as error:
             echo(f"Error: {error}", err=True)
@@ -193,16 +210,12 @@ def gate(
             ctx.exit(128 + signal.SIGINT)
     _write(json_file, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     if calibrate:
-        from qbert import history as saved
-
-        saved.keep_spreads(saved.machine_name(found["sides"]["head"]["identity"]), gates.spreads(found))
-        report.show(comparisons.calibration(gates.calibrated(found), found))
+        report.show(comparisons.calibration(gates.calibrated(found, CALIBRATED), found))
         return
     title, caption = comparisons.answer(found["cells"]), comparisons.gate_caption(found)
     report.show(comparisons.verdicts(found["cells"], title=title, caption=caption))
     _write(markdown, comparisons.verdicts_markdown(found["cells"], title=title, caption=caption.replace("\n", " ")))
-    code = found["exit_code"]
-    ctx.exit(gates.PASSED if code == gates.INCONCLUSIVE and not strict else code)
+    ctx.exit(found["exit_code"])
 
 
 def _end(number: int, _: "FrameType | None") -> None:

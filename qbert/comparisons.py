@@ -38,25 +38,35 @@ def answer(rows: Sequence[Row]) -> str:
     counts = [(sum(row["verdict"] == verdict for row in rows), verdict) for verdict in VERDICTS]
     counts += [
         (sum(row["f1"].get("verdict") == verdict for row in rows), f"in F1 {verdict}")
-        for verdict in ("worse", "better")
+        for verdict in ("worse", "better", "inconclusive")
     ]
     counts += [(sum(bool(row.get("over")) for row in rows), "over a limit")]
     return f"{counted(len(rows), 'cell')}: " + ", ".join(f"{count} {what}" for count, what in counts if count)
 
 
 def gate_caption(found: Row) -> str:
-    """Return how sure the gate's result `found` is, and what would make it surer."""
+    """Return what the gate's result `found` shows and how sure that is, and what would make it surer."""
     cells = found["cells"]
+    settings = found["settings"]
     pairs = max((len(cell["log_ratios"]) for cell in cells), default=0)
     told = (
-        f"{counted(pairs, 'pair')} of processes in {found['measure_s']:.0f} s, one thread, batch 1. Intervals hold "
-        "together\n"
-        f"with 95 %; slower, faster: beyond {found['settings']['min_effect']:.1%}, same: within. F1: same documents."
+        f"{counted(pairs, 'pair')} of processes in {found['measure_s']:.0f} s, one thread, batch 1. The verdicts on\n"
+        f"latency hold together with 95 %, and so do those on F1. Slower, faster: beyond\n"
+        f"{settings['min_effect']:.1%}; worse, better: beyond {settings['min_f1_effect']:g} of F1; same: within."
     )
-    if any(cell["verdict"] == "inconclusive" for cell in cells):
+    unsure = [cell for cell in cells if cell["verdict"] == "inconclusive"]
+    if found["too_short"]:
+        told += f"\nNothing was decided: {found['too_short']}."
+    elif unsure:
         told += "\nInconclusive: more --max-seconds, a quieter machine or a greater --min-effect decides."
-        if pairs < found["least_pairs"]:
-            told += f"\nSo many cells need {found['least_pairs']} pairs at least."
+    if any(cell["f1"].get("verdict") == "inconclusive" for cell in cells):
+        told += "\nInconclusive F1: more test documents or a greater --min-f1-effect decides."
+    if found["exit_code"] == 0:
+        judged = [cell["f1"]["verdict"] for cell in cells if cell["f1"]]
+        told += (
+            f"\nNothing was shown to be worse: latency in {len(cells) - len(unsure)} of {counted(len(cells), 'cell')}"
+        )
+        told += f", F1 in {len(judged) - judged.count('inconclusive')} of {len(judged)}." if judged else "."
     return told
 
 
@@ -117,32 +127,36 @@ def _differ(base: float | None, head: float | None) -> bool:
     return bool(pd.notna(base) and pd.notna(head) and base != head)
 
 
+FOUND = 0.8
+"""The chance to find a slowdown from which on a machine can gate on it."""
+
+
 def calibration(rows: Sequence[Row], found: Row) -> Group:
     """Return what gate.calibrated makes of a calibration's result `found`, and a sentence at the end."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("put in", "found slower", "false alarms", "unsure without"):
+    for heading in ("slowdown", "found", "at least", "false alarms"):
         drawn.add_column(heading, justify="right")
     for row in rows:
         drawn.add_row(
-            f"{row['slowdown']:.0%}",
-            f"{row['slower']} of {row['cells']}",
-            f"{row['false_alarms']} of {row['cells']}",
-            f"{row['unsure']} of {row['cells']}",
+            *(f"{row[name]:.0%}" for name in ("slowdown", "found", "found_at_least")), f"{row['false_alarms']:.1%}"
         )
-    plain = [cell for cell in found["cells"] if cell["log_ratios"] and not cell["slowdown"]]
-    pairs = max((len(cell["log_ratios"]) for cell in plain), default=0)
-    minutes = (found["measure_s"] - sum(cell["timed_s"] for cell in found["cells"] if cell["slowdown"])) / 60
-    able = [row for row in rows if row["slower"] == row["cells"] and not row["false_alarms"]]
-    told = (
-        f"This machine can gate on {able[0]['slowdown']:.0%} with --min-effect {able[0]['slowdown'] / 2:.1%}: "
-        "it found every cell that was made so much slower."
-        if able
-        else f"This machine cannot gate on {rows[-1]['slowdown']:.0%} with {counted(pairs, 'pair')}: "
-        "more --max-pairs may help."
-        if rows
-        else "Nothing could be measured."
-    )
-    told += f" To time {counted(pairs, 'pair')} of {counted(len(plain), 'cell')} takes {minutes:.1f} minutes."
+    cells = [cell for cell in found["cells"] if cell["log_ratios"]]
+    pairs = max((len(cell["log_ratios"]) for cell in cells), default=0)
+    able = [row for row in rows if row["found_at_least"] >= FOUND]
+    told = "Nothing could be measured."
+    if able:
+        told = (
+            f"This machine can gate on {able[0]['slowdown']:.0%} with --min-effect {able[0]['slowdown'] / 2:.1%}: "
+            f"it finds so much in {able[0]['found_at_least']:.0%} of gates or more."
+        )
+    elif rows:
+        told = f"This machine cannot gate on {rows[-1]['slowdown']:.0%}: a quieter one may, or more --max-pairs."
+    if rows:
+        told += (
+            f"\nOf the cell whose pairs spread most, by {rows[0]['spread']:.2%}; at least: with the upper end of that "
+            f"spread's\n95 % interval. {counted(pairs, 'pair')} of {counted(len(cells), 'cell')} took "
+            f"{found['measure_s'] / 60:.1f} minutes."
+        )
     return Group(Text("qbert gate: this machine against itself\n", style="bold"), drawn, Text(f"\n{told}"))
 
 
@@ -261,7 +275,7 @@ F1_COLUMNS: dict[str, tuple[int, Format]] = {
     "F1\nbase": (6, lambda row: report.number(row["f1"].get("f1_baseline", math.nan), ".4f")),
     "F1\nhead": (6, lambda row: report.number(row["f1"].get("f1", math.nan), ".4f")),
     "flips\n": (5, lambda row: report.number(row["f1"].get("flips", math.nan), ".0f")),
-    "F1\nverdict": (8, lambda row: row["f1"].get("verdict", "")),
+    "F1\nverdict": (12, lambda row: row["f1"].get("verdict", "")),
     "disk MB\nbase": (7, lambda row: report.megabytes(row.get("base_disk_bytes"), ".4g")),
     "disk MB\nhead": (7, lambda row: report.megabytes(row.get("head_disk_bytes"), ".4g")),
 }

@@ -1,5 +1,6 @@
 """Judge a variant by the test documents: F1, F1 drop with its interval, flips, and what they cannot tell."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Comparison:
     """Flips from what is wrong to what is right."""
     mcnemar_p: float
     """Exact McNemar test of `lost` against `gained`."""
-    smallest_visible_drop: float
-    """The least drop in accuracy that so many documents could tell from chance (p < 0.05)."""
+    visible_drop: float
+    """The least true drop in accuracy that so many documents tell from chance (p < 0.05) with a chance of 80 %."""
     logit_error: float | None = None
     """Mean absolute difference of the logits from the baseline's, where they were given."""
     label_flips: int | None = None
@@ -107,11 +108,11 @@ def compare(
     right_before, right_after = ((labels == predicted).all(axis=1) for predicted in (baseline, variant))
     lost = int((right_before & ~right_after).sum())
     gained = int((~right_before & right_after).sum())
+    flips = int((baseline != variant).any(axis=1).sum())
     once = np.ones((1, len(labels)))
     f1_baseline = float(_weighted_f1(once, labels, baseline)[0])
     f1 = float(_weighted_f1(once, labels, variant)[0])
     low, high = f1_drop_interval(labels, baseline, variant, confidence=confidence)
-    one_sided = 5  # flips that all go one way: 2 * 0.5**5 = 0.06 is chance, 2 * 0.5**6 = 0.03 is not
     return Comparison(
         documents=len(labels),
         f1=f1,
@@ -119,12 +120,67 @@ def compare(
         f1_drop=f1_baseline - f1,
         f1_drop_low=low,
         f1_drop_high=high,
-        flips=int((baseline != variant).any(axis=1).sum()),
+        flips=flips,
         lost=lost,
         gained=gained,
         mcnemar_p=float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
-        smallest_visible_drop=min(1.0, (one_sided + 1) / len(labels)),
+        visible_drop=visible_drop(len(labels), flips),
         label_flips=int((baseline != variant).sum()) if multi_label else None,
+    )
+
+
+def _flips(documents: int, flips: int, drop: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
+    """Return numbers of flips that so many documents can have, the chance of each, and that a flip is a loss.
+
+    Supposed is that of the next documents as many flip as did of these, or as `drop`, the true drop in accuracy, needs.
+    """
+    share = min(1.0, max((flips + 1) / (documents + 2), abs(drop)))
+    spread = 8 * math.sqrt(documents * share) + 8
+    counts = np.arange(max(0, int(documents * share - spread)), min(documents, int(documents * share + spread)) + 1)
+    return counts, stats.binom.pmf(counts, documents, share), (1 + drop / share) / 2
+
+
+def visible_drop(documents: int, flips: int, power: float = 0.8) -> float:
+    """Return the least true drop in accuracy that the exact McNemar test sees (p < 0.05) with the chance `power`.
+
+    `documents` are judged, and `flips` of them were seen to flip. 1 where they can see none.
+
+    Source: Duffy 1984, "Asymptotic and exact power for the McNemar test and its analogue with R controls per case": the
+    test's power given the number of flips, averaged over what that number can be.
+    """
+
+    def seen(drop: float) -> float:
+        counts, chances, lost = _flips(documents, flips, drop)
+        # Of n flips the least losses with p < 0.05; at n, where even those of all are not enough, none is.
+        needed = stats.binom.isf(0.025, counts, 0.5) + 1
+        return float((chances * stats.binom.sf(needed - 1, counts, lost)).sum())
+
+    if seen(1.0) < power:
+        return 1.0
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:  # noqa: PLR2004  a hundredth of a point
+        middle = (low + high) / 2
+        low, high = (low, middle) if seen(middle) >= power else (middle, high)
+    return high
+
+
+def guard_fails(documents: int, flips: int, limit: float, drop: float) -> float:
+    """Return how likely the point guard is to fail for a true `drop` in accuracy, if as many documents flip as `flips`.
+
+    The drop in accuracy stands for the one in weighted F1, which it is close to.
+    """
+    counts, chances, lost = _flips(documents, flips, drop)
+    over = np.floor((limit * documents + counts) / 2)  # lost - gained > limit * documents
+    return float((chances * stats.binom.sf(over, counts, lost)).sum())
+
+
+def odds(comparison: Comparison, limit: float) -> str:
+    """Return in a sentence how often the point guard with `limit` errs, with as many flips as `comparison` has."""
+    documents, flips, drop = comparison.documents, comparison.flips, 2 * max(limit, 0.005)
+    false, passed = guard_fails(documents, flips, limit, 0.0), 1 - guard_fails(documents, flips, limit, drop)
+    return (
+        f"Of {documents} documents {flips} flip: so the guard fails {false:.0%} of variants with no true drop, "
+        f"and lets {passed:.0%} of those with one of {drop:.3f} pass"
     )
 
 
@@ -239,6 +295,8 @@ def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, 
         f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
         f"  {changed}: {moved} (p = {comparison.mcnemar_p:.3f})",
     ]
+    if by == "point" and limit >= 0:
+        lines.append(f"  {odds(comparison, limit)}")
     if by == "interval" and comparison.f1_drop <= limit:
         advice = "more test documents would narrow its interval" if limit > 0 else "its interval needs a limit above 0"
         lines.append(f"  The drop itself is within the limit: {advice}")

@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import random
 import time
 import tomllib
 from collections.abc import Callable, Collection, Sequence
@@ -17,17 +18,19 @@ from qbert import variants as table
 from qbert import worker as timing
 from qbert.labels import one_hot
 from qbert.sides import Side, Subject, Worker
-from qbert.terminal import progress, say
+from qbert.terminal import counted, progress, say
 
 # So long each cell is timed in a pair: SECONDS, or until there are ABBAS, but not beyond MOST_SECONDS unless one ABBA
 # takes longer. With 3 of them a pair's log ratio spread by 3 % (BERT-base at 32 tokens), with 15 and more by 1 %.
 SECONDS = 0.8
 ABBAS = 6
 MOST_SECONDS = 2.0
+LEAST_SECONDS = 240
+SECONDS_A_CELL = 20
 PREPARE_TIMEOUT_S = 3600  # a training or a compilation may be under way
 
 PASSED, REGRESSION, USAGE, INCONCLUSIVE, NOT_COMPARABLE = range(5)
-"""What `qbert gate` exits with; INCONCLUSIVE with --strict only."""
+"""What `qbert gate` exits with."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,20 @@ class Budget:
     """When to stop adding pairs."""
 
     min_effect: float = compare.MIN_EFFECT
+    min_f1_effect: float = compare.MIN_F1_EFFECT
     max_pairs: int = 40
-    max_seconds: float = 480
-    """Of timing; what has to be built before is not counted."""
+    max_seconds: float | None = None
+    """Of timing; what has to be built before is not counted. By the number of cells where it is None."""
     timeout_s: float = 60
     """A side that does not answer for so long is hanging."""
 
+    def seconds(self, cells: int) -> float:
+        """Return the time for the pairs of so many cells."""
+        return self.max_seconds or max(LEAST_SECONDS, SECONDS_A_CELL * cells)
+
+
+DECIDED = ("slower", "faster", "same")
+"""The verdicts of latency that are sure."""
 
 Most = Annotated[float, Meta(ge=0, lt=1e12)]
 
@@ -89,6 +100,8 @@ class Cell:
     """The median log ratio, and its interval."""
     f1: dict[str, Any] = field(default_factory=dict)
     """The fields of evaluate.Comparison, base for the baseline, and the verdict; empty without a trained head."""
+    load: dict[str, Any] = field(default_factory=dict)
+    """Of each side's name, how its worker loads the cell."""
     base_disk_bytes: int | None = None
     head_disk_bytes: int | None = None
     timed_s: float = 0.0
@@ -103,23 +116,22 @@ class Cell:
         """As in test ids."""
         return f"{self.model}-{self.max_length}-{self.variant}"
 
-    def on(self, side: Side) -> dict[str, Any]:
-        """Return what that side's worker knows it by."""
-        model = self.base_model if side.name == "base" else self.model
-        return {"model": model, "max_length": self.max_length, "variant": self.variant}
-
-    def add(self, base_s: Sequence[float], head_s: Sequence[float], confidence: float) -> None:
-        """Add a pair of processes, each with the calls of its ABBAs, and take the verdict anew."""
+    def add(self, base_s: Sequence[float], head_s: Sequence[float]) -> None:
+        """Add a pair of processes, each with the calls of its ABBAs."""
         ratios = np.log(head_s) - np.log(base_s)
         self.log_ratios.append(float(np.median((ratios[::2] + ratios[1::2]) / 2)))
         self.base_s.append(float(np.median(base_s)))
         self.head_s.append(float(np.median(head_s)))
+
+    def judge(self, confidence: float) -> None:
+        """Take the verdict by the pairs that there are."""
         self.change = compare.signed_rank_interval(self.log_ratios, confidence)
         self.verdict = compare.verdict(*self.change[1:], self.min_effect)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold; `change` is head over base less 1, `base_s` and `head_s` are medians of pairs."""
         shown = asdict(self)
+        del shown["load"]
         for name, value in zip(("change", "change_low", "change_high"), shown.pop("change"), strict=True):
             shown[name] = math.expm1(value) if math.isfinite(value) else None
         return shown | {side: float(np.median(shown[side])) if shown[side] else None for side in ("base_s", "head_s")}
@@ -164,13 +176,15 @@ def run(
     put_in: Callable[[Cell], Sequence[tuple[float, float]]] = lambda _: (),
     every_pair: bool = False,
     against_itself: bool = False,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Hold `head` against `base`: the figures of each cell, and `exit_code`, in a dictionary that JSON can hold.
 
     `asked` names what of the sides' identity may differ (compare.SUBJECT). For each (slowdown, minimum effect) that
     `put_in` gives for a cell, a copy of it is measured beside it with that slowdown put into head. With `every_pair`
     each cell is measured in all of `budget.max_pairs`, however sure its verdict. Sides that are the same are refused
-    unless `against_itself`: nothing that could change would have been looked at.
+    unless `against_itself`: nothing that could change would have been looked at. With `strict` a verdict that is not
+    sure decides the exit code.
 
     Raises:
         InputError: head finds a mistake in what the person asked for, or both sides are the same.
@@ -197,11 +211,11 @@ def run(
         for slowdown, min_effect in put_in(cell)
     ]
     prepared = time.monotonic()
-    _measure(base, head, subject, budget, comparable + slowed, every_pair=every_pair)
+    short = _measure(base, head, subject, budget, comparable + slowed, every_pair=every_pair)
     measured = time.monotonic()
     for cell in (cell for cell in comparable if cell.head_s):
         latency_ms = float(np.median(cell.head_s)) * 1e3
-        for limit in (limit for limit in limits if limit.covers(**cell.on(head))):
+        for limit in (limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)):
             if latency_ms > limit.max_latency_ms:
                 cell.over.append(f"latency {latency_ms:.4g} ms > {limit.max_latency_ms:g} ms")
     return {
@@ -214,20 +228,26 @@ def run(
         },
         "settings": asdict(subject) | asdict(budget),
         "cells": [cell.as_dict() for cell in cells + slowed],
-        "least_pairs": compare.least_values(compare.corrected(CONFIDENCE, len(comparable + slowed))),
+        "too_short": short,
         "prepare_s": prepared - start,
         "measure_s": measured - prepared,
-        "exit_code": exit_code(cells),
+        "exit_code": exit_code(cells, strict=strict),
     }
 
 
-def exit_code(cells: Sequence[Cell]) -> int:
-    """Return what the gate ends with: a regression outweighs what could not be compared, that what is not sure."""
+def exit_code(cells: Sequence[Cell], *, strict: bool = False) -> int:
+    """Return what the gate ends with: a regression outweighs what could not be compared, that what is not sure.
+
+    It is INCONCLUSIVE where no latency was decided, though some was timed; with `strict` where any verdict is not sure.
+    """
     if any(cell.verdict == "slower" or cell.f1.get("verdict") == "worse" or cell.over for cell in cells):
         return REGRESSION
     if not cells or any(cell.verdict == "not comparable" for cell in cells):
         return NOT_COMPARABLE
-    return INCONCLUSIVE if any(cell.verdict == "inconclusive" for cell in cells) else PASSED
+    unsure = [cell for cell in cells if cell.verdict == "inconclusive"]
+    nothing = unsure and not any(cell.verdict in DECIDED for cell in cells)
+    in_f1 = any(cell.f1.get("verdict") == "inconclusive" for cell in cells)
+    return INCONCLUSIVE if nothing or (strict and (unsure or in_f1)) else PASSED
 
 
 Key = tuple[int, int, str]
@@ -296,9 +316,10 @@ def _cells(
         elif differs := compare.differences(there["identity"], here["identity"], asked=asked):
             cell.verdict, cell.differs = "not comparable", differs
         elif "predicted" in here and "predicted" in there:
-            cell.f1 = _f1(there, here, confidence)
+            cell.f1 = _f1(there, here, confidence, budget.min_f1_effect)
             cell.told = over_own_limit(there, here)
         if key in head and key in base:
+            cell.load = {"base": there["load"], "head": here["load"]}
             cell.base_disk_bytes, cell.head_disk_bytes = there["disk_bytes"], here["disk_bytes"]
         if key in head:
             covering = [limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)]
@@ -306,15 +327,18 @@ def _cells(
     return cells
 
 
-def _f1(base: Record, head: Record, confidence: float) -> dict[str, Any]:
-    """Compare what both predict for the same documents."""
+def _f1(base: Record, head: Record, confidence: float, min_effect: float) -> dict[str, Any]:
+    """Compare what both predict for the same documents; the same logits for all of them are the same F1."""
     told = [np.asarray(labels) for labels in (head["labels"], base["predicted"], head["predicted"])]
     multi_label = told[0].ndim > 1
     if not multi_label:
         told = [one_hot(ids, int(np.max(told)) + 1) for ids in told]
     labels, on_base, on_head = (indicators.astype(bool) for indicators in told)
     comparison = evaluate.compare(labels, on_base, on_head, multi_label=multi_label, confidence=confidence)
-    return asdict(comparison) | {"verdict": compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high)}
+    verdict = compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high, min_effect)
+    if base.get("logits_sha256", 0) == head.get("logits_sha256", 1):
+        verdict = "same"
+    return asdict(comparison) | {"verdict": verdict}
 
 
 def over_own_limit(base: Record, head: Record) -> list[str]:
@@ -339,58 +363,115 @@ def _over(record: Record, limit: Limit) -> list[str]:
 
 def _measure(
     base: Side, head: Side, subject: Subject, budget: Budget, cells: Sequence[Cell], *, every_pair: bool
-) -> None:
-    """Add pairs of processes until each cell's verdict is sure, or the budget ends."""
-    confidence = compare.corrected(CONFIDENCE, len(cells))
+) -> str:
+    """Add pairs of processes until each cell's verdict is sure, or the budget ends.
+
+    Which side is started first is drawn within every two pairs, so that no disturbance with a period of its own is
+    always with the same one. Where no verdict can be reached within the budget, end after the first pair; return why.
+    """
+    max_seconds = budget.seconds(len(cells))
     begun = time.monotonic()
     longest = 0.0
     left = list(cells)
-    with progress("timing pairs, of the seconds allowed", round(budget.max_seconds)) as advance:
+    chance = random.Random()  # noqa: S311  nothing secret is drawn
+    sides = [base, head]
+    with progress("timing pairs, of the seconds allowed", round(max_seconds)) as advance:
         for number in range(budget.max_pairs):
-            if not left or time.monotonic() - begun + longest > budget.max_seconds:
-                return
+            if not left or time.monotonic() - begun + longest > max_seconds:
+                break
             start = time.monotonic()
-            sides = (base, head) if number % 2 == 0 else (head, base)
+            if number % 2 == 0:
+                chance.shuffle(sides)
+            else:
+                sides.reverse()
             with (
                 Worker(sides[0], subject, timeout_s=budget.timeout_s) as one,
                 Worker(sides[1], subject, timeout_s=budget.timeout_s) as other,
             ):
-                _pair(one, other, left, confidence)
+                _pair(one, other, left, chance)
             longest = max(longest, time.monotonic() - start)
+            judge(left, budget.max_pairs)
+            if number == 0 and not every_pair and (short := too_short(len(cells), longest, budget)):
+                say(short)
+                return short
             left = [cell for cell in cells if every_pair or cell.verdict == "inconclusive"]
-            spent = max((number + 1) / budget.max_pairs, (time.monotonic() - begun) / budget.max_seconds)
-            advance(
-                round(spent * budget.max_seconds), f"{number + 1} pairs, {len(cells) - len(left)} of {len(cells)} sure"
-            )
+            sure = sum(cell.verdict != "inconclusive" for cell in cells)
+            spent = max((number + 1) / budget.max_pairs, (time.monotonic() - begun) / max_seconds)
+            advance(round(spent * max_seconds), f"{number + 1} pairs, {sure} of {len(cells)} sure")
+    return ""
 
 
-def _pair(one: Worker, other: Worker, cells: Sequence[Cell], confidence: float) -> None:
-    """Time each cell on both workers in turn; those of one model are built together, both sides at once."""
+def judge(cells: Sequence[Cell], looks: int) -> None:
+    """Take the verdicts of `cells` after one of at most `looks` pairs, so that all of them hold together.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure": those that are sure though all of
+    `cells` share the error leave it to the rest.
+    """
+    left = list(cells)
+    while left:
+        confidence = compare.over_looks(compare.corrected(CONFIDENCE, len(left)), looks)
+        for cell in left:
+            cell.judge(confidence)
+        unsure = [cell for cell in left if cell.verdict == "inconclusive"]
+        if len(unsure) == len(left):
+            return
+        left = unsure
+
+
+def least_pairs(cells: int, looks: int) -> int:
+    """Return how many pairs the first of `cells` needs at least to be sure, looked at up to `looks` times."""
+    return compare.least_values(compare.over_looks(compare.corrected(CONFIDENCE, cells), looks))
+
+
+def too_short(cells: int, pair_s: float, budget: Budget) -> str:
+    """Return in a sentence why `cells`, of which a pair takes `pair_s`, cannot be decided, and what can; or nothing."""
+    seconds, needed = budget.seconds(cells), least_pairs(cells, budget.max_pairs)
+    if needed > budget.max_pairs:
+        return f"for {counted(cells, 'cell')} {needed} pairs are needed at least: give --max-pairs {2 * needed}"
+    if needed * pair_s <= seconds:
+        return ""
+    fit = next(
+        (
+            fewer
+            for fewer in range(cells, 0, -1)
+            if least_pairs(fewer, budget.max_pairs) * pair_s * fewer / cells <= seconds
+        ),
+        0,
+    )
+    fewer = f", or name {counted(fit, 'cell')} or fewer (--variants, --max-lengths, --model)" if fit else ""
+    return (
+        f"for {counted(cells, 'cell')} {needed} pairs of {pair_s:.0f} s are needed at least, and {seconds:.0f} s hold "
+        f"{int(seconds / pair_s)}: give --max-seconds {math.ceil(1.5 * needed * pair_s / 10) * 10}{fewer}"
+    )
+
+
+def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: random.Random) -> None:
+    """Time each cell on both workers in turn; those of one model are built together, both sides at once.
+
+    An ABBA begins with either side, drawn within every two of them.
+    """
     workers = (one, other)
-    for worker in workers:
-        worker.send_open()
-    for worker in workers:
-        worker.receive()
     for model in dict.fromkeys(cell.model for cell in cells):
         costs: dict[str, float] = {}
         of_model = [cell for cell in cells if cell.model == model]
         for cell in {cell.name: cell for cell in of_model}.values():
             for worker in workers:
-                worker.send("build", **cell.on(worker.side))
+                worker.send("build", cell=cell.name, model=model, load=cell.load[worker.side.name])
             costs[cell.name] = max(worker.receive() for worker in workers)
         for cell in of_model:
             start = time.monotonic()
             seconds: dict[str, list[float]] = {"base": [], "head": []}
-            for _ in range(abbas(costs[cell.name])):
-                for worker in (one, other, other, one):
-                    worker.send(
-                        "time",
-                        cost_s=costs[cell.name],
-                        slowdown=cell.slowdown if worker.side.name == "head" else 0.0,
-                        **cell.on(worker.side),
-                    )
+            order = [one, other]
+            for number in range(abbas(costs[cell.name])):
+                if number % 2 == 0:
+                    chance.shuffle(order)
+                else:
+                    order.reverse()
+                for worker in (*order, *reversed(order)):
+                    slowdown = cell.slowdown if worker.side.name == "head" else 0.0
+                    worker.send("time", cell=cell.name, cost_s=costs[cell.name], slowdown=slowdown)
                     seconds[worker.side.name].append(worker.receive())
-            cell.add(seconds["base"], seconds["head"], confidence)
+            cell.add(seconds["base"], seconds["head"])
             cell.timed_s += time.monotonic() - start
 
 
@@ -400,43 +481,44 @@ def abbas(cost_s: float) -> int:
     return max(1, round(min(max(SECONDS, ABBAS * abba_s), MOST_SECONDS) / abba_s))
 
 
-def calibrated(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what a calibration (`run` with slowdowns put in) found of each slowdown, the smallest first.
+def calibrated(found: dict[str, Any], slowdowns: Sequence[float]) -> list[dict[str, Any]]:
+    """Return how likely a gate is to find each of `slowdowns` in a cell, from a calibration's result `found`.
 
-    A row has `slowdown`; how many of the `cells` with it were called `slower` with half of it as the minimum effect;
-    and how many of the same cells without it were called slower (`false_alarms`) or not surely the same (`unsure`).
+    A row for each slowdown, with a minimum effect of half of it: `found` is the chance with the spread of the pairs of
+    the cell that spreads most, `found_at_least` that with the upper end of the spread's 95 % interval, `false_alarms`
+    the chance to call that cell slower when it is not.
+
+    Source: the interval is that of a variance of normal values (chi-squared). The chances are by simulation of POWER
+    gates, with the error of all cells shared as for the first verdict.
     """
-    plain = [cell for cell in found["cells"] if cell["log_ratios"] and not cell["slowdown"]]
-    slowed = [cell for cell in found["cells"] if cell["slowdown"]]
-    confidence = compare.corrected(CONFIDENCE, len(plain))
-    rows = []
-    for slowdown in sorted({cell["slowdown"] for cell in slowed}):
-        called = [
-            [
-                compare.verdict(*compare.signed_rank_interval(cell["log_ratios"], confidence)[1:], slowdown / 2)
-                for cell in cells
-            ]
-            for cells in ([cell for cell in slowed if cell["slowdown"] == slowdown], plain)
-        ]
-        rows.append(
-            {
-                "slowdown": slowdown,
-                "cells": len(plain),
-                "slower": called[0].count("slower"),
-                "false_alarms": called[1].count("slower"),
-                "unsure": called[1].count("inconclusive"),
-            }
-        )
-    return rows
+    from scipy import special  # scipy.stats takes a second to import
+
+    cells = [cell["log_ratios"] for cell in found["cells"] if len(cell["log_ratios"]) > 1]
+    if not cells:
+        return []
+    looks = found["settings"]["max_pairs"]
+    confidence = compare.over_looks(compare.corrected(CONFIDENCE, len(cells)), looks)
+    spread = max(float(np.std(ratios, ddof=1)) for ratios in cells)
+    freedom = min(map(len, cells)) - 1
+    wide = spread * math.sqrt(freedom / float(special.chdtri(freedom, (1 + CONFIDENCE) / 2)))
+    noise = np.random.default_rng(0).standard_normal((POWER, looks))
+
+    def called_slower(slowdown: float, sd: float, min_effect: float) -> float:
+        told = compare.verdicts(math.log1p(slowdown) + sd * noise, confidence, min_effect)
+        first = np.take_along_axis(told, (told != "inconclusive").argmax(axis=1)[:, None], axis=1)
+        return float((first == "slower").mean())
+
+    return [
+        {
+            "slowdown": slowdown,
+            "cells": len(cells),
+            "spread": spread,
+            "found": called_slower(slowdown, spread, slowdown / 2),
+            "found_at_least": called_slower(slowdown, wide, slowdown / 2),
+            "false_alarms": called_slower(0.0, spread, slowdown / 2),
+        }
+        for slowdown in slowdowns
+    ]
 
 
-def spreads(found: dict[str, Any]) -> dict[tuple[Any, ...], tuple[float, int]]:
-    """Return of each cell the spread of one process's log latency, and its degrees of freedom: a pair holds two."""
-    return {
-        tuple(cell[name] for name in compare.CELL): (
-            float(np.std(cell["log_ratios"], ddof=1)) / math.sqrt(2),
-            len(cell["log_ratios"]) - 1,
-        )
-        for cell in found["cells"]
-        if len(cell["log_ratios"]) > 1 and not cell["slowdown"]
-    }
+POWER = 4000

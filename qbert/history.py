@@ -23,7 +23,7 @@ LATENCY = [
 ACCURACY = [
     *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop", "f1_guard"),
     "over_limit",
-    *("flips", "mcnemar_p", "documents", "smallest_visible_drop", "flipped"),
+    *("flips", "mcnemar_p", "documents", "visible_drop", "flipped"),
 ]
 FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "peak_rss_bytes"]
 RUN = ["file", "when", "machine", "dataset", "commit", "failed"]

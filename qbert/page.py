@@ -486,8 +486,9 @@ def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]
     for one in runs["identity"]:
         versions |= one.get("versions", {})
     documents = table["documents"].max()
-    visible = table["smallest_visible_drop"].max()
-    judged = f", {documents:.0f} test documents, one at a time; they cannot tell a drop below {visible:.3f} from chance"
+    visible = table["visible_drop"].max()
+    judged = f", {documents:.0f} test documents, one at a time"
+    judged += "" if math.isnan(visible) else f"; of four true drops of {visible:.3f} they show more than three"
     return [
         ("runs", f"{len(files)}, {days[0] if days else 'no date'}" + (f" to {days[-1]}" if len(days) > 1 else "")),
         ("commit", ", ".join(dict.fromkeys(runs["commit"]))[:200]),

@@ -86,10 +86,10 @@ class Accuracy(Cell):
     f1_drop_high: Drop
     flips: Count
     mcnemar_p: Share
-    smallest_visible_drop: Share
     max_f1_drop: float
     f1_guard: str
     flipped: list[Flip]
+    visible_drop: Share | UnsetType = UNSET
     over_limit: bool | UnsetType = UNSET
 
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 from qbert import CannotRunError, InputError, children
 from qbert.dataset import FILES
 
-CELL = ("model", "max_length", "variant")
+CELL = ("cell", "model", "max_length", "variant")
 CHECKPOINT = ("config.json", "*.safetensors")
 """What the folder of a model has, as patterns."""
 

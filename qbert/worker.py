@@ -5,11 +5,12 @@ It reads a request a line from standard input, `{"do": NAME, ...}`, and answers 
 same lines; what it imports of qbert is the side's own. What the side's may be too old to have lies beside this file.
 """
 
-import contextlib
 import gc
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -18,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +57,7 @@ class Worker:
         self._plugins: list[str] = []
         self._calls: dict[str, Callable[[], Any]] = {}
         self._model = ""
-        self._pinned = contextlib.ExitStack()
-        self._is_pinned = False
+        self._allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
     def open(
         self,
@@ -109,12 +111,26 @@ class Worker:
         return self._suite.cell(model, max_length, variant)
 
     def prepare(self, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Make what the cell is loaded from and load it once; return its description and its size."""
+        """Make what the cell is loaded from and load it once; return its description, its size, and how to load it."""
         cell = self._cell(**named)
-        return cell.describe(cell.classifier.evidence) | {"disk_bytes": cell.disk_bytes}
+        load = cell.variant.load
+        parameters = inspect.signature(load).parameters
+        every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
+        return cell.describe(cell.classifier.evidence) | {
+            "disk_bytes": cell.disk_bytes,
+            "load": {
+                "plugins": self._plugins,
+                "module": load.__module__,
+                "function": load.__qualname__,
+                "options": {name: one for name, one in cell.variant.options.items() if every or name in parameters},
+                "folder": str(cell.folder.resolve()),
+                "encoding": {name: ids.tolist() for name, ids in encoding.items()},
+            },
+        }
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return the labels of the test documents, those that the cell predicts, and its F1 drop against fp32.
+        """Return the labels of the test documents, what the cell answers, and its F1 drop against fp32.
 
         Labels are ids, or of a multi-label model lists that say 1 or 0 of each.
         """
@@ -134,6 +150,7 @@ class Worker:
         return {
             "labels": labels,
             "predicted": predicted,
+            "logits_sha256": hashlib.sha256(logits.tobytes()).hexdigest(),
             "f1_drop": comparison.f1_drop,
             "max_f1_drop": cell.variant.max_f1_drop,
         }
@@ -146,31 +163,38 @@ class Worker:
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         return footprint.measure(cell.variant, cell.folder, encoding).peak_rss_bytes
 
-    def build(self, **named: Any) -> float:  # noqa: ANN401
-        """Load the cell and warm it up; return the seconds of one call."""
-        self._pinned.close()
-        self._is_pinned = False
-        cell = self._cell(**named)
-        if cell.model.name != self._model:  # those of another model go, to keep within memory
-            self._model = cell.model.name
+    def build(self, cell: str, model: str, load: dict[str, Any]) -> float:
+        """Load the cell as `prepare` said and warm it up; return the seconds of one call.
+
+        Neither dataset nor tokenizer is read, and no library that its runtime does without: that takes longer than
+        timing does.
+        """
+        self._run_on(self._allowed)
+        if model != self._model:  # those of another model go, to keep within memory
+            self._model = model
             self._calls.clear()
-        classifier, encoding = cell.classifier, cell.encoder.fill(cell.suite.dataset, cell.max_length)
-        self._calls[cell.name] = lambda: classifier(encoding)
+        for name in load["plugins"]:
+            importlib.import_module(name)
+        function = getattr(importlib.import_module(load["module"]), load["function"])
+        classifier = function(Path(load["folder"]), **load["options"])
+        encoding = {name: np.array(ids, dtype=np.int64) for name, ids in load["encoding"].items()}
+        self._calls[cell] = lambda: classifier(encoding)
         calls: list[float] = []
         while sum(calls) < WARM_UP_S:
-            calls.append(seconds(self._calls[cell.name]))
+            calls.append(seconds(self._calls[cell]))
         return statistics.median(calls[len(calls) // 2 :])
 
-    def time(self, cost_s: float, slowdown: float, **named: Any) -> float:  # noqa: ANN401
-        """Return the seconds of one call, the median of a block; `slowdown` is a share of each call, spent idling."""
-        if not self._is_pinned:
-            from qbert.latency import one_core
+    def _run_on(self, cores: set[int]) -> None:
+        if self._allowed:  # else the system does not let a process choose
+            os.sched_setaffinity(0, cores)
 
-            self._pinned.enter_context(one_core())
-            self._is_pinned = True
+    def time(self, cell: str, cost_s: float, slowdown: float) -> float:
+        """Return the seconds of one call, the median of a block; `slowdown` is a share of each call, spent idling."""
+        if gc.isenabled():
             gc.collect()
             gc.disable()
-        call = self._calls[self._cell(**named).name]
+        self._run_on({max(self._allowed, default=0)})  # as qbert.latency's, and for its reasons
+        call = self._calls[cell]
         settling, timed = block(cost_s)
         for _ in range(settling):
             call()

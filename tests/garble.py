@@ -16,7 +16,7 @@ FIGURES: dict[str, dict[str, Any]] = {
         "f1_drop_high": 0.01,
         "flips": 0,
         "mcnemar_p": 1.0,
-        "smallest_visible_drop": 0.012,
+        "visible_drop": 0.012,
         "max_f1_drop": 0.01,
         "f1_guard": "point",
         "flipped": [],

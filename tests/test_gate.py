@@ -227,21 +227,18 @@ def test_a_drop_over_the_variant_s_own_limit_is_told_of_head_and_decides_nothing
     assert [line.removeprefix("m-1-v: ") for line in comparisons.details([cell.as_dict()])] == lines
 
 
-@pytest.mark.parametrize(("strict", "code"), [([], gate.PASSED), (["--strict"], gate.INCONCLUSIVE)])
-def test_inconclusive_fails_only_where_it_is_asked_to(
-    start: Callable[..., subprocess.Popen[str]],
-    repository: Callable[[str, str], Path],
-    strict: list[str],
-    code: int,
+def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
+    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path]
 ) -> None:
     folder = repository(plugin(), plugin("0"))
-    process = start(
-        *("--base-ref", "HEAD", "--variants", "mine", "--max-pairs", "1", *strict), cwd=folder, plugins=["outside"]
-    )
-    output, errors = process.communicate()
-    assert process.returncode == code, output + errors
-    assert "1 cell: 1 inconclusive" in output
-    assert "more --max-seconds" in output
+    few = ["--base-ref", "HEAD", "--variants", "mine", "--json", "gate.json"]
+    for option, told in ((["--max-pairs", "5"], "give --max-pairs"), (["--max-seconds", "2"], "give --max-seconds")):
+        output, errors = start(*few, *option, cwd=folder, plugins=["outside"]).communicate()
+        assert "1 cell: 1 inconclusive" in output, output + errors
+        assert told in " ".join(output.split())
+        assert told in errors
+        (cell,) = json.loads((folder / "gate.json").read_text())["cells"]
+        assert len(cell["log_ratios"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -431,11 +428,15 @@ def cells(**changed: Any) -> list[gate.Cell]:
         ({"verdict": "same", "f1": {"verdict": "better"}}, gate.PASSED),
         ({"verdict": "not comparable", "over": ["disk"]}, gate.REGRESSION),
         ({"verdict": "not comparable"}, gate.NOT_COMPARABLE),
-        ({"verdict": "inconclusive"}, gate.INCONCLUSIVE),
+        ({"verdict": "inconclusive"}, gate.PASSED),
+        ({"verdict": "same", "f1": {"verdict": "inconclusive"}}, gate.PASSED),
     ],
 )
 def test_every_end_has_its_exit_code(changed: dict[str, Any], code: int) -> None:
     assert gate.exit_code(cells(**changed)) == code
+    unsure = "inconclusive" in (changed["verdict"], changed.get("f1", {}).get("verdict"))
+    assert gate.exit_code(cells(**changed), strict=True) == (gate.INCONCLUSIVE if unsure else code)
+    assert gate.exit_code(cells(verdict="inconclusive")[1:]) == gate.INCONCLUSIVE, "nothing was decided"
 
 
 def test_nothing_in_common_is_not_comparable() -> None:
@@ -445,7 +446,7 @@ def test_nothing_in_common_is_not_comparable() -> None:
 def test_a_pair_is_the_median_of_its_abbas() -> None:
     cell = gate.Cell("m", 1, "v", "m", 0.025)
     # base head head base, three times; the machine gets slower by a tenth within each, and the second was disturbed
-    cell.add([1.0, 1.1, 1.0, 1.1, 1.0, 1.1], [1.05, 1.05, 9.0, 1.05, 1.05, 1.05], 0.95)
+    cell.add([1.0, 1.1, 1.0, 1.1, 1.0, 1.1], [1.05, 1.05, 9.0, 1.05, 1.05, 1.05])
     (ratio,) = cell.log_ratios
     assert ratio == pytest.approx(0.0011, abs=1e-3)
 
@@ -461,20 +462,21 @@ def worker(trained: Checkpoint, news: Dataset) -> Any:
 
 
 def test_a_worker_times_what_it_built(worker: Any) -> None:
-    cell = {"model": "tiny", "max_length": 64, "variant": "fp32"}
-    cost = worker.ask("build", **cell)
+    prepared = worker.ask("prepare", model="tiny", max_length=64, variant="fp32")
+    cost = worker.ask("build", cell="a", model="tiny", load=prepared["load"])
     plain, slowed = [], []
     for _ in range(9):
-        plain.append(worker.ask("time", cost_s=cost, slowdown=0.0, **cell))
-        slowed.append(worker.ask("time", cost_s=cost, slowdown=0.2, **cell))
+        plain.append(worker.ask("time", cell="a", cost_s=cost, slowdown=0.0))
+        slowed.append(worker.ask("time", cell="a", cost_s=cost, slowdown=0.2))
     ratios = sorted(two / one for one, two in zip(plain, slowed, strict=True))
     assert 1.1 < ratios[4] < 1.4
     assert sorted(plain)[4] == pytest.approx(cost, rel=0.5)
 
 
 def test_a_slowdown_is_a_share_of_the_call() -> None:
-    assert timing.seconds(lambda: time.sleep(0.05), 0.5) == pytest.approx(0.075, rel=0.02)
-    assert timing.seconds(lambda: time.sleep(0.05)) == pytest.approx(0.05, rel=0.02)
+    for slowdown, expected in ((0.5, 0.075), (0.0, 0.05)):  # the least of some, for a machine that is busy
+        least = min(timing.seconds(lambda: time.sleep(0.05), slowdown) for _ in range(10))
+        assert least == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -489,26 +491,45 @@ def test_a_cell_takes_a_second_or_two_of_a_pair(cost_s: float, abbas: int) -> No
     assert gate.abbas(cost_s) == abbas
 
 
-def test_a_calibration_counts_what_was_found_and_what_was_not() -> None:
-    def cell(slowdown: float, *log_ratios: float) -> dict[str, Any]:
-        return {"model": "m", "max_length": 1, "variant": "v", "slowdown": slowdown, "log_ratios": list(log_ratios)}
+def test_a_calibration_tells_what_a_gate_finds_by_the_spread_of_the_worst_cell() -> None:
+    def found(*spreads: float) -> list[dict[str, Any]]:
+        noise = np.random.default_rng(0).standard_normal((len(spreads), 16)) * np.array(spreads)[:, None]
+        cells = [{"log_ratios": ratios.tolist()} for ratios in noise]
+        return gate.calibrated({"cells": cells, "settings": {"max_pairs": 40}}, (0.02, 0.05))
 
-    quiet = [0.001 * (-1) ** number for number in range(10)]
-    found = {
-        "cells": [
-            cell(0, *quiet),
-            cell(0.05, *(0.049 + one for one in quiet)),
-            cell(0.02, *(10 * one for one in quiet)),
-        ]
-    }
-    assert gate.calibrated(found) == [
-        {"slowdown": 0.02, "cells": 1, "slower": 0, "false_alarms": 0, "unsure": 0},
-        {"slowdown": 0.05, "cells": 1, "slower": 1, "false_alarms": 0, "unsure": 0},
-    ]
-    ((key, (spread, freedom)),) = gate.spreads(found).items()
-    assert key == ("m", 1, "v")
-    assert spread == pytest.approx(0.00105 / 2**0.5, rel=0.01)
-    assert freedom == 9
+    quiet, wide = found(0.005, 0.005), found(0.005, 0.03)
+    assert [row["found"] for row in quiet] == [pytest.approx(1, abs=0.01)] * 2
+    assert wide[0]["found"] < 0.5 < wide[1]["found"]
+    for row in (*quiet, *wide):
+        assert row["found_at_least"] <= row["found"]
+        assert row["false_alarms"] <= 0.05
+    assert wide[1]["spread"] == pytest.approx(0.03, rel=0.5)
+    assert gate.calibrated({"cells": [], "settings": {}}, (0.02,)) == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "pair_s", "max_seconds", "told"),
+    [
+        (12, 10.0, None, ""),
+        (
+            12,
+            10.0,
+            100.0,
+            "for 12 cells 12 pairs of 10 s are needed at least, and 100 s hold 10: give --max-seconds 180, or ",
+        ),
+        (1, 60.0, 60.0, "for 1 cell 8 pairs of 60 s are needed"),
+    ],
+)
+def test_what_cannot_be_decided_in_time_is_told_with_what_can(
+    cells: int, pair_s: float, max_seconds: float | None, told: str
+) -> None:
+    said = gate.too_short(cells, pair_s, gate.Budget(max_seconds=max_seconds))
+    assert said.startswith(told)
+    assert bool(said) == bool(told)
+
+
+def test_a_gate_that_looks_too_seldom_says_so() -> None:
+    assert "give --max-pairs" in gate.too_short(60, 1.0, gate.Budget(max_pairs=8))
 
 
 @pytest.fixture

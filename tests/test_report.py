@@ -99,7 +99,7 @@ def test_the_accuracy_table_fits_80_columns() -> None:
         "p95_s": 1.4,
         "mcnemar_p": 0.281,
     }
-    interval = {"f1_drop_low": -0.0051, "f1_drop_high": 0.0123, "smallest_visible_drop": 0.012}
+    interval = {"f1_drop_low": -0.0051, "f1_drop_high": 0.0123, "visible_drop": 0.012}
     text = draw(report.accuracy([judged | interval | JUDGED], title="t"))
     (row,) = [line for line in text.splitlines() if line.startswith("int8")]
     assert row.split()[1:] == ["1234", "1400", "0.9512", "-0.0020", "-0.005", "+0.012", "123", "0.281"]
