@@ -38,6 +38,7 @@ class Identity(Struct):
     definition: Definition
     threads: int | None
     dataset: str
+    hardware: dict[str, int | str] | UnsetType = UNSET
 
 
 class Cell(Struct):
@@ -182,6 +183,7 @@ class Outcome(Struct):
     """What the suite adds to a run."""
 
     failed: list[str] = []
+    boot: str = ""
 
 
 class Run(Struct):
@@ -190,6 +192,7 @@ class Run(Struct):
     benchmarks: list[Benchmark]
     datetime: datetime
     commit_info: Commit
+    machine_info: dict[str, Any] = {}
     qbert: Outcome | None = None
 
     def cells(self, source: str) -> list[Benchmark]:
