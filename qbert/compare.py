@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 
 CELL = ["model", "max_length", "variant"]
 MIN_EFFECT = 0.025  # smaller is nobody's regression, and one new process of the same code can differ by as much
-SUBJECT = ("processor", "instruction_sets", "threads", "dataset_sha256", "checkpoint_sha256", "definition", "versions")
-"""What has to agree in two results' `identity` before their latencies can be compared."""
+SUBJECT = (
+    *("processor", "instruction_sets", "hardware", "threads"),
+    *("dataset_sha256", "checkpoint_sha256", "definition", "versions"),
+)
+"""What has to agree in two results' `identity` before their latencies can be compared; of `hardware`, what both know.
+
+Older runs know nothing of it, or what pytest-benchmark says of the processor.
+"""
 
 
 def signed_rank_interval(
@@ -86,9 +92,13 @@ def differences(base: Mapping[str, Any], head: Mapping[str, Any], *, asked: Coll
     """
     found = []
     for name in SUBJECT:
-        if name in asked or base.get(name) == head.get(name):
-            continue
-        found += list(_differing(name, base.get(name), head.get(name)))
+        before, after = base.get(name), head.get(name)
+        if name == "hardware":
+            before, after = before or {}, after or {}
+            both = [key for key in before if key in after]
+            before, after = ({key: one[key] for key in both} for one in (before, after))
+        if name not in asked and before != after:
+            found += list(_differing(name, before, after))
     return found
 
 
@@ -123,8 +133,8 @@ def runs(
 ) -> list[dict[str, Any]]:
     """Hold the runs `head` against the runs `base`, each as history.load gives them: a row for each cell.
 
-    `spreads`, as history.spreads gives them, tell how far one run is from the next; `across` names what of the cells'
-    identity may differ.
+    The runs of a sitting are one value. `spreads`, as history.spreads gives them, tell how far one sitting is from the
+    next; `across` names what of the cells' identity may differ.
     """
     base, head = (table.assign(order=range(len(table))) for table in (base, head))
     groups = [dict(iter(table.groupby(CELL, sort=False))) for table in (base, head)]
@@ -143,15 +153,17 @@ def runs(
         if differs:
             row["differs"] = list(dict.fromkeys(differs))
             continue
-        logs_base, logs_head = (np.log(group["median_s"].dropna().to_numpy(dtype=float)) for group in (before, after))
-        if len(logs_base) and len(logs_head):
-            low, high = _two_samples(logs_base, logs_head, confidence, spreads.get((before["machine"].iloc[0], *key)))
+        timed = [group.dropna(subset=["median_s"]) for group in (before, after)]
+        if all(map(len, timed)):
+            logs_base, logs_head = map(samples, timed)
+            low, high = _two_samples(logs_base, logs_head, confidence, spreads.get(key))
             row["verdict"] = verdict(low, high, min_effect)
             change = float(np.mean(logs_head) - np.mean(logs_base))
             for name, value in (("change", change), ("change_low", low), ("change_high", high)):
                 row[name] = math.expm1(value) if math.isfinite(value) else None
             row |= {"base_s": float(np.exp(np.mean(logs_base))), "head_s": float(np.exp(np.mean(logs_head)))}
-            row |= {"base_runs": len(logs_base), "head_runs": len(logs_head)}
+            row |= {"base_runs": len(timed[0]), "head_runs": len(timed[1])}
+            row |= {"base_sittings": len(logs_base), "head_sittings": len(logs_head)}
         else:
             row["verdict"] = ""
         last = [group.iloc[-1] for group in (before, after)]
@@ -160,6 +172,13 @@ def runs(
             for side, one in zip(("base", "head"), last, strict=True):
                 row[f"{side}_{name}"] = None if _absent(one.get(name)) else float(one[name])
     return rows
+
+
+def samples(group: "pd.DataFrame") -> npt.NDArray[np.float64]:
+    """Return the mean logarithm of latency in each sitting of one cell's runs, in the sittings' order."""
+    sittings, places = np.unique(group["sitting"], return_inverse=True)
+    logs = np.log(group["median_s"].to_numpy(dtype=float))
+    return np.bincount(places, weights=logs, minlength=len(sittings)) / np.bincount(places, minlength=len(sittings))
 
 
 def _two_samples(
