@@ -229,7 +229,7 @@ def change_points(latencies_s: Sequence[float] | npt.NDArray[np.float64], min_ef
 
 LEVEL = 5  # values: of three bad runs in a row, or two times two, a level is made too soon
 LAST_LEVEL = 3  # so that the newest change is found early; of two bad runs nothing is made
-ALPHA = 0.09  # by simulation of 8 to 100 values (tests/test_statistics_history.py): up to 3 % of constant series
+ALPHA = 0.07  # by simulation of 8 to 100 values (tests/test_statistics_history.py): up to 3 % of constant series
 LEAST_NOISE = 0.003  # of logarithms: a few runs that happen to agree are no proof of none
 NOISIER = 0.05
 
