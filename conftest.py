@@ -217,7 +217,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    output_json["qbert"] = {"failed": config.stash[FAILED]}
+    from qbert import machine
+
+    output_json["qbert"] = {"failed": config.stash[FAILED], "boot": machine.boot()}
 
 
 def failed(why: str) -> BaseException:

@@ -259,7 +259,7 @@ class BaseAndHead(click.Command):
     "storage",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Saved runs that tell how far one run is from the next.  [default: .benchmarks, and qbert gate --calibrate]",
+    help="Saved runs that tell how far one sitting is from the next.  [default: .benchmarks]",
 )
 @click.option(
     "--across",
@@ -268,6 +268,7 @@ class BaseAndHead(click.Command):
     help="Compare although this differs; repeatable.",
 )
 @_min_effect
+@_min_f1_effect
 @_json
 @click.option("--csv", "csv_file", type=FILE, metavar="FILE", help="Write the rows to FILE.")
 @_markdown
@@ -276,13 +277,15 @@ def compare(
     storage: Path | None,
     across: tuple[str, ...],
     min_effect: float,
+    min_f1_effect: float,
     json_file: Path | None,
     csv_file: Path | None,
     markdown: Path | None,
 ) -> None:
     """Hold saved runs against each other: latency with its interval, F1, flips, size.
 
-    The runs of a side are its sample; two files alone need no `--` between them.
+    The sittings of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files alone need
+    no `--` between them.
     """
     import pandas as pd
 
@@ -295,29 +298,29 @@ def compare(
     if not all(names):
         raise InputError("name the runs of both sides: qbert compare BASE.json... -- HEAD.json...")
     base, head = (saved.load(part) for part in names)
-    machine = base["machine"].iloc[0]
-    spreads = saved.kept_spreads(machine)
+    spreads: dict[tuple[Any, ...], tuple[float, int]] = {}
     if storage or saved.STORAGE.is_dir():
         try:
             table, left_out = saved.stored(storage or saved.STORAGE)
             for sentence in left_out:
                 echo(f"left out: {sentence}", err=True)
-            spreads |= saved.spreads(table)
+            spreads = saved.spreads(table, pd.concat([base, head]))
         except InputError:
             if storage:
                 raise
-    rows = verdicts.runs(base, head, spreads=spreads, min_effect=min_effect, across=across)
+    rows = verdicts.runs(base, head, spreads=spreads, min_effect=min_effect, min_f1_effect=min_f1_effect, across=across)
     title = comparisons.answer(rows)
+    counts = [side["sitting"].nunique() for side in (base, head)]
     caption = (
-        f"{len(names[0])} and {len(names[1])} runs. Intervals hold together with 95 %; slower, faster: beyond\n"
-        f"{min_effect:.1%}, same: within. Latency: geometric mean of the runs' medians."
+        f"{len(names[0])} and {len(names[1])} runs, of {counts[0]} and {counts[1]} sittings. Intervals hold together "
+        f"with 95 %;\nslower, faster: beyond {min_effect:.1%}, same: within. Latency: geometric mean of medians."
     )
-    if min(map(len, names)) == 1:
-        known = sum((machine, *(row[name] for name in verdicts.CELL)) in spreads for row in rows)
-        caption += "\nWith one run on a side the noise between processes cannot be told from a change: " + (
-            f"for {known} of {len(rows)}\ncells it is taken from --history or --calibrate."
+    if counts == [1, 1]:
+        known = sum(tuple(row[name] for name in verdicts.CELL) in spreads for row in rows)
+        caption += "\nWith one sitting a side the noise between days cannot be told from a change: " + (
+            f"for {known} of\n{len(rows)} cells it is taken from --history."
             if known
-            else "save\nmore runs, or let qbert gate --calibrate find it."
+            else "save runs\nof several days, or use qbert gate."
         )
     report.show(comparisons.verdicts(rows, title=title, caption=caption))
     _write(json_file, json.dumps({"cells": rows}, indent=1, default=float) + "\n")

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 CELL = ["model", "max_length", "variant"]
 MIN_EFFECT = 0.025  # smaller is nobody's regression, and one new process of the same code can differ by as much
 MIN_F1_EFFECT = 0.01  # as the guard's own limit
-SUBJECT = ("processor", "instruction_sets", "threads", "dataset_sha256", "checkpoint_sha256", "definition", "versions")
-"""What has to agree in two results' `identity` before their latencies can be compared."""
+SUBJECT = (
+    *("processor", "instruction_sets", "hardware", "threads"),
+    *("dataset_sha256", "checkpoint_sha256", "definition", "versions"),
+)
+"""What has to agree in two results' `identity` before their latencies can be compared; of `hardware`, what both know.
+
+Older runs know nothing of it, or what pytest-benchmark says of the processor.
+"""
 
 
 def signed_rank_interval(
@@ -157,9 +163,13 @@ def differences(base: Mapping[str, Any], head: Mapping[str, Any], *, asked: Coll
     """
     found = []
     for name in SUBJECT:
-        if name in asked or base.get(name) == head.get(name):
-            continue
-        found += list(_differing(name, base.get(name), head.get(name)))
+        before, after = base.get(name), head.get(name)
+        if name == "hardware":
+            before, after = before or {}, after or {}
+            both = [key for key in before if key in after]
+            before, after = ({key: one[key] for key in both} for one in (before, after))
+        if name not in asked and before != after:
+            found += list(_differing(name, before, after))
     return found
 
 
@@ -190,12 +200,13 @@ def runs(
     *,
     spreads: Mapping[tuple[Any, ...], tuple[float, int]],
     min_effect: float = MIN_EFFECT,
+    min_f1_effect: float = MIN_F1_EFFECT,
     across: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Hold the runs `head` against the runs `base`, each as history.load gives them: a row for each cell.
 
-    `spreads`, as history.spreads gives them, tell how far one run is from the next; `across` names what of the cells'
-    identity may differ.
+    The runs of a sitting are one value. `spreads`, as history.spreads gives them, tell how far one sitting is from the
+    next; `across` names what of the cells' identity may differ.
     """
     base, head = (table.assign(order=range(len(table))) for table in (base, head))
     groups = [dict(iter(table.groupby(CELL, sort=False))) for table in (base, head)]
@@ -214,23 +225,32 @@ def runs(
         if differs:
             row["differs"] = list(dict.fromkeys(differs))
             continue
-        logs_base, logs_head = (np.log(group["median_s"].dropna().to_numpy(dtype=float)) for group in (before, after))
-        if len(logs_base) and len(logs_head):
-            low, high = _two_samples(logs_base, logs_head, confidence, spreads.get((before["machine"].iloc[0], *key)))
+        timed = [group.dropna(subset=["median_s"]) for group in (before, after)]
+        if all(map(len, timed)):
+            logs_base, logs_head = map(samples, timed)
+            low, high = _two_samples(logs_base, logs_head, confidence, spreads.get(key))
             row["verdict"] = verdict(low, high, min_effect)
             change = float(np.mean(logs_head) - np.mean(logs_base))
             for name, value in (("change", change), ("change_low", low), ("change_high", high)):
                 row[name] = math.expm1(value) if math.isfinite(value) else None
             row |= {"base_s": float(np.exp(np.mean(logs_base))), "head_s": float(np.exp(np.mean(logs_head)))}
-            row |= {"base_runs": len(logs_base), "head_runs": len(logs_head)}
+            row |= {"base_runs": len(timed[0]), "head_runs": len(timed[1])}
+            row |= {"base_sittings": len(logs_base), "head_sittings": len(logs_head)}
         else:
             row["verdict"] = ""
         last = [group.iloc[-1] for group in (before, after)]
-        row["f1"] = _f1(last[0], last[1], confidence)
+        row["f1"] = _f1(last[0], last[1], confidence, min_f1_effect)
         for name in ("disk_bytes", "peak_rss_bytes"):
             for side, one in zip(("base", "head"), last, strict=True):
                 row[f"{side}_{name}"] = None if _absent(one.get(name)) else float(one[name])
     return rows
+
+
+def samples(group: "pd.DataFrame") -> npt.NDArray[np.float64]:
+    """Return the mean logarithm of latency in each sitting of one cell's runs, in the sittings' order."""
+    sittings, places = np.unique(group["sitting"], return_inverse=True)
+    logs = np.log(group["median_s"].to_numpy(dtype=float))
+    return np.bincount(places, weights=logs, minlength=len(sittings)) / np.bincount(places, minlength=len(sittings))
 
 
 def _two_samples(
@@ -257,30 +277,17 @@ def _two_samples(
     return change - reach, change + reach
 
 
-def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float) -> dict[str, Any]:
-    """Compare the F1 of two runs, and what both predict, as far as their flips against the same baseline tell it."""
-    from scipy import special  # scipy.stats takes a second to import
+def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_effect: float) -> dict[str, Any]:
+    """Compare the F1 of two runs; `inconclusive` where an older run does not hold its answers."""
+    from qbert import evaluate
 
     if _absent(base.get("f1")) or _absent(head.get("f1")):
         return {}
-    found = {"f1_baseline": base["f1"], "f1": head["f1"], "f1_drop": base["f1"] - head["f1"]}
-    if base["identity"]["checkpoint_sha256"] != head["identity"]["checkpoint_sha256"]:
-        return found  # other baselines: the flips of one say nothing of the other
-    flipped = [{flip["row"]: flip for flip in one["flipped"]} for one in (base, head)]
-    lost = gained = flips = 0
-    for row in {**flipped[0], **flipped[1]}:
-        known = flipped[0].get(row) or flipped[1][row]
-        before, after = (side[row]["variant"] if row in side else known["baseline"] for side in flipped)
-        flips += before != after
-        lost += before == known["label"] != after
-        gained += after == known["label"] != before
-    sure = 2 * special.bdtr(min(lost, gained), lost + gained, 0.5) < 1 - confidence  # exact McNemar test
-    return found | {
-        "flips": flips,
-        "lost": lost,
-        "gained": gained,
-        "verdict": ("worse" if lost > gained else "better") if sure else "same",
-    }
+    answers = [one.get("answers") for one in (base, head)]
+    if any(map(_absent, answers)) or answers[0]["labels"] != answers[1]["labels"]:
+        figures = {"f1_baseline": base["f1"], "f1": head["f1"], "f1_drop": base["f1"] - head["f1"]}
+        return figures | {"verdict": "inconclusive"}
+    return evaluate.compare_answers(answers[0], answers[1], confidence, min_effect)
 
 
 def _absent(value: Any) -> bool:  # noqa: ANN401

@@ -175,7 +175,7 @@ def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
                 drawn.add_column(heading, justify="right", min_width=least)
             drawn.add_column("changes", min_width=28)
             for row in group.to_dict("records"):
-                told = [f"{one['change']:+.1%} at {one['commit']}{_day(one['when'])}" for one in row["changes"]]
+                told = [f"{one['change']:+.1%} {one['commits']}{_day(one['when'])}" for one in row["changes"]]
                 drawn.add_row(
                     escape(row["variant"]),
                     str(row["runs"]),
@@ -185,12 +185,15 @@ def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
                 )
             parts.append(drawn)
         parts.append(Text(""))
-    caption = f"{runs} runs. A change: two runs or more beyond the noise, and over {min_effect:.1%}, from those before."
+    caption = (
+        f"{runs} runs. A change: beyond the noise and over {min_effect:.1%}, by one of the commits named.\n"
+        "Runs of one boot, less than 6 hours apart, count as one; 8 such sittings are the least."
+    )
     return Group(*parts, Text(caption, style="dim"))
 
 
 def _day(when: pd.Timestamp) -> str:
-    return "" if pd.isna(when) else f", {when:%Y-%m-%d}"
+    return "" if pd.isna(when) else f" {when:%Y-%m-%d}"
 
 
 def ticks(axis: "Axis") -> None:
@@ -232,7 +235,7 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
                 place, level = places[change["run"]], cell["median_s"].iloc[change["run"]] * 1e3
                 axes.axvline(place - 0.5, color=line.get_color(), linestyle=":")
                 axes.annotate(
-                    f"{change['change']:+.0%} {shown(change['commit'][:7])}",
+                    f"{change['change']:+.0%} {shown(change['commits'])}",
                     (place, level),
                     xytext=(0, 6),
                     textcoords="offset points",

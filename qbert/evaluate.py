@@ -1,9 +1,10 @@
 """Judge a variant by the test documents: F1, F1 drop with its interval, flips, and what they cannot tell."""
 
 import math
+import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy.typing as npt
 from scipy import stats
 
 from qbert import CONFIDENCE, CannotRunError
+from qbert import compare as verdicts
 from qbert.checkpoint import Encoder
 from qbert.dataset import Dataset, text_rows
-from qbert.labels import MULTI_LABEL, Indicators, predicted
+from qbert.labels import MULTI_LABEL, Indicators, predicted, unpacked
 from qbert.latency import one_core
 
 if TYPE_CHECKING:
@@ -127,6 +129,23 @@ def compare(
         visible_drop=visible_drop(len(labels), flips),
         label_flips=int((baseline != variant).sum()) if multi_label else None,
     )
+
+
+def compare_answers(
+    base: Mapping[str, str], head: Mapping[str, str], confidence: float, min_effect: float
+) -> dict[str, Any]:
+    """Return the fields of a Comparison of two labels.answers for the same documents, base for baseline, and `verdict`.
+
+    The same logits for every document are the same F1, however few documents there are.
+    """
+    texts = head["labels"], base["predicted"], head["predicted"]
+    ids = [int(one) for text in texts for one in re.findall(r"\d+", text)]
+    arrays = [unpacked(text, max(ids, default=0) + 1) for text in texts]
+    multi_label = any((one.sum(axis=1) != 1).any() for one in arrays)
+    found = compare(*arrays, multi_label=multi_label, confidence=confidence)
+    same = base["logits_sha256"] == head["logits_sha256"]
+    verdict = "same" if same else verdicts.f1_verdict(found.f1_drop_low, found.f1_drop_high, min_effect)
+    return asdict(found) | {"verdict": verdict}
 
 
 def _flips(documents: int, flips: int, drop: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:

@@ -16,7 +16,6 @@ from msgspec import Meta, Struct
 from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, parse, reason
 from qbert import variants as table
 from qbert import worker as timing
-from qbert.labels import one_hot
 from qbert.sides import Side, Subject, Worker
 from qbert.terminal import counted, progress, say
 
@@ -303,7 +302,7 @@ def _cells(
 ) -> list[Cell]:
     """Return the cells of both sides: what cannot be compared and why, F1, and the limits on what does not vary."""
     cells = []
-    confidence = compare.corrected(CONFIDENCE, sum("predicted" in record for record in head.values()))
+    confidence = compare.corrected(CONFIDENCE, sum("answers" in record for record in head.values()))
     for key in dict.fromkeys([*head, *base]):
         here = head.get(key) or base[key]
         there = base.get(key) or here
@@ -315,8 +314,8 @@ def _cells(
             cell.verdict, cell.differs = "not comparable", ["only base has it"]
         elif differs := compare.differences(there["identity"], here["identity"], asked=asked):
             cell.verdict, cell.differs = "not comparable", differs
-        elif "predicted" in here and "predicted" in there:
-            cell.f1 = _f1(there, here, confidence, budget.min_f1_effect)
+        elif "answers" in here and "answers" in there:
+            cell.f1 = evaluate.compare_answers(there["answers"], here["answers"], confidence, budget.min_f1_effect)
             cell.told = over_own_limit(there, here)
         if key in head and key in base:
             cell.load = {"base": there["load"], "head": here["load"]}
@@ -325,20 +324,6 @@ def _cells(
             covering = [limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)]
             cell.over = [sentence for limit in covering for sentence in _over(here, limit)]
     return cells
-
-
-def _f1(base: Record, head: Record, confidence: float, min_effect: float) -> dict[str, Any]:
-    """Compare what both predict for the same documents; the same logits for all of them are the same F1."""
-    told = [np.asarray(labels) for labels in (head["labels"], base["predicted"], head["predicted"])]
-    multi_label = told[0].ndim > 1
-    if not multi_label:
-        told = [one_hot(ids, int(np.max(told)) + 1) for ids in told]
-    labels, on_base, on_head = (indicators.astype(bool) for indicators in told)
-    comparison = evaluate.compare(labels, on_base, on_head, multi_label=multi_label, confidence=confidence)
-    verdict = compare.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high, min_effect)
-    if base.get("logits_sha256", 0) == head.get("logits_sha256", 1):
-        verdict = "same"
-    return asdict(comparison) | {"verdict": verdict}
 
 
 def over_own_limit(base: Record, head: Record) -> list[str]:

@@ -1,8 +1,6 @@
 """pytest-benchmark's saved runs as one table, and where a cell's history changes; nothing here needs torch."""
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qbert import InputError, saved_run
-from qbert.cache import cache_dir, write_file
-from qbert.compare import CELL, MIN_EFFECT
+from qbert import InputError, machine, saved_run
+from qbert.compare import CELL, MIN_EFFECT, SUBJECT, differences, samples
 
 LATENCY = [
     *("median_s", "q1_s", "q3_s", "p95_s", "speedup", "speedup_low", "speedup_high", "baseline_p50_s"),
@@ -23,10 +20,10 @@ LATENCY = [
 ACCURACY = [
     *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop", "f1_guard"),
     "over_limit",
-    *("flips", "mcnemar_p", "documents", "visible_drop", "flipped"),
+    *("flips", "mcnemar_p", "documents", "visible_drop", "flipped", "answers"),
 ]
 FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "peak_rss_bytes"]
-RUN = ["file", "when", "machine", "dataset", "commit", "failed"]
+RUN = ["file", "when", "host", "boot", "machine", "dataset", "commit", "failed"]
 SERIES = ["machine", "dataset", *CELL]
 """What one history is of: latency is of the dataset's texts, so other texts are another history."""
 STORAGE = Path(".benchmarks")
@@ -70,6 +67,11 @@ def read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} holds no cell of this suite: it is another project's run, or an older version's")
     table["file"] = str(path)
     table["when"] = pd.to_datetime(run.datetime, utc=True)
+    table["host"] = str(run.machine_info.get("node", ""))
+    table["boot"] = run.qbert.boot if run.qbert else ""
+    cpu = run.machine_info.get("cpu")
+    known = machine.of_cpuinfo(cpu) if isinstance(cpu, dict) else {}
+    table["identity"] = [{"hardware": known} | one for one in table["identity"]]  # older runs have none of their own
     table["machine"] = table["identity"].map(machine_name)
     table["dataset"] = [f"{one.get('dataset', '')} ({one['dataset_sha256'][:12]})" for one in table["identity"]]
     table["commit"] = run.commit_info.id[:12] + "+" * run.commit_info.dirty
@@ -79,26 +81,92 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def machine_name(identity: Mapping[str, Any]) -> str:
-    """Return what keeps the latencies of one machine apart from those of another: processor and instruction sets."""
-    return f"{identity.get('processor', 'unknown processor')} ({' '.join(identity.get('instruction_sets', []))})"
+    """Return a machine's name: what keeps its latencies apart from those of most others, and is short."""
+    hardware = identity.get("hardware", {})
+    parts = [
+        identity.get("processor", "unknown processor"),
+        " ".join(f"{name} {hardware[name]}" for name in ("family", "model") if name in hardware),
+        f"{hardware['logical cores']} cores" if "logical cores" in hardware else "",
+    ]
+    return f"{', '.join(filter(None, parts))} ({' '.join(identity.get('instruction_sets', []))})"
+
+
+def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return `tables`, as `read` gives them, as one, in which machines of one name but other hardware are told apart.
+
+    Its column `sitting` is as `sittings` gives it.
+    """
+    table = pd.concat([one.dropna(axis="columns", how="all") for one in tables], ignore_index=True)
+    table = table.reindex(columns=[*RUN, *tables[0].columns.drop(RUN)])
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    places = []
+    for name, identity in zip(table["machine"], table["identity"], strict=True):
+        hardware, known = identity["hardware"], kinds.setdefault(name, [])
+        same = (one for one in known if not differences({"hardware": one}, {"hardware": hardware}))
+        kind = next(same, None)
+        if kind is None:
+            known.append(kind := {})
+        kind |= hardware
+        places.append(known.index(kind))
+    table["machine"] = [
+        name + "".join(f", {key} {value}" for key, value in _apart(kinds[name], place))
+        for name, place in zip(table["machine"], places, strict=True)
+    ]
+    return table.assign(sitting=sittings(table))
+
+
+OTHER = [name for name in SUBJECT if name not in {"processor", "instruction_sets", "hardware"}]
+"""What of an identity does not tell which machine it is."""
+
+
+def _apart(kinds: Sequence[Mapping[str, Any]], place: int) -> list[tuple[str, Any]]:
+    """Return what of the hardware `kinds[place]` the others have otherwise."""
+    return [(key, value) for key, value in kinds[place].items() if any(one.get(key) != value for one in kinds)]
+
+
+def sittings(table: pd.DataFrame) -> list[int]:
+    """Return for each row of `table` the number of its sitting: runs in which the machine's state is one.
+
+    They are of one boot (of one host, where a run does not know its boot), each less than GAP after the one before it
+    and less than LONGEST after the first. What differs from day to day is the same in all of them, so that several are
+    no more sure than one.
+    """
+    columns = [table[name] for name in ("when", "host", "boot")]
+    numbers: dict[tuple[pd.Timestamp, str, str], int] = {}
+    going_on: dict[int, tuple[pd.Timestamp, pd.Timestamp, str, str]] = {}  # first and last run, host, boot
+    for number, run in enumerate(sorted(set(zip(*columns, strict=True)))):
+        when, host, boot = run
+        going_on = {
+            one: known for one, known in going_on.items() if when - known[1] < GAP and when - known[0] < LONGEST
+        }
+        same = (
+            one
+            for one, (*_, its_host, its_boot) in going_on.items()
+            if (boot == its_boot if boot and its_boot else host == its_host)
+        )
+        numbers[run] = next(same, number)
+        first, _, _, known_boot = going_on.get(numbers[run], (when, when, host, boot))
+        going_on[numbers[run]] = (first, when, host, boot or known_boot)
+    return [numbers[run] for run in zip(*columns, strict=True)]
+
+
+GAP = pd.Timedelta(hours=6)
+LONGEST = pd.Timedelta(days=1)
 
 
 def load(paths: Sequence[Path]) -> pd.DataFrame:
-    """Return the cells of every run in `paths`, one after the other.
+    """Return the cells of every run in `paths`, one after the other, and the `sitting` of each.
 
     Raises:
         InputError: as `read`.
     """
-    tables = [read(path) for path in paths]
-    return pd.concat([table.dropna(axis="columns", how="all") for table in tables], ignore_index=True).reindex(
-        columns=[*RUN, *tables[0].columns.drop(RUN)]
-    )
+    return _together([read(path) for path in paths])
 
 
 def stored(storage: Path) -> tuple[pd.DataFrame, list[str]]:
     """Return the cells of all runs in pytest-benchmark's `storage`, oldest first, and a sentence for each not read.
 
-    Runs whose guards failed are left out too.
+    They are as `load` gives them. Runs whose guards failed are left out too.
 
     Raises:
         InputError: there is no such folder, or no run of this suite in it.
@@ -119,109 +187,161 @@ def stored(storage: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{storage} holds no run of this suite: save some with pytest bench/ --benchmark-autosave"
             + (f" ({left_out[0]})" if left_out else "")
         )
-    table = pd.concat([table.dropna(axis="columns", how="all") for table in whole], ignore_index=True)
-    table = table.reindex(columns=[*RUN, *whole[0].columns.drop(RUN)])
-    return table.sort_values(["when", "file"], kind="stable", ignore_index=True), left_out
+    return _together(whole).sort_values(["when", "file"], kind="stable", ignore_index=True), left_out
 
 
 def change_points(latencies_s: Sequence[float] | npt.NDArray[np.float64], min_effect: float = MIN_EFFECT) -> list[int]:
-    """Return where a series of medians changes: each the index of the first run that is different.
+    """Return where a series of medians changes: each the index of the first value that is different.
 
-    A change is kept where the segments' medians differ by more than `min_effect`.
+    A change is kept where the levels before and after it, up to the next changes, differ by a t test, and their medians
+    by more than `min_effect`.
 
-    Source: PELT: Killick, Fearnhead and Eckley 2012, with the absolute error of logarithms as cost, which a single
-    outlier does not move. The noise is taken from successive differences, in which a change shows once; PENALTY times
-    it times the logarithm of the number of runs finds a change in less than one of 20 constant series.
+    Source: Matteson and James 2014, "A Nonparametric Approach for Multiple Change Point Analysis of Multivariate Data",
+    for where to split; a t test instead of permutations, and the weakest point taken out until all of them hold, as in
+    Fleming et al. 2023, "Hunter: Using Change Point Detection to Hunt for Performance Regressions". Each of the values
+    may be the first of a level, so a split's p-value has to be below ALPHA over their number.
     """
-    import ruptures
-
     logs = np.log(np.asarray(latencies_s, dtype=float))
-    if len(logs) < 2 * SEGMENT:
-        return []
-    found = (
-        ruptures.Pelt(model="l1", min_size=SEGMENT, jump=1)
-        .fit(logs)
-        .predict(pen=PENALTY * _noise(logs) * math.log(len(logs)))
-    )
-    kept: list[int] = []
-    for point, end in itertools.pairwise(found):
-        before, after = logs[kept[-1] if kept else 0 : point], logs[point:end]
-        if abs(np.median(after) - np.median(before)) > math.log1p(min_effect):
-            kept.append(point)
-    return kept
+    sure = ALPHA / max(1, len(logs))
+    points: list[int] = []
+    left = [(0, len(logs))]
+    while left:
+        start, end = left.pop()
+        if not (found := _split(logs[start:end], last=end == len(logs))):
+            continue
+        point, until = start + found[0], start + found[1]
+        if _p_value(logs[start:point], logs[point:until]) < sure:
+            points.append(point)
+            left += [(start, point), (point, end)]
+    points.sort()
+    while points:
+        pairs = list(itertools.pairwise(np.split(logs, points)))
+        p_values = [_p_value(before, after) for before, after in pairs]
+        effects = [abs(np.median(after) - np.median(before)) for before, after in pairs]
+        if max(p_values) >= sure:
+            del points[int(np.argmax(p_values))]
+        elif min(effects) <= math.log1p(min_effect):
+            del points[int(np.argmin(effects))]
+        else:
+            break
+    return points
 
 
-SEGMENT = 2  # runs: one alone may be an accident
-PENALTY = 2.5  # by simulation of 5 to 100 runs: at 2.0 up to 6 % of constant series have a change, at 2.5 up to 3.5 %
+LEVEL = 5  # values: of three bad runs in a row, or two times two, a level is made too soon
+LAST_LEVEL = 3  # so that the newest change is found early; of two bad runs nothing is made
+ALPHA = 0.07  # by simulation of 8 to 100 values (tests/test_statistics_history.py): up to 3 % of constant series
 LEAST_NOISE = 0.003  # of logarithms: a few runs that happen to agree are no proof of none
+NOISIER = 0.05
 
 
-def _noise(logs: npt.NDArray[np.float64]) -> float:
-    """Return the standard deviation of `logs` around a level that changes now and then."""
-    return max(float(1.4826 * np.median(np.abs(np.diff(logs))) / math.sqrt(2)), LEAST_NOISE)
+def _split(values: npt.NDArray[np.float64], *, last: bool) -> tuple[int, int] | None:
+    """Return where the level after the first begins and ends, so that the two differ most; none of too few values.
+
+    `last` tells that no value comes after these. Source: Matteson and James 2014, equations 5 to 7, with the exponent
+    1: the scaled energy distance between values[:begin] and values[begin:end], greatest over both.
+    """
+    begin, end = np.triu_indices(len(values) + 1, LAST_LEVEL)
+    long = (begin >= LEVEL) & ((end - begin >= LEVEL) | (last & (end == len(values))))
+    if not long.any():
+        return None
+    begin, end = begin[long], end[long]
+    # Sums of distances over squares of pairs: all sides of a split are differences of these.
+    sums = np.pad(np.abs(values[:, None] - values).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    within, reached, whole = sums[begin, begin], sums[begin, end], sums[end, end]
+    before, after = begin, end - begin
+    energy = (
+        2 * (reached - within) / (before * after)
+        - within / (before * (before - 1))
+        - (whole - 2 * reached + within) / (after * (after - 1))
+    )
+    most = int(np.argmax(before * after / (before + after) * energy))
+    return int(begin[most]), int(end[most])
+
+
+def _p_value(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> float:
+    """Return how likely two levels that are the same would differ so much, by Student's t test with pooled variance.
+
+    Where one side is noisier than the other (F test), its variance counts for both: a few bad runs are no level.
+    """
+    from scipy import special  # scipy.stats takes a second to import
+
+    freedoms = [len(before) - 1, len(after) - 1]
+    variances = [max(float(side.var(ddof=1)), LEAST_NOISE**2) for side in (before, after)]
+    more = int(variances[1] > variances[0])
+    variance = float(np.average(variances, weights=freedoms))
+    if special.fdtrc(freedoms[more], freedoms[1 - more], variances[more] / variances[1 - more]) < NOISIER:
+        variance = variances[more]
+    error = math.sqrt(variance * (1 / len(before) + 1 / len(after)))
+    return float(2 * special.stdtr(sum(freedoms), -abs(after.mean() - before.mean()) / error))
 
 
 def changes(table: pd.DataFrame, min_effect: float = MIN_EFFECT) -> list[dict[str, Any]]:
     """Return a row for each SERIES of `table`, as `stored` gives it: its runs, first and last level, changes.
 
-    Each of `changes` has the `run` (a number from 0), its `commit` and `when`, and the `change` of latency there.
+    A sitting's runs are one value of the series. Each of `changes` has the `run` (a number from 0), `when` it was, the
+    `commits` one of which the change comes from, in git's notation, and the `change` of latency there.
     """
     rows = []
     for key, group in table.dropna(subset=["median_s"]).groupby(SERIES, sort=False):
-        latencies = group["median_s"].to_numpy()
-        points = change_points(latencies, min_effect)
-        levels = [float(np.median(part)) for part in np.split(latencies, points)]
+        means = samples(group)
+        points = change_points(np.exp(means), min_effect)
+        levels = [float(np.median(part)) for part in np.split(means, points)]
         rows.append(
             dict(zip(SERIES, key, strict=True))
-            | {"runs": len(group), "first_s": levels[0], "last_s": levels[-1]}
+            | {"runs": len(group), "first_s": math.exp(levels[0]), "last_s": math.exp(levels[-1])}
             | {
                 "changes": [
                     {
-                        "run": point,
-                        "commit": group["commit"].iloc[point],
-                        "when": group["when"].iloc[point],
-                        "change": after / before - 1,
+                        "run": run,
+                        "commits": _range(group["commit"].iloc[run - 1], group["commit"].iloc[run]),
+                        "when": group["when"].iloc[run],
+                        "change": math.expm1(after - before),
                     }
-                    for point, before, after in zip(points, levels[:-1], levels[1:], strict=True)
+                    for point, (before, after) in zip(points, itertools.pairwise(levels), strict=True)
+                    for run in [_first_run(group, point, before, after)]
                 ]
             }
         )
     return rows
 
 
-def spreads(table: pd.DataFrame) -> dict[tuple[Any, ...], tuple[float, int]]:
-    """Return the standard deviation of log latency from run to run and its degrees of freedom, by machine and cell.
+def _first_run(group: pd.DataFrame, point: int, before: float, after: float) -> int:
+    """Return the first run at the level `after`, where the levels (of logarithms) change at the sitting `point`.
 
-    Between change points, of the runs that `stored` gives; series of fewer than 4 runs have none.
+    It may be within this sitting or the one before it: there the squares of what is left are least.
     """
+    last, this = np.unique(group["sitting"])[point - 1 : point + 1]
+    sitting, logs = group["sitting"].to_numpy(), np.log(group["median_s"].to_numpy())
+    possible = range(int(np.argmax(sitting == last)) + 1, int(np.flatnonzero(sitting == this)[-1]) + 1)
+    return min(
+        possible,
+        key=lambda run: float(((logs[:run] - before) ** 2).sum() + ((logs[run:] - after) ** 2).sum()),
+    )
+
+
+def _range(before: str, after: str) -> str:
+    """Return the commits after `before` up to `after`; a `+` tells that there were changes without a commit."""
+    before, after = (commit[:7] + "+" * commit.endswith("+") for commit in (before, after))
+    return after if before == after else f"{before}..{after}"
+
+
+def spreads(table: pd.DataFrame, compared: pd.DataFrame) -> dict[tuple[Any, ...], tuple[float, int]]:
+    """Return the standard deviation of log latency from sitting to sitting and its degrees of freedom, by cell.
+
+    Between change points, of the runs that `stored` gives, on the machine of the first run `compared`. The sittings in
+    which those compared lie are left out; series of fewer than 4 others have none.
+    """
+    here = compared["identity"].iloc[0]
+    table = table[[not differences(one, here, asked=OTHER) for one in table["identity"]]]
+    numbers = sittings(pd.concat([one[["when", "host", "boot"]] for one in (table, compared)]))
+    others = table.assign(sitting=numbers[: len(table)])
+    others = others[~others["sitting"].isin(numbers[len(table) :])]
     found: dict[tuple[Any, ...], tuple[float, int]] = {}
-    for key, group in table.dropna(subset=["median_s"]).groupby(["machine", *CELL]):
-        series = [np.log(one["median_s"].to_numpy()) for _, one in group.groupby("dataset")]
+    for key, group in others.dropna(subset=["median_s"]).groupby(CELL):
+        series = [samples(one) for _, one in group.groupby("dataset")]
         long = [logs for logs in series if len(logs) >= 4]  # noqa: PLR2004  fewer say too little of a spread
         segments = [part for logs in long for part in np.split(logs, change_points(np.exp(logs)))]
         if freedom := sum(map(len, segments)) - len(segments):
             squares = sum(((part - part.mean()) ** 2).sum() for part in segments)
             found[key] = (math.sqrt(squares / freedom), freedom)
     return found
-
-
-def _calibration(machine: str) -> Path:
-    return cache_dir() / "calibrations" / f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
-
-
-def keep_spreads(machine: str, spreads: Mapping[tuple[Any, ...], tuple[float, int]]) -> None:
-    """Keep what a calibration of the gate found on `machine`: for each cell the spread and its degrees of freedom."""
-    path = _calibration(machine)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = kept_spreads(machine) | {(machine, *key): value for key, value in spreads.items()}
-    text = json.dumps([[*key[1:], *value] for key, value in kept.items()])
-    write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
-
-
-def kept_spreads(machine: str) -> dict[tuple[Any, ...], tuple[float, int]]:
-    """Return the spreads that calibrations left for `machine`, as `spreads` does; none where there was none."""
-    try:
-        rows = json.loads(_calibration(machine).read_text(encoding="utf-8"))
-        return {(machine, *row[:3]): (float(row[3]), int(row[4])) for row in rows}
-    except (OSError, ValueError, LookupError, TypeError):
-        return {}

@@ -1,5 +1,6 @@
 """What a classifier's logits say: which labels a text has, and with what score."""
 
+import hashlib
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,28 @@ def predicted(logits: npt.NDArray[np.floating[Any]], problem_type: str) -> Indic
 def one_hot(ids: npt.NDArray[np.integer[Any]], num_labels: int) -> Indicators:
     """Return the indicators of one label a document, given by its id."""
     return np.asarray(np.eye(num_labels, dtype=bool)[ids])
+
+
+def packed(indicators: Indicators) -> str:
+    """Return the ids of each document's labels: a comma between ids, a blank between documents, `-` for none."""
+    return " ".join(",".join(map(str, np.flatnonzero(row))) or "-" for row in indicators)
+
+
+def unpacked(text: str, num_labels: int) -> Indicators:
+    """Return what `packed` made a text of."""
+    found = np.zeros((len(documents := text.split(" ")), num_labels), dtype=bool)
+    for row, ids in zip(found, documents, strict=True):
+        row[[int(one) for one in ids.split(",") if one != "-"]] = True
+    return found
+
+
+def answers(labels: Indicators, predicted: Indicators, logits: npt.NDArray[np.float32]) -> dict[str, str]:
+    """Return what a saved run or a side of the gate tells of its answers: true and predicted labels, and a hash."""
+    return {
+        "labels": packed(labels),
+        "predicted": packed(predicted),
+        "logits_sha256": hashlib.sha256(logits.tobytes()).hexdigest(),
+    }
 
 
 def scores(logits: npt.NDArray[np.floating[Any]], problem_type: str) -> npt.NDArray[np.floating[Any]]:

@@ -1,9 +1,11 @@
 """What this processor is, and what measures on it: the part of a figure's identity that no file holds."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,62 @@ def versions(*packages: str) -> dict[str, str]:
 
 def identity(*packages: str) -> dict[str, Any]:
     """Return what has to agree before two runs can be compared; of `packages`, the versions too."""
-    return {"processor": processor(), "instruction_sets": list(instruction_sets()), "versions": versions(*packages)}
+    return {
+        "processor": processor(),
+        "instruction_sets": list(instruction_sets()),
+        "hardware": hardware(),
+        "versions": versions(*packages),
+    }
+
+
+NUMBERS = {
+    "cpu family": "family",
+    "model": "model",
+    "stepping": "stepping",
+    "CPU architecture": "family",
+    "CPU part": "model",
+    "CPU revision": "stepping",
+}
+"""What tells processors of one name apart, by Linux's names for it on x86 and on ARM."""
+
+
+@cache
+def hardware() -> dict[str, int | str]:
+    """Return what tells this processor from others of its name: family, model, stepping, cores and caches.
+
+    `logical cores` counts hyper-threads too. What the system does not tell is left out.
+    """
+    found: dict[str, int | str] = {}
+    processors = [
+        {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in part.splitlines())}
+        for part in _read("/proc/cpuinfo").split("\n\n")
+    ]
+    for key, name in NUMBERS.items():
+        with contextlib.suppress(ValueError):
+            found.setdefault(name, int(processors[0].get(key, ""), base=0))
+    if not found:
+        import cpuinfo
+
+        found = of_cpuinfo(cpuinfo.get_cpu_info())
+    if cores := {(one["physical id"], one["core id"]) for one in processors if {"physical id", "core id"} <= set(one)}:
+        found["physical cores"] = len(cores)
+    if logical := os.cpu_count():
+        found["logical cores"] = logical
+    return found | caches()
+
+
+def of_cpuinfo(info: Mapping[str, Any]) -> dict[str, int | str]:
+    """Return what py-cpuinfo's `info`, which pytest-benchmark saves too, tells of `hardware`."""
+    names = {"family": "family", "model": "model", "stepping": "stepping", "count": "logical cores"}
+    return {name: info[key] for key, name in names.items() if isinstance(info.get(key), int)}
+
+
+def boot() -> str:
+    """Return what names the time since this kernel started; empty where the system does not tell.
+
+    It is part of what tells a sitting, in which the machine's state is one: history.sittings.
+    """
+    return _read("/proc/sys/kernel/random/boot_id")
 
 
 def caches() -> dict[str, str]:

@@ -38,6 +38,7 @@ class Identity(Struct):
     definition: Definition
     threads: int | None
     dataset: str
+    hardware: dict[str, int | str] | UnsetType = UNSET
 
 
 class Cell(Struct):
@@ -75,6 +76,18 @@ class Flip(Struct):
     text: str
 
 
+Ids = Annotated[str, Meta(pattern=r"^(-|\d{1,4}(,\d{1,4})*)( (-|\d{1,4}(,\d{1,4})*))*$")]
+"""Of each document, as labels.packed writes them."""
+
+
+class Answers(Struct):
+    """What was answered for each test document, as labels.answers tells it."""
+
+    labels: Ids
+    predicted: Ids
+    logits_sha256: str
+
+
 class Accuracy(Cell):
     """`extra_info` of a benchmark of accuracy."""
 
@@ -90,6 +103,7 @@ class Accuracy(Cell):
     f1_guard: str
     flipped: list[Flip]
     visible_drop: Share | UnsetType = UNSET
+    answers: Answers | UnsetType = UNSET
     over_limit: bool | UnsetType = UNSET
 
 
@@ -167,6 +181,10 @@ class Benchmark(Struct):
             yield "`share_of_limit` is not `floor_s` over `p50_s`"
         if isinstance(found, Accuracy) and not _agree(found.f1_drop, found.f1_baseline - found.f1):
             yield "`f1_drop` is not `f1_baseline` less `f1`"
+        if isinstance(found, Accuracy) and isinstance(found.answers, Answers):
+            counts = {len(ids.split(" ")) for ids in (found.answers.labels, found.answers.predicted)}
+            if counts != {found.documents}:
+                yield "`answers` are not of so many `documents`"
         if isinstance(found, Accuracy) and found.f1_drop_low > found.f1_drop_high:
             yield "`f1_drop_low` is above `f1_drop_high`"
 
@@ -182,6 +200,7 @@ class Outcome(Struct):
     """What the suite adds to a run."""
 
     failed: list[str] = []
+    boot: str = ""
 
 
 class Run(Struct):
@@ -190,6 +209,7 @@ class Run(Struct):
     benchmarks: list[Benchmark]
     datetime: datetime
     commit_info: Commit
+    machine_info: dict[str, Any] = {}
     qbert: Outcome | None = None
 
     def cells(self, source: str) -> list[Benchmark]:

@@ -6,7 +6,6 @@ same lines; what it imports of qbert is the side's own. What the side's may be t
 """
 
 import gc
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -130,27 +129,23 @@ class Worker:
         }
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return the labels of the test documents, what the cell answers, and its F1 drop against fp32.
-
-        Labels are ids, or of a multi-label model lists that say 1 or 0 of each.
-        """
+        """Return what the cell answers for the test documents (labels.answers), and its F1 drop against fp32."""
         from qbert import InputError, evaluate
 
         cell = self._cell(**named)
         rows = cell.suite.dataset.documents(documents)
         logits, _ = evaluate.run(cell.classifier, cell.encoder, rows, cell.max_length)
-        if getattr(cell.checkpoint.config, "problem_type", None) != "multi_label_classification":
-            labels, predicted = rows["label"].tolist(), logits.argmax(axis=1).tolist()
+        labels = _beside("labels")
+        if getattr(cell.checkpoint.config, "problem_type", None) != labels.MULTI_LABEL:
+            true = labels.one_hot(rows["label"].to_numpy(), logits.shape[1])
+            predicted = labels.predicted(logits, labels.SINGLE_LABEL)
         elif hasattr(cell.checkpoint, "problem_type"):
-            found = cell.suite.dataset.indicators(rows), logits >= 0
-            labels, predicted = (indicators.astype(int).tolist() for indicators in found)
+            true, predicted = cell.suite.dataset.indicators(rows), labels.predicted(logits, labels.MULTI_LABEL)
         else:
             raise InputError("its qbert is of a time before multi-label models: compare with a newer one")
         comparison, _ = cell.judge(rows, logits)
         return {
-            "labels": labels,
-            "predicted": predicted,
-            "logits_sha256": hashlib.sha256(logits.tobytes()).hexdigest(),
+            "answers": labels.answers(true, predicted, logits),
             "f1_drop": comparison.f1_drop,
             "max_f1_drop": cell.variant.max_f1_drop,
         }

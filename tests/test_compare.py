@@ -129,6 +129,15 @@ def test_swapping_the_sides_swaps_the_verdict(one: float, other: float, min_effe
     assert compare.verdict(-high, -low, min_effect) == swapped.get(verdict, verdict)
 
 
+def test_of_hardware_what_both_know_has_to_agree() -> None:
+    older, newer = {"hardware": {"family": 6, "model": 1}}, {"hardware": {"family": 6, "model": 1, "L3 unified": "32M"}}
+    assert compare.differences(older, newer) == compare.differences({}, newer) == compare.differences(newer, {}) == []
+    other = {"hardware": {"family": 6, "model": 2, "L3 unified": "16M"}}
+    assert compare.differences(older, other) == ["hardware model: 1, 2"]
+    assert compare.differences(newer, other) == ["hardware model: 1, 2", "hardware L3 unified: 32M, 16M"]
+    assert compare.differences(newer, other, asked={"hardware"}) == []
+
+
 def test_what_was_asked_about_may_differ() -> None:
     base, head = {"versions": {"torch": "1"}, "threads": 1}, {"versions": {"torch": "2"}, "threads": 1}
     assert compare.differences(base, head) == ["torch: 1, 2"]
@@ -137,12 +146,12 @@ def test_what_was_asked_about_may_differ() -> None:
 
 
 IDENTITY = {"processor": "P", "instruction_sets": [], "checkpoint_sha256": "c", "versions": {"torch": "1"}}
-KEY = ("P ()", "m", 128, "fp32")
+KEY = ("m", 128, "fp32")
 
 
 def runs(*medians: float, **figures: Any) -> pd.DataFrame:
-    cell = {"model": "m", "max_length": 128, "variant": "fp32", "identity": IDENTITY, "machine": "P ()"} | figures
-    return pd.DataFrame([cell | {"median_s": median} for median in medians])
+    cell = {"model": "m", "max_length": 128, "variant": "fp32", "identity": IDENTITY} | figures
+    return pd.DataFrame([{"sitting": number} | cell | {"median_s": median} for number, median in enumerate(medians)])
 
 
 def held(base: pd.DataFrame, head: pd.DataFrame, **options: Any) -> dict[str, Any]:
@@ -160,8 +169,17 @@ def test_one_run_a_side_is_as_sure_as_the_history() -> None:
     assert held(runs(0.1), runs(0.11), spreads={KEY: (0.005, 20)})["verdict"] == "slower"
     assert held(runs(0.1), runs(0.1), spreads={KEY: (0.005, 20)})["verdict"] == "same"
     assert held(runs(0.1), runs(0.11), spreads={KEY: (0.03, 20)})["verdict"] == "inconclusive"
-    elsewhere = {("another machine", *KEY[1:]): (0.005, 20)}
+    elsewhere = {("another model", *KEY[1:]): (0.005, 20)}
     assert held(runs(0.1), runs(0.11), spreads=elsewhere)["verdict"] == "inconclusive"
+
+
+def test_the_runs_of_a_sitting_are_one_value() -> None:
+    base, head = runs(0.1, 0.11, 0.09, 0.1, sitting=3), runs(0.2, 0.21, 0.19, sitting=3)
+    row = held(base, head)
+    assert (row["verdict"], row["base_runs"], row["base_sittings"], row["head_sittings"]) == ("inconclusive", 4, 1, 1)
+    two = pd.concat([base, runs(0.102, sitting=5)])
+    by_hand = held(runs(float(np.exp(np.log(base["median_s"]).mean())), 0.102), head)
+    assert held(two, head)["change_low"] == pytest.approx(by_hand["change_low"])
 
 
 def test_several_runs_are_students_interval() -> None:

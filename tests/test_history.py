@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from garble import FIGURES, garbled_runs
@@ -295,11 +296,154 @@ def test_few_or_equal_runs_have_no_change() -> None:
         assert history.change_points(values) == []
 
 
+def later(save: Callable[..., Path], **more: Any) -> Any:
+    return history.load([save(run(benchmark("latency", **more), day=300))])
+
+
+def test_a_series_levels_are_five_values_and_the_last_one_three() -> None:
+    values = series((0.1, 12), (0.13, 4), (0.1, 12), spread=0.002)
+    assert history.change_points(values) == []
+    assert history.change_points(values[:14]) == []
+    assert history.change_points(values[:15]) == [12]
+    assert history.change_points(series((0.1, 4), (0.13, 3), spread=0.002)) == []
+    assert history.change_points(series((0.1, 5), (0.13, 3), spread=0.002)) == [5]
+
+
+def test_two_bad_runs_are_no_level() -> None:
+    for place in range(19):
+        values = series((0.1, 20))
+        for bad in (place, place + 1):
+            values[bad] *= 1.2
+        assert history.change_points(values) == []
+
+
+def at(*starts: str, host: str = "n", boot: str = "") -> pd.DataFrame:
+    return pd.DataFrame({"when": pd.to_datetime(list(starts), utc=True), "host": host, "boot": boot})
+
+
+def test_runs_of_one_boot_a_few_hours_apart_are_a_sitting() -> None:
+    day = at("2026-01-01T08:00", "2026-01-01T13:59", "2026-01-01T20:00", "2026-01-02T12:00")
+    assert history.sittings(day) == [0, 0, 2, 3]
+    assert history.sittings(day.iloc[::-1]) == [3, 2, 0, 0]
+
+
+def test_a_sitting_ends_after_a_day() -> None:
+    hours = pd.date_range("2026-01-01", periods=50, freq="h", tz="UTC").astype(str)
+    assert pd.Series(history.sittings(at(*hours))).value_counts().tolist() == [24, 24, 2]
+
+
+@pytest.mark.parametrize(
+    ("other", "together"),
+    [
+        ({"host": "n", "boot": "b"}, True),
+        ({"host": "m", "boot": "b"}, True),  # containers of one machine
+        ({"host": "n", "boot": "c"}, False),
+        ({"host": "n", "boot": ""}, True),
+        ({"host": "m", "boot": ""}, False),
+    ],
+)
+def test_a_boot_tells_more_than_a_host(other: dict[str, str], *, together: bool) -> None:
+    table = pd.concat([at("2026-01-01T08:00", host="n", boot="b"), at("2026-01-01T09:00", **other)])
+    assert (len(set(history.sittings(table))) == 1) == together
+
+
+def test_two_hosts_that_take_turns_have_their_own_sittings() -> None:
+    table = pd.concat(
+        [at(*(f"2026-01-01T{hour:02}:00" for hour in range(start, 12, 2)), host=f"h{start}") for start in (0, 1)]
+    )
+    assert history.sittings(table) == [0] * 6 + [1] * 6
+
+
+def test_runs_of_a_sitting_are_one_value_of_a_series(save: Callable[..., Path], tmp_path: Path) -> None:
+    for day, median in enumerate(series((0.1, 8), (0.12, 4))):
+        for hour in (9, 10, 11):
+            # The change comes with the second run of day 8.
+            level = 0.1 if (day, hour) == (8, 9) else median
+            when = f"2026-01-{day + 1:02}T{hour:02}:00:00+00:00"
+            save(run(benchmark("latency", median=level), datetime=when, commit=f"{day:02}{hour:02}" * 10))
+    table, _ = history.stored(tmp_path / ".benchmarks")
+    (row,) = history.changes(table)
+    (change,) = row["changes"]
+    assert (change["run"], change["commits"], row["runs"]) == (25, "0809080..0810081", 36)
+    assert change["change"] == pytest.approx(0.2, abs=0.02)
+    assert [freedom for _, freedom in history.spreads(table, later(save)).values()] == [10]
+
+
+def test_the_compared_runs_and_their_sittings_are_no_history(save: Callable[..., Path], tmp_path: Path) -> None:
+    days = [save(run(benchmark("latency", median=median), day=day)) for day, median in enumerate(series((0.1, 12)))]
+    table, _ = history.stored(tmp_path / ".benchmarks")
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(days[3].read_bytes())
+    same_day = tmp_path / "same_day.json"
+    same_day.write_text(json.dumps(run(benchmark("latency"), datetime="2026-01-06T15:00:00+00:00")))
+    for compared, freedom in ([copy], 10), ([days[3], copy], 10), ([copy, same_day], 9):
+        assert [found[1] for found in history.spreads(table, history.load(compared)).values()] == [freedom]
+    assert history.spreads(table, history.load(days)) == {}
+
+
+HARDWARE = {"family": 25, "model": 1, "stepping": 1, "logical cores": 2, "L3 unified": "32M"}
+
+
+def hardware(**other: Any) -> dict[str, Any]:
+    return IDENTITY | {"hardware": HARDWARE | {name.replace("_", " "): value for name, value in other.items()}}
+
+
+def machines(save: Callable[..., Path], *identities: dict[str, Any], **more: Any) -> list[str]:
+    table = history.load([save(run(benchmark("latency", identity=one), **more)) for one in identities])
+    return table["machine"].tolist()
+
+
+def test_machines_of_one_name_are_told_apart_by_their_hardware(save: Callable[..., Path]) -> None:
+    short = "P, family 25 model 1, 2 cores (avx2)"
+    assert machines(save, hardware(), hardware()) == [short, short]
+    assert machines(save, hardware(), hardware(model=17))[1] == "P, family 25 model 17, 2 cores (avx2)"
+    assert machines(save, hardware(), hardware(stepping=2)) == [f"{short}, stepping 1", f"{short}, stepping 2"]
+    assert machines(save, hardware(), hardware(L3_unified="16M"))[1] == f"{short}, L3 unified 16M"
+
+
+def test_an_older_run_knows_what_pytest_benchmark_saved(save: Callable[..., Path]) -> None:
+    cpu = {"family": 25, "model": 1, "stepping": 1, "count": 2, "brand_raw": "P"}
+    short = "P, family 25 model 1, 2 cores (avx2)"
+    assert machines(save, IDENTITY, machine_info={"node": "n", "cpu": cpu}) == [short]
+    older = run(benchmark("latency"), machine_info={"node": "n", "cpu": cpu})
+    newer = run(benchmark("latency", identity=hardware()), day=2)
+    assert set(history.load([save(older), save(newer)])["machine"]) == {short}
+    other = run(benchmark("latency", identity=hardware(stepping=2)), day=3)
+    assert "hardware stepping: 1, 2" in qbert("compare", save(older), save(other))[1].replace("\n", " ")
+    assert "inconclusive" in qbert("compare", save(older), save(newer))[1]
+    assert machines(save, IDENTITY, machine_info={"cpu": "garbled"}) == ["P (avx2)"]
+
+
+def test_another_machines_history_tells_nothing_of_this_one(save: Callable[..., Path], tmp_path: Path) -> None:
+    for day, median in enumerate(series((0.1, 12))):
+        save(run(benchmark("latency", median=median, identity=hardware()), day=day))
+    table, _ = history.stored(tmp_path / ".benchmarks")
+    assert history.spreads(table, later(save, identity=hardware(stepping=2))) == {}
+    assert len(history.spreads(table, later(save, identity=hardware()))) == 1
+    assert len(history.spreads(table, later(save))) == 1  # it does not know
+
+
+@pytest.mark.parametrize("wrong", [3, [], {"family": None}, {"caches": {"L1": "32K"}}])
+def test_garbled_hardware_is_an_error_of_its_file(save: Callable[..., Path], wrong: Any) -> None:
+    path = save(run(benchmark("latency", identity=IDENTITY | {"hardware": wrong})))
+    with pytest.raises(InputError, match="the run is damaged, so name another one") as caught:
+        history.read(path)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("more", [{"machine_info": 3}, {"qbert": {"failed": [], "boot": 3}}])
+def test_a_garbled_sitting_is_an_error_of_its_file(save: Callable[..., Path], more: dict[str, Any]) -> None:
+    path = save(run(benchmark("latency"), **more))
+    with pytest.raises(InputError, match="name a run that pytest-benchmark saved") as caught:
+        history.read(path)
+    assert str(caught.value).startswith(str(path))
+
+
 def test_spreads_are_those_between_changes(save: Callable[..., Path], tmp_path: Path) -> None:
     for day, median in enumerate(series((0.1, 30), (0.2, 30))):
         save(run(benchmark("latency", median=median), day=day))
     table, _ = history.stored(tmp_path / ".benchmarks")
-    ((spread, freedom),) = history.spreads(table).values()
+    ((spread, freedom),) = history.spreads(table, later(save)).values()
     assert spread == pytest.approx(0.01, rel=0.3)
     assert freedom == 58
 
@@ -310,7 +454,7 @@ def test_another_dataset_is_another_history(save: Callable[..., Path], tmp_path:
         save(run(benchmark("latency", median=median, identity=identity), day=day))
     table, _ = history.stored(tmp_path / ".benchmarks")
     assert [(row["runs"], row["changes"]) for row in history.changes(table)] == [(10, []), (10, [])]
-    ((spread, freedom),) = history.spreads(table).values()
+    ((spread, freedom),) = history.spreads(table, later(save)).values()
     assert (spread, freedom) == (pytest.approx(0.01, rel=0.5), 18)
     code, output = qbert("history", tmp_path / ".benchmarks")
     assert code == 0
@@ -368,7 +512,7 @@ def qbert(*arguments: object) -> tuple[int, str]:
 
 def test_history_keeps_machines_apart_and_names_the_commit(save: Callable[..., Path], tmp_path: Path) -> None:
     for day, median in enumerate(series((0.1, 8), (0.12, 8))):
-        commit = f"{'b' if day < 8 else 'c'}{day:039}"
+        commit = f"{'b' if day < 8 else 'c'}{day:06}" * 6
         save(run(benchmark("latency", median=median), day=day, commit=commit))
         other = benchmark(
             "latency", median=median * (1 if day < 8 else 1 / 1.2) * 3, identity=IDENTITY | {"processor": "Q"}
@@ -377,8 +521,8 @@ def test_history_keeps_machines_apart_and_names_the_commit(save: Callable[..., P
     plot = tmp_path / "h.svg"
     code, output = qbert("history", tmp_path / ".benchmarks", "--plot", plot)
     assert code == 0
-    assert output.index("P (avx2)") < output.index("at c00000000000") < output.index("Q (avx2)")
-    assert output.count(" at ") == 1
+    assert output.index("P (avx2)") < output.index("b000007..c000008 2026-01-09") < output.index("Q (avx2)")
+    assert output.count("..") == 1
     assert max(map(len, output.splitlines())) <= 80
     drawn = plot.read_text()
     assert drawn.startswith("<?xml")
@@ -401,8 +545,13 @@ def test_bad_places_are_sentences(tmp_path: Path, save: Callable[..., Path]) -> 
 def test_compare_writes_what_it_shows(save: Callable[..., Path], tmp_path: Path) -> None:
     accuracy = benchmark("accuracy", f1=0.9, flipped=[])
     footprint = benchmark("footprint", disk_bytes=1e6)
-    base = [save(run(benchmark("latency", median=value), accuracy, footprint)) for value in series((0.1, 4))]
-    slow = [save(run(benchmark("latency", median=value), accuracy, footprint)) for value in series((0.12, 4))]
+    base, slow = (
+        [
+            save(run(benchmark("latency", median=value), accuracy, footprint, day=day))
+            for day, value in enumerate(series((level, 4)))
+        ]
+        for level in (0.1, 0.12)
+    )
     files = {form: tmp_path / f"out.{form}" for form in ("json", "csv", "markdown")}
     options = [part for form, path in files.items() for part in (f"--{form}", path)]
     code, output = qbert("compare", *base, "--", *slow, *options)
@@ -421,7 +570,17 @@ def test_compare_of_two_runs_says_what_it_cannot_know(save: Callable[..., Path])
     code, output = qbert("compare", save(run(benchmark("latency"))), save(run(benchmark("latency", median=0.2))))
     assert code == 0
     assert "inconclusive" in output
-    assert "the noise between processes cannot be told" in output
+    assert "save runs\nof several days, or use qbert gate" in output
+
+
+def test_several_runs_of_a_sitting_are_no_surer_than_one(save: Callable[..., Path], tmp_path: Path) -> None:
+    base = [save(run(benchmark("latency", median=value))) for value in series((0.1, 5))]
+    head = [save(run(benchmark("latency", median=value), day=2)) for value in series((0.2, 5))]
+    code, output = qbert("compare", *base, "--", *head, "--history", tmp_path / ".benchmarks")
+    assert code == 0
+    assert "1 inconclusive" in output
+    assert "5 and 5 runs, of 1 and 1 sittings" in output
+    assert "save runs\nof several days, or use qbert gate" in output
 
 
 def test_compare_takes_the_noise_from_the_history(save: Callable[..., Path], tmp_path: Path) -> None:
@@ -430,16 +589,6 @@ def test_compare_takes_the_noise_from_the_history(save: Callable[..., Path], tmp
         save(run(benchmark("latency", median=median), day=day))
     output = qbert("compare", base, head, "--history", tmp_path / ".benchmarks")[1]
     assert "1 slower" in output
-
-
-def test_a_calibration_is_kept_for_its_machine() -> None:
-    history.keep_spreads("P (avx2)", {("tiny", 128, "fp32"): (0.01, 15)})
-    history.keep_spreads("P (avx2)", {("tiny", 256, "fp32"): (0.02, 15)})
-    assert history.kept_spreads("P (avx2)") == {
-        ("P (avx2)", "tiny", 128, "fp32"): (0.01, 15),
-        ("P (avx2)", "tiny", 256, "fp32"): (0.02, 15),
-    }
-    assert history.kept_spreads("Q") == {}
 
 
 def test_a_hundred_runs_are_compared_in_two_seconds(save: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,57 @@ def test_versions_are_of_what_is_installed() -> None:
     assert found["numpy"] == np.__version__
     assert found["pytest"] == pytest.__version__
     assert "no-such-package" not in found
+
+
+@pytest.fixture
+def cpuinfo_says(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, int | str]]]:
+    def hardware(text: str) -> dict[str, int | str]:
+        monkeypatch.setattr(machine, "_read", lambda path: text if path == "/proc/cpuinfo" else "")
+        monkeypatch.setattr(machine, "caches", lambda: {"L3 unified": "32M"})
+        monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+        machine.hardware.cache_clear()
+        return machine.hardware()
+
+    yield hardware
+    machine.hardware.cache_clear()
+
+
+X86 = """processor\t: {}
+cpu family\t: 25
+model\t\t: 17
+model name\t: AMD EPYC
+stepping\t: 1
+physical id\t: 0
+core id\t\t: {}
+"""
+
+
+def test_hardware_tells_processors_of_one_name_apart(cpuinfo_says: Callable[[str], dict[str, int | str]]) -> None:
+    threads = "\n".join(X86.format(number, number // 2) for number in range(4))
+    cores = {"logical cores": 4, "L3 unified": "32M"}
+    assert cpuinfo_says(threads) == {"family": 25, "model": 17, "stepping": 1, "physical cores": 2} | cores
+    arm = "processor\t: 0\nCPU architecture: 8\nCPU variant\t: 0x3\nCPU part\t: 0xd0c\nCPU revision\t: 1\n"
+    assert cpuinfo_says(arm) == {"family": 8, "model": 0xD0C, "stepping": 1} | cores
+
+
+@pytest.mark.parametrize("text", ["", "cpu family\t: unknown\n", "\n\n\n"])
+def test_elsewhere_hardware_is_what_py_cpuinfo_knows(
+    cpuinfo_says: Callable[[str], dict[str, int | str]], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    import cpuinfo
+
+    monkeypatch.setattr(cpuinfo, "get_cpu_info", lambda: {"family": 6, "model": 167, "stepping": "?", "count": 2})
+    assert cpuinfo_says(text) == {"family": 6, "model": 167, "logical cores": 4, "L3 unified": "32M"}
+
+
+def test_the_hardware_is_part_of_the_identity() -> None:
+    assert machine.identity()["hardware"] == machine.hardware()
+
+
+@pytest.mark.skipif(not Path("/proc/sys/kernel/random/boot_id").exists(), reason="the system does not tell")
+def test_a_boot_has_a_name() -> None:
+    assert len(machine.boot()) == 36
+    assert machine.boot() == machine.boot()
 
 
 @pytest.mark.skipif(not Path("/sys/devices/system/cpu/cpu0/cache/index0").exists(), reason="the system does not tell")

@@ -94,9 +94,7 @@ def test_identical_code_is_never_slower_and_five_percent_are_found(noise: str) -
     same = Counter(cell.verdict for cells in found for cell in cells[:-1])
     slower = sum(cells[-1].verdict == "slower" for cells in found)
     pairs = np.median([max(len(cell.log_ratios) for cell in cells) for cells in found])
-    print(
-        f"\n{noise}: same code {dict(same)}; 5 % found in {slower / gates:.0%}; {pairs:.0f} pairs to the last cell"
-    )
+    print(f"\n{noise}: same code {dict(same)}; 5 % found in {slower / gates:.0%}; {pairs:.0f} pairs to the last cell")
     assert not same["slower"] + same["faster"]
     assert slower / gates >= 0.9
 
