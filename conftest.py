@@ -15,6 +15,7 @@ from qbert.terminal import shown
 if TYPE_CHECKING:
     import pandas as pd
 
+    from qbert.latency import Timers
     from qbert.suite import Cell, Suite
 
 SUITE = pytest.StashKey["Suite"]()
@@ -289,6 +290,15 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
+def timers() -> "Iterator[Timers]":
+    """Give the processes that time latency; they end with the session."""
+    from qbert.latency import Timers
+
+    with contextlib.closing(Timers()) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
     """Return the test documents to judge by."""
     with in_a_sentence():
@@ -311,8 +321,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 history.cells(results),
                 title=f"qbert: {suite_of(config).dataset.name}, batch 1, one thread",
                 caption=(
-                    "ms: one encoding of that many tokens to logits. Speedup, F1 drop, flips: against\n"
-                    "fp32; over best fp32: over the fastest fp32. Of limit: of what this core can do."
+                    "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
+                    "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
+                    "interval. Of limit: of what this core can do."
                 ),
             )
             terminalreporter.write_line("")
