@@ -37,7 +37,8 @@ SETTLE_S = 0.03
 CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold: what ran before it no longer shows
 TEXTS = 12  # encodings of real text that calls begin with, before they mix those texts' tokens
 AUDIT_S = 0.1  # about the time in which a process answers again what it answered in timed calls; twice at least
-PATIENCE_S = 600.0  # a process that says nothing for so long hangs
+LOADING_S = 900.0  # a process that says nothing for so long hangs: while it loads
+PATIENCE_S = 300.0  # and while it makes a block of calls
 
 
 @contextlib.contextmanager
@@ -240,7 +241,7 @@ class Timers:
         for child in self._children:  # all at once: it is not timed
             child.ask("load", **sides)
         for child in self._children:
-            child.answer(self._patience_s)
+            child.answer(LOADING_S)
         tokens = [
             {name: array.tolist() for name, array in one.items()}
             for one in texts(cell.encoder, cell.suite.dataset, cell.max_length)

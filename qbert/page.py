@@ -262,8 +262,8 @@ def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
             Figure(
                 _draw(lambda axes: _latency(axes, timed, looks), 3.4),
                 f"{model}, latency: {words}",
-                "Latency of one text by its length, steady state: fp32's, over the speedup. Bars: the middle half of the "
-                "rounds; of several runs, their range.",
+                "Latency of one text by its length, steady state: fp32's, over the speedup. Bars: the middle half of "
+                "the rounds; of several runs, their range.",
             )
         )
     longest = timed[timed["max_length"] == timed["max_length"].max()]
