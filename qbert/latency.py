@@ -224,14 +224,17 @@ class Timers:
             InputError: a process cannot do it, dies or hangs, or the variant does not do the work that is timed.
         """
         try:
-            return self._time(cell, seconds, min_rounds)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, InputError):
-                raise type(error)(f"{cell.name}: {error}") from error
-            raise
+            try:
+                timed, again = self._time(cell, seconds, min_rounds)
+            except BaseException:  # one is lost, or interrupted: what the others are about is not known
+                self.close()
+                raise
+            _judge(timed, again)
+        except InputError as error:
+            raise type(error)(f"{cell.name}: {error}") from error
+        return timed
 
-    def _time(self, cell: "Cell", seconds: float, min_rounds: int) -> Timed:
+    def _time(self, cell: "Cell", seconds: float, min_rounds: int) -> tuple[Timed, list[Mapping[str, Any]]]:
         while len(self._children) < PROCESSES:
             self._children.append(_Child())
         sides = {"baseline": _loading(cell.baseline_cell)}
@@ -259,36 +262,37 @@ class Timers:
             for number, child in enumerate(self._children):
                 for side, timed, more in zip(names, blocks, settling, strict=True):
                     found[side][number].append(self._ask(child, "block", side=side, settling=more, timed=timed))
-        self._audit(costs[-1], found[names[-1]])
-        return Timed(found[names[-1]], [] if cell.is_baseline else found["baseline"])
-
-    def _audit(self, cost_s: float, timed_s: list[list[list[float]]]) -> None:
-        """Have each process answer again, in another order, what it answered in timed calls of `timed_s` seconds.
-
-        Raises:
-            InputError: an answer differs, or is remembered.
-        """
-        faster = []
-        for child, blocks in zip(self._children, timed_s, strict=True):
-            found = self._ask(child, "again", count=max(2, round(AUDIT_S / cost_s)))
-            if not found["finite"]:
-                raise CannotRunError("it answers with nan or infinity: leave the model or the variant out")
-            if found["differs"]:
-                first, again = found["differs"]
-                raise InputError(
-                    f"it answers a text with {again} when it is asked again in another order, and with {first} in the "
-                    "timed call: what was timed is not the work"
-                )
-            faster.append(_median(itertools.chain(*blocks)) / _median(found["seconds"]))
-        if min(faster) > audit.REMEMBERED:
-            raise InputError(
-                f"it answers a text that it has seen {min(faster):.3g} times faster than a new one: it remembers "
-                "answers, which a speedup must not rest on"
-            )
+        count = max(2, round(AUDIT_S / costs[-1]))
+        again = [self._ask(child, "again", count=count) for child in self._children]
+        return Timed(found[names[-1]], [] if cell.is_baseline else found["baseline"]), again
 
     def _ask(self, child: _Child, do: str, **arguments: Any) -> Any:  # noqa: ANN401
         child.ask(do, **arguments)
         return child.answer(self._patience_s)
+
+
+def _judge(timed: Timed, again: Iterable[Mapping[str, Any]]) -> None:
+    """Hold against the calls that were `timed` what each process found when it answered their texts `again`.
+
+    Raises:
+        InputError: an answer differs, or is remembered.
+    """
+    faster = []
+    for blocks, found in zip(timed.variant_s, again, strict=True):
+        if not found["finite"]:
+            raise CannotRunError("it answers with nan or infinity: leave the model or the variant out")
+        if found["differs"]:
+            first, other = found["differs"]
+            raise InputError(
+                f"it answers a text with {other} when it is asked again in another order, and with {first} in the "
+                "timed call: what was timed is not the work"
+            )
+        faster.append(_median(itertools.chain(*blocks)) / _median(found["seconds"]))
+    if min(faster) > audit.REMEMBERED:
+        raise InputError(
+            f"it answers a text that it has seen {min(faster):.3g} times faster than a new one: it remembers answers, "
+            "which a speedup must not rest on"
+        )
 
 
 def _loading(cell: "Cell") -> Mapping[str, Any]:
