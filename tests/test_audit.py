@@ -95,7 +95,7 @@ def done(trained: Checkpoint, news: Dataset, tmp_path_factory: pytest.TempPathFa
             r"answers a text that it has seen \S+ times faster than a new one: it remembers",
         ),
         ("latency[tiny-32-nonsense]", r"answers a text with 9 -1 2 … when it is asked again in another order"),
-        ("latency[tiny-32-last]", r"answers a text with .* when it is asked again in another order, and with"),
+        ("latency[tiny-32-last]", r"(is asked again in another order, and with|it remembers answers)"),
         ("latency[tiny-32-constant]", r"times faster than this core's best rate of products allows, so it does not do"),
         ("accuracy[tiny-32-nonsense]", r"answers document \d+ with 9 -1 2 … when all are asked again"),
         ("accuracy[tiny-32-last]", r"answers document \d+ with .* when all are asked again in another order"),
@@ -119,7 +119,7 @@ def test_no_honest_variant_is_taken_for_a_cheat(done: str) -> None:
 def test_answers_differ_by_more_than_a_step_of_a_scale() -> None:
     first = np.array([[1.0, -2.0], [0.01, 0.02], [3.0, 1.0]], dtype=np.float32)
     assert audit.differing(first, first).tolist() == []
-    assert audit.differing(first, first * 1.005).tolist() == []
+    assert audit.differing(first, first * 1.0005).tolist() == []
     assert audit.differing(first, first[[0, 2, 1]]).tolist() == [1, 2]
     assert audit.differing(first, np.where(first == 3, np.nan, first)).tolist() == [2]
 
