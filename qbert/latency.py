@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from qbert import TRACEBACK, CannotRunError, InputError, audit, children
 
@@ -75,6 +74,8 @@ def settling_calls(cost_s: float) -> int:
 
 def texts(encoder: "Encoder", dataset: "Dataset", max_length: int) -> "list[Encoding]":
     """Return encodings of exactly `max_length` tokens, each filled from another test document on."""
+    import pandas as pd
+
     test = dataset.test
     starts = dict.fromkeys(number * len(test) // TEXTS for number in range(TEXTS))
     rolled = (replace(dataset, test=pd.concat([test.iloc[start:], test.iloc[:start]])) for start in starts)
