@@ -15,6 +15,7 @@ from qbert.terminal import shown
 if TYPE_CHECKING:
     import pandas as pd
 
+    from qbert.latency import Timers
     from qbert.suite import Cell, Suite
 
 SUITE = pytest.StashKey["Suite"]()
@@ -291,6 +292,15 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
+def timers() -> "Iterator[Timers]":
+    """Give the processes that time latency; they end with the session."""
+    from qbert.latency import Timers
+
+    with contextlib.closing(Timers()) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def documents(request: pytest.FixtureRequest) -> "pd.DataFrame":
     """Return the test documents to judge by."""
     with in_a_sentence():
@@ -313,9 +323,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 history.cells(results),
                 title=f"qbert: {suite_of(config).dataset.name}, batch 1, one thread",
                 caption=(
-                    "ms: one encoding of that many tokens to logits. Speedup, F1 drop, flips: against\n"
-                    "fp32; over best fp32: over the fastest fp32. Of limit: of what this core can do."
-                ),
+                    "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
+                    "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
+                    "interval. Of limit: of what this core can do."
+                )
+                + odds(config),
             )
             terminalreporter.write_line("")
             report.show(table)
@@ -329,6 +341,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.section("this run and the previous one")
             for line in config.stash[COMPARED]:
                 terminalreporter.write_line(line, red=True)
+
+
+def odds(config: pytest.Config) -> str:
+    """Return how often the F1 guard errs in the cell with the most flips, on a line of its own."""
+    from qbert import evaluate
+    from qbert.variants import BASELINE
+
+    judged = [one["extra_info"] for one in config.stash[RESULTS] if "f1_guard" in one["extra_info"]]
+    judged = [info for info in judged if info["variant"] != BASELINE and info["f1_guard"] == "point"]
+    if not judged:
+        return ""
+    most = max(judged, key=lambda info: info["flips"])
+    return f"\n{evaluate.odds(most['documents'], most['flips'], most['max_f1_drop'])} (the most flips of all cells)."
 
 
 def marks(config: pytest.Config) -> list[str]:

@@ -1,7 +1,8 @@
-"""What each variant takes beside time: bytes on disk, seconds to load, seconds of the first call, peak memory.
+"""What each variant takes beside time in the steady state: disk, loading, first call, call after a pause, peak memory.
 
-A round is a process of its own, from its start to its end, that loads one variant and calls it once with an
-encoding of the greatest maximum length: import of the runtime included, tokenizing not.
+A round is a process of its own, from its start to its end, that loads one variant and calls it with an encoding of the
+greatest maximum length: import of the runtime included, tokenizing not. Peak memory is that of loading and the first
+call; later calls come after pauses of a second, three of them.
 """
 
 import dataclasses
@@ -23,7 +24,9 @@ def test_footprint(cell: "Cell", benchmark: Any, attempt: Callable[[], AbstractC
     benchmark.group = cell.group("footprint")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
     with attempt(), latency.one_core():
-        found = benchmark.pedantic(footprint.measure, args=(cell.variant, cell.folder, encoding), rounds=1)
+        found = benchmark.pedantic(
+            footprint.measure, args=(cell.variant, cell.folder, encoding, footprint.PAUSES), rounds=1
+        )
     figures = dataclasses.asdict(found)
     described = cell.describe(figures.pop("evidence"))
     benchmark.extra_info.update(described, **figures, disk_bytes=cell.disk_bytes, measured="footprint")

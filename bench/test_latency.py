@@ -1,7 +1,9 @@
-"""How long one encoding of exactly `max_length` tokens of real text takes to become logits.
+"""How long one encoding of exactly `max_length` tokens takes to become logits in the steady state: call after call.
 
-Timed: encoding to logits, batch size 1, one thread, garbage collection off.
-Not timed: tokenizing, building, loading, warming up; the baseline's calls between the rounds.
+Timed: encoding to logits, batch size 1, one thread, garbage collection off, in three processes by turns. Each call has
+an encoding that its process has not seen: of real text, later of that text's tokens in another order.
+Not timed: tokenizing, building, loading, warming up; the baseline's calls between the rounds; the audit.
+A request after a pause takes longer: bench/test_footprint.py.
 """
 
 from collections.abc import Callable
@@ -16,32 +18,32 @@ if TYPE_CHECKING:
     from qbert.suite import Cell
 
 
-@pytest.mark.benchmark(disable_gc=True)
+@pytest.mark.benchmark(disable_gc=True, timer=latency.replayed)
 def test_latency(
     cell: "Cell",
     benchmark: Any,
     pytestconfig: pytest.Config,
     attempt: Callable[[], AbstractContextManager[None]],
+    timers: latency.Timers,
 ) -> None:
     """A round is one call; the baseline is called between them, so that the speedup is of one moment."""
     cell.introduce(benchmark, "latency")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
     classifier = cell.classifier
+    rounds: list[float] = []
     with attempt():
         evaluate.check_finite(classifier(encoding), cell.name)
-    if benchmark.disabled:
-        benchmark(classifier, encoding)
-        return
+        if not benchmark.disabled:
+            options = pytestconfig.option
+            timed = timers.time(cell, seconds=options.seconds_per_cell, min_rounds=options.benchmark_min_rounds)
+            rounds = timed.rounds
+            percentiles = evaluate.percentiles(rounds)
+            benchmark.extra_info.update(percentiles, **timed.figures(), **cell.limit(percentiles["p50_s"]))
+    seconds = iter(rounds)
 
-    with latency.one_core():
-        plan = latency.Interleaved(
-            classifier,
-            None if cell.is_baseline else cell.baseline,
-            encoding,
-            seconds=pytestconfig.option.seconds_per_cell,
-            min_rounds=pytestconfig.option.benchmark_min_rounds,
-        )
-        benchmark.pedantic(classifier, args=(encoding,), setup=plan.before_round, rounds=plan.rounds)
-    rounds = benchmark.stats.stats.data
-    percentiles = evaluate.percentiles(rounds)
-    benchmark.extra_info.update(percentiles, **plan.result(rounds), **cell.limit(percentiles["p50_s"]))
+    def call() -> None:
+        """Let the seconds of the next timed call pass; where there is none, off or under a profiler, make a call."""
+        if latency.replayed.take(next(seconds, None)) is None:
+            classifier(encoding)
+
+    benchmark.pedantic(call, setup=latency.replayed.reset, rounds=max(1, len(rounds)))

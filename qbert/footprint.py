@@ -1,12 +1,13 @@
-"""What a variant takes beside time: a process of its own loads it, answers once, and tells."""
+"""What a variant takes beside time in the steady state: a process of its own loads it, answers once, and tells."""
 
 import importlib
 import json
 import resource
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,11 @@ from qbert import CannotRunError, children
 if TYPE_CHECKING:
     from qbert.checkpoint import Encoding
     from qbert.variants import Variant
+
+
+PAUSES = 3
+PAUSE_S = 1.0  # as long as a service waits now and then: meanwhile clock and caches are others', or the core sleeps
+WARM_CALLS = 5
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,12 @@ class Footprint:
     """The most memory that was resident at once."""
     evidence: Mapping[str, Any]
     """The classifier's own."""
+    after_pause_s: float | None = None
+    """Seconds of a call after a pause of PAUSE_S, the median of several; None where there was no pause."""
 
 
-def measure(variant: "Variant", folder: Path, encoding: "Encoding") -> Footprint:
-    """Load what is in `folder` as `variant` in a new process and call it once with `encoding`.
+def measure(variant: "Variant", folder: Path, encoding: "Encoding", pauses: int = 0) -> Footprint:
+    """Load what is in `folder` as `variant` in a new process and call it once with `encoding`; then after each pause.
 
     Raises:
         CannotRunError: it could not be loaded or run.
@@ -50,7 +58,7 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding") -> Footprint
         done = children.run(
             *("-m", "qbert.footprint"),
             *(load.__module__, load.__qualname__, json.dumps(taken(load, variant.options))),
-            *(str(folder.resolve()), str(arrays)),
+            *(str(folder.resolve()), str(arrays), str(pauses)),
             capture_output=True,
         )
     if done.returncode:
@@ -68,7 +76,20 @@ def _peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts in bytes
 
 
-def main(module: str, name: str, options: str, folder: str, arrays: str) -> None:
+def _after_pauses(call: Callable[[], Any], pauses: int) -> float | None:
+    """Return the median seconds of a `call` after a pause, of so many."""
+    for _ in range(WARM_CALLS if pauses else 0):
+        call()
+    seconds = []
+    for _ in range(pauses):
+        time.sleep(PAUSE_S)
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) if seconds else None
+
+
+def main(module: str, name: str, options: str, folder: str, arrays: str, pauses: str) -> None:
     """Print the footprint of `module.name(folder, **options)`, called with the encoding in the file `arrays`."""
     with np.load(arrays) as file:
         encoding = dict(file)
@@ -83,6 +104,7 @@ def main(module: str, name: str, options: str, folder: str, arrays: str) -> None
         "first_call_s": called - loaded,
         "peak_rss_bytes": _peak_rss_bytes(),
         "evidence": dict(classifier.evidence),
+        "after_pause_s": _after_pauses(lambda: classifier(encoding), int(pauses)),
     }
     sys.stdout.write(f"\n{json.dumps(figures)}\n")
 

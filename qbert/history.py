@@ -15,14 +15,14 @@ from qbert.compare import CELL, MIN_EFFECT, SUBJECT, differences, samples
 
 LATENCY = [
     *("median_s", "q1_s", "q3_s", "p95_s", "speedup", "speedup_low", "speedup_high", "baseline_p50_s"),
-    *("share_of_limit", "precision"),
+    *("share_of_limit", "precision", "runtime", "process_speedups"),
 ]
 ACCURACY = [
     *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop", "f1_guard"),
     "over_limit",
     *("flips", "mcnemar_p", "documents", "visible_drop", "flipped", "answers"),
 ]
-FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "peak_rss_bytes"]
+FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "after_pause_s", "peak_rss_bytes"]
 RUN = ["file", "when", "host", "boot", "machine", "dataset", "commit", "failed"]
 SERIES = ["machine", "dataset", *CELL]
 """What one history is of: latency is of the dataset's texts, so other texts are another history."""
@@ -49,7 +49,7 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         if measured is LATENCY:
             row["median_s"] = benchmark["stats"]["median"]
             row |= {f"{name}_s": benchmark["stats"].get(name) for name in ("q1", "q3")}
-            row["precision"] = info["identity"].get("definition", {}).get("precision", "")
+            row |= {name: info["identity"].get("definition", {}).get(name, "") for name in ("precision", "runtime")}
     return pd.DataFrame(
         rows.values(), columns=[*CELL, "trained", "identity", "stated", *LATENCY, *ACCURACY, *FOOTPRINT]
     )

@@ -1,40 +1,43 @@
-"""Time one encoding at a time beside the baseline, so that both see the same machine at the same moment."""
+"""Time a cell in three processes by turns, each beside the baseline, so that both see one machine at one moment."""
 
 import contextlib
 import gc
+import itertools
+import json
 import math
 import os
+import select
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
-from qbert import CONFIDENCE
+from qbert import TRACEBACK, CannotRunError, InputError, audit, children
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Encoding
+    from qbert.checkpoint import Encoder, Encoding
+    from qbert.dataset import Dataset
+    from qbert.suite import Cell
     from qbert.variants import Classifier
 
-MIN_PAIRS = 6  # the least from which the sign test gives a 95 % interval
+PROCESSES = 3
+"""A process differs from the next by about 2 % in int8 for as long as it lives, so more blocks in one tell less."""
+MIN_PAIRS = 3  # of blocks in each process: the median leaves a burst out that hits one
 WARM_UP_S = 0.15  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
 # After the other side's calls, the first 8 of BERT-tiny are up to 15 % slow (caches, clock; AMD Zen 5). So calls are
 # timed in blocks, and those of a block's first 30 ms are made and not timed.
-BLOCK_S = 0.1
+BLOCK_S = 0.05
 SETTLE_S = 0.03
 CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold: what ran before it no longer shows
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """How many times faster than the baseline, with its 95 % interval over the pairs of blocks."""
-
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    pairs: int
+TEXTS = 12  # encodings of real text that calls begin with, before they mix those texts' tokens
+AUDIT_S = 0.1  # about the time in which a process answers again what it answered in timed calls; twice at least
+LOADING_S = 900.0  # a process that says nothing for so long hangs: while it loads
+PATIENCE_S = 300.0  # and while it makes a block of calls
 
 
 @contextlib.contextmanager
@@ -51,7 +54,7 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def time_call(classifier: "Classifier", encoding: "Encoding") -> float:
+def time_call(classifier: "Classifier | Callable[[Encoding], Any]", encoding: "Encoding") -> float:
     """Return the seconds of one call, with the garbage collector off."""
     collecting = gc.isenabled()
     gc.disable()
@@ -64,82 +67,239 @@ def time_call(classifier: "Classifier", encoding: "Encoding") -> float:
             gc.enable()
 
 
-class Interleaved:
-    """The plan of one cell: blocks of the variant's rounds, and before each a block of the baseline's.
-
-    Call `before_round` before each of `rounds` rounds.
-    """
-
-    def __init__(
-        self,
-        classifier: "Classifier",
-        baseline: "Classifier | None",
-        encoding: "Encoding",
-        *,
-        seconds: float,
-        min_rounds: int = MIN_PAIRS,
-    ) -> None:
-        """Warm both up and plan rounds that take about `seconds` in all; without a baseline, for one side."""
-        self._classifier, self._baseline, self._encoding = classifier, baseline, encoding
-        sides = [classifier] if baseline is None else [classifier, baseline]
-        costs = [_warm_up(side, encoding) for side in sides]
-        self.blocks = [1 if baseline is None else max(1, round(BLOCK_S / cost)) for cost in costs]
-        self._settling = [_settling_calls(cost) if baseline else 0 for cost in costs]
-        pair_s = sum(
-            cost * (block + settling) for cost, block, settling in zip(costs, self.blocks, self._settling, strict=True)
-        )
-        self.rounds = self.blocks[0] * max(round(seconds / pair_s), MIN_PAIRS, -(-min_rounds // self.blocks[0]))
-        self.baseline_s: list[float] = []
-        self._done = 0
-
-    def before_round(self) -> None:
-        """Make and time the baseline's calls where a block begins."""
-        if self._baseline is not None and self._done % self.blocks[0] == 0:
-            variant_settling, baseline_settling = self._settling
-            for _ in range(baseline_settling):
-                self._baseline(self._encoding)
-            self.baseline_s += [time_call(self._baseline, self._encoding) for _ in range(self.blocks[1])]
-            for _ in range(variant_settling):
-                self._classifier(self._encoding)
-        self._done += 1
-
-    def result(self, variant_s: Sequence[float]) -> dict[str, float]:
-        """Return how the rounds `variant_s` compare with the baseline's calls between them."""
-        if self._baseline is None:
-            return {"speedup": 1.0}
-        return asdict(speedup(self.baseline_s, variant_s, *reversed(self.blocks))) | {
-            "baseline_p50_s": float(np.median(self.baseline_s))
-        }
-
-
-def _settling_calls(cost_s: float) -> int:
+def settling_calls(cost_s: float) -> int:
     """Return how many calls of `cost_s` seconds each are made and not timed when a block begins."""
     return 0 if cost_s >= CACHES_FILLED_S else math.ceil(SETTLE_S / cost_s)
 
 
-def _warm_up(classifier: "Classifier", encoding: "Encoding") -> float:
-    """Call until it is steady; return the median seconds of the later half of the calls."""
-    calls: list[float] = []
-    while sum(calls) < WARM_UP_S:
-        calls.append(time_call(classifier, encoding))
-    return float(np.median(calls[len(calls) // 2 :]))
+def texts(encoder: "Encoder", dataset: "Dataset", max_length: int) -> "list[Encoding]":
+    """Return encodings of exactly `max_length` tokens, each filled from another test document on."""
+    import pandas as pd
+
+    test = dataset.test
+    starts = dict.fromkeys(number * len(test) // TEXTS for number in range(TEXTS))
+    rolled = (replace(dataset, test=pd.concat([test.iloc[start:], test.iloc[:start]])) for start in starts)
+    return [encoder.fill(one, max_length) for one in rolled]
 
 
-def speedup(
-    baseline_s: Sequence[float], variant_s: Sequence[float], baseline_block: int = 1, variant_block: int = 1
-) -> Speedup:
-    """Return the median over pairs of blocks, of so many calls each, of (baseline's median / variant's median).
+class Replay:
+    """A timer for pytest-benchmark by which a round takes the seconds that another process measured."""
 
-    Source: the interval is the one that the sign test does not reject (Conover 1999, section 3.2), which
-    supposes nothing of how timings are distributed; below 6 pairs it has no ends (nan).
-    """
-    pairs = min(len(baseline_s) // baseline_block, len(variant_s) // variant_block)
-    ratios = np.divide(
-        *(
-            np.median(np.reshape(calls[: pairs * block], (pairs, block)), axis=1)
-            for calls, block in ((baseline_s, baseline_block), (variant_s, variant_block))
+    __name__ = "replayed"  # as saved runs name it
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds of the round so far."""
+        return self._now
+
+    def reset(self) -> None:
+        """Begin a round."""
+        self._now = 0.0
+
+    def take(self, seconds: float | None) -> float | None:
+        """Let `seconds` pass, and return them."""
+        self._now += seconds or 0.0
+        return seconds
+
+
+replayed = Replay()
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The seconds of each call: of each process its blocks, of each block its calls."""
+
+    variant_s: list[list[list[float]]]
+    baseline_s: list[list[list[float]]]
+    """As many blocks, each made before the variant's; none where the baseline itself was timed."""
+
+    @property
+    def rounds(self) -> list[float]:
+        """The seconds of the variant's calls, in the order they were made."""
+        turns = zip(*self.variant_s, strict=True)
+        return [seconds for turn in turns for block in turn for seconds in block]
+
+    def figures(self) -> dict[str, Any]:
+        """Return what a saved run keeps of them.
+
+        `speedup` is the geometric mean of `process_speedups`: of each process the median over its pairs of blocks of
+        (baseline's median / variant's median). `process_p50_s` is the median of each process's calls.
+        """
+        found: dict[str, Any] = {
+            "speedup": 1.0,
+            "process_p50_s": [_median(itertools.chain(*blocks)) for blocks in self.variant_s],
+            "pairs": sum(map(len, self.variant_s)),
+        }
+        if self.baseline_s:
+            speedups = [
+                _median(_median(before) / _median(after) for before, after in zip(*process, strict=True))
+                for process in zip(self.baseline_s, self.variant_s, strict=True)
+            ]
+            found["speedup"] = math.exp(sum(map(math.log, speedups)) / len(speedups))
+            found["process_speedups"] = speedups
+            found["baseline_p50_s"] = _median(itertools.chain(*itertools.chain(*self.baseline_s)))
+        return found
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(np.median(list(values)))
+
+
+class _Child:
+    """A process of qbert.timing, which answers one request at a time."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-W", "ignore", "-m", "qbert.timing"],
+            **children.tied(PYTHONPATH=path),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if os.environ.get(TRACEBACK) else subprocess.DEVNULL,
+            bufsize=0,
         )
-    )
-    ratio = float(np.median(ratios))
-    interval = stats.quantile_test(ratios, q=ratio, p=0.5).confidence_interval(CONFIDENCE)
-    return Speedup(ratio, float(interval.low), float(interval.high), pairs)
+        self._read = b""
+
+    def ask(self, do: str, **arguments: Any) -> None:  # noqa: ANN401
+        """Send a request."""
+        assert self._process.stdin is not None  # noqa: S101  a pipe
+        unsent = memoryview(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the answer will be that it ended
+            while unsent:
+                unsent = unsent[self._process.stdin.write(unsent) or 0 :]
+
+    def answer(self, patience_s: float) -> Any:  # noqa: ANN401
+        """Wait for the answer to the request.
+
+        Raises:
+            InputError: it says why there is none, has ended, or says nothing for `patience_s`.
+        """
+        assert self._process.stdout is not None  # noqa: S101  a pipe
+        end = time.monotonic() + patience_s
+        while b"\n" not in self._read:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise InputError(f"a process that times it has said nothing for {patience_s:g} s")
+            if not (read := os.read(self._process.stdout.fileno(), 1 << 20)):
+                raise InputError(f"a process that times it ended ({_ending(self._process.wait())})")
+            self._read += read
+        line, _, self._read = self._read.partition(b"\n")
+        said = json.loads(line)
+        if "error" in said:
+            raise InputError(said["error"])
+        return said["answer"]
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+class Timers:
+    """The processes that time the cells of a run; started with the first cell."""
+
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        """Begin without them; one that says nothing for `patience_s` is taken to hang."""
+        self._children: list[_Child] = []
+        self._patience_s = patience_s
+
+    def close(self) -> None:
+        """End them."""
+        for child in self._children:
+            child.end()
+        self._children.clear()
+
+    def time(self, cell: "Cell", *, seconds: float, min_rounds: int = 1) -> Timed:
+        """Time `cell` for about `seconds` in all, in pairs of blocks, one process after the other.
+
+        Raises:
+            InputError: a process cannot do it, dies or hangs, or the variant does not do the work that is timed.
+        """
+        try:
+            try:
+                timed, again = self._time(cell, seconds, min_rounds)
+            except BaseException:  # one is lost, or interrupted: what the others are about is not known
+                self.close()
+                raise
+            _judge(timed, again)
+        except InputError as error:
+            raise type(error)(f"{cell.name}: {error}") from error
+        return timed
+
+    def _time(self, cell: "Cell", seconds: float, min_rounds: int) -> tuple[Timed, list[Mapping[str, Any]]]:
+        while len(self._children) < PROCESSES:
+            self._children.append(_Child())
+        sides = {"baseline": _loading(cell.baseline_cell)}
+        if not cell.is_baseline:
+            sides["variant"] = _loading(cell)
+        names = list(sides)
+        for child in self._children:  # all at once: it is not timed
+            child.ask("load", **sides)
+        for child in self._children:
+            child.answer(LOADING_S)
+        tokens = [
+            {name: array.tolist() for name, array in one.items()}
+            for one in texts(cell.encoder, cell.suite.dataset, cell.max_length)
+        ]
+        for seed, child in enumerate(self._children):
+            special = cell.encoder.tokenizer.all_special_ids
+            self._ask(child, "begin", side=names[-1], encodings=tokens, special=special, seed=seed)
+        costs = [_median(self._ask(child, "warm_up", side=side) for child in self._children) for side in names]
+        blocks = [max(1, round(BLOCK_S / cost)) for cost in costs]
+        settling = [settling_calls(cost) for cost in costs]
+        pair_s = sum(cost * (block + more) for cost, block, more in zip(costs, blocks, settling, strict=True))
+        pairs = max(MIN_PAIRS, round(seconds / PROCESSES / pair_s), -(-min_rounds // (PROCESSES * blocks[-1])))
+        found: dict[str, list[list[list[float]]]] = {side: [[] for _ in self._children] for side in names}
+        for _ in range(pairs):
+            for number, child in enumerate(self._children):
+                for side, timed, more in zip(names, blocks, settling, strict=True):
+                    found[side][number].append(self._ask(child, "block", side=side, settling=more, timed=timed))
+        count = max(2, round(AUDIT_S / costs[-1]))
+        again = [self._ask(child, "again", count=count) for child in self._children]
+        return Timed(found[names[-1]], [] if cell.is_baseline else found["baseline"]), again
+
+    def _ask(self, child: _Child, do: str, **arguments: Any) -> Any:  # noqa: ANN401
+        child.ask(do, **arguments)
+        return child.answer(self._patience_s)
+
+
+def _judge(timed: Timed, again: Iterable[Mapping[str, Any]]) -> None:
+    """Hold against the calls that were `timed` what each process found when it answered their texts `again`.
+
+    Raises:
+        InputError: an answer differs, or is remembered.
+    """
+    faster = []
+    for blocks, found in zip(timed.variant_s, again, strict=True):
+        if not found["finite"]:
+            raise CannotRunError("it answers with nan or infinity: leave the model or the variant out")
+        if found["differs"]:
+            first, other = found["differs"]
+            raise InputError(
+                f"it answers a text with {other} when it is asked again in another order, and with {first} in the "
+                "timed call: what was timed is not the work"
+            )
+        faster.append(_median(itertools.chain(*blocks)) / _median(found["seconds"]))
+    if min(faster) > audit.REMEMBERED:
+        raise InputError(
+            f"it answers a text that it has seen {min(faster):.3g} times faster than a new one: it remembers answers, "
+            "which a speedup must not rest on"
+        )
+
+
+def _loading(cell: "Cell") -> Mapping[str, Any]:
+    """Return what a process needs to load the classifier of `cell`."""
+    from qbert.variants import taken
+
+    load, folder = cell.variant.load, str(cell.folder.resolve())
+    options = taken(load, cell.variant.options)
+    return {"module": load.__module__, "name": load.__qualname__, "options": options, "folder": folder}

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from qbert import InputError, __version__, comparisons, pip_install
+from qbert import InputError, __version__, comparisons, intervals, pip_install
 from qbert.compare import CELL, SUBJECT, differences
+from qbert.history import ACCURACY, FOOTPRINT, LATENCY
 from qbert.report import (
     PACE,
     TOO_NOISY,
@@ -24,6 +25,7 @@ from qbert.report import (
     markdown_text,
     pace_changes,
     spreadsheet,
+    too_wide,
 )
 from qbert.terminal import shown
 from qbert.variants import BASELINE
@@ -50,12 +52,11 @@ class Figure:
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell of `runs`, as history.load gives them: the newest figures, latency over all of the runs.
+    """Return one row a cell of `runs`, as history.load gives them: of each benchmark all figures of its newest run.
 
-    Of several runs `median_s` and `speedup` are the geometric means, `low_s` and `high_s` the least and the greatest
-    median, `speedup_low` and `speedup_high` the outermost ends of the intervals; of one, `low_s` and `high_s` are the
-    quartiles of its rounds. `latency_s`, `over_best`, `share_of_limit` and `pace_change` are as report.at_one_pace has
-    them; `undominated`: no other variant of this model and length is at least as fast with at least its F1.
+    Of several runs `low_s` and `high_s` are the least and the greatest median; of one, the quartiles of its rounds.
+    `latency_s`, `over_best`, `share_of_limit` and `pace_change` are as report.at_one_pace has them, intervals, too;
+    `undominated`: no other variant of this model and length is at least as fast with at least its F1.
 
     Raises:
         InputError: the runs are of different machines or subjects.
@@ -64,19 +65,14 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     if len(machines) > 1:
         raise InputError(f"the runs are of different machines, {' and '.join(machines)}: make a report of each")
     _refuse_mixed(runs)
-    groups = runs.sort_values(["when", "file"], kind="stable").groupby(CELL, sort=False)
-    table = groups.last()
-    medians = groups["median_s"]
+    runs = runs.sort_values(["when", "file"], kind="stable")
+    medians = runs.groupby(CELL, sort=False)["median_s"]
+    table = _newest(runs)
     table["runs"] = medians.count()
     for name, quartile, extreme in (("low_s", "q1_s", medians.min()), ("high_s", "q3_s", medians.max())):
         table[name] = extreme.where(table["runs"] > 1, table[quartile].astype(float))
-    table["share_of_limit"] = table["share_of_limit"].astype(float) * table["median_s"]
-    for name in ("median_s", "speedup"):
-        logs = runs[name].astype(float).map(math.log, na_action="ignore")
-        table[name] = logs.groupby([runs[part] for part in CELL]).mean().map(math.exp).reindex(table.index)
-    table["share_of_limit"] /= table["median_s"]
-    table["speedup_low"], table["speedup_high"] = groups["speedup_low"].min(), groups["speedup_high"].max()
-    table = at_one_pace(table.reset_index(), runs)
+    table = table.reset_index()
+    table = at_one_pace(table, table)
     table["undominated"] = [_undominated(row, table) for row in table.to_dict("records")]
     order = {model: number for number, model in enumerate(dict.fromkeys(runs["model"]))}
     return table.sort_values(
@@ -84,6 +80,19 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
         key=lambda column: column.map(order) if column.name == "model" else column,
         kind="stable",
     ).reset_index(drop=True)
+
+
+def _newest(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each cell of `runs`, oldest first: its newest, each benchmark of the newest that has it.
+
+    The figures of one benchmark are of one run: none is filled in from another.
+    """
+    rows = runs.groupby(CELL, sort=False).tail(1).set_index(CELL)
+    for sign, figures in (("median_s", [*LATENCY, "file"]), ("f1", ACCURACY), ("disk_bytes", FOOTPRINT)):
+        newest = runs[runs[sign].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
+        for name in figures:
+            rows[name] = newest[name].reindex(rows.index)
+    return rows
 
 
 def _refuse_mixed(runs: pd.DataFrame) -> None:
@@ -146,13 +155,14 @@ def answers(table: pd.DataFrame) -> list[str]:
                 f"too noisy: {' and '.join(noisy)}."
             )
             continue
-        sentence = f"{place}: {best['variant']} is {best['speedup']:.1f} times faster than {BASELINE}"
+        sentence = f"{place}: {best['variant']} is {_times(best['speedup'])} times faster than {BASELINE}"
         if noisy:
             sentence += " (too noisy)"
-        elif pd.notna(best["speedup_low"]):
-            sentence += f" ({best['speedup_low']:.1f} to {best['speedup_high']:.1f})"
+        else:
+            sentence += _range(best["speedup_low"], best["speedup_high"])
         if pd.notna(best["over_best"]):
-            sentence += f", {best['over_best']:.1f} times faster than the best fp32"
+            sentence += f", {_times(best['over_best'])} times faster than the best fp32"
+            sentence += _range(best["over_best_low"], best["over_best_high"])
         if pd.notna(best["f1"]):
             sentence += (
                 f"; weighted F1 {best['f1']:.4f}, {_drop(best['f1_drop'])}"
@@ -163,8 +173,19 @@ def answers(table: pd.DataFrame) -> list[str]:
             sentence += (
                 "; its F1 was not measured." if best["trained"] else "; the model is untrained, so F1 means nothing."
             )
+        second = within.drop(index=best.name).nlargest(1, "speedup")
+        if len(second) and intervals.apart(table, best.to_dict(), second.iloc[0].to_dict()) is False:
+            sentence += f" It and {second['variant'].iloc[0]} cannot be told apart in speed."
         said.append(sentence)
     return said
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.{2 if ratio < 10 else 1}f}"  # noqa: PLR2004
+
+
+def _range(low: float, high: float) -> str:
+    return "" if pd.isna(low) else f" ({_times(low)} to {_times(high)})"
 
 
 def _drop(drop: float) -> str:
@@ -241,8 +262,8 @@ def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
             Figure(
                 _draw(lambda axes: _latency(axes, timed, looks), 3.4),
                 f"{model}, latency: {words}",
-                "Latency of one text by its length: fp32's, over the speedup. Bars: the middle half of the rounds; of "
-                "several runs, their range.",
+                "Latency of one text by its length, steady state: fp32's, over the speedup. Bars: the middle half of "
+                "the rounds; of several runs, their range.",
             )
         )
     longest = timed[timed["max_length"] == timed["max_length"].max()]
@@ -385,10 +406,10 @@ def _shortened(name: str, most: int = 24) -> str:
 
 
 COLUMNS = (
-    *("tokens", "variant", "latency ms", "speedup over fp32, 95 %", "over best fp32", "of limit"),
+    *("tokens", "variant", "latency ms", "speedup over fp32, 95 %", "over best fp32, 95 %", "of limit"),
     *("weighted F1", "F1 drop, 95 %", "flips", "choice"),
 )
-FOOTPRINT_COLUMNS = ("tokens", "variant", "disk MB", "load s", "first call ms", "memory MB")
+FOOTPRINT_COLUMNS = ("tokens", "variant", "disk MB", "load s", "first call ms", "after a pause ms", "memory MB")
 Shown = tuple[str, float | str]
 """What a table shows, and what it is sorted by."""
 
@@ -408,7 +429,7 @@ def markdown(runs: pd.DataFrame) -> str:
 
 def csv(runs: pd.DataFrame) -> str:
     """Return the figures of `runs`, as history.load gives them, a row a cell, for a spreadsheet; seconds and bytes."""
-    return spreadsheet(summarize(runs).drop(columns=["identity", "flipped"]))
+    return spreadsheet(summarize(runs).drop(columns=["identity", "flipped", "process_speedups"]))
 
 
 def _tables(cells: pd.DataFrame) -> list[tuple[Sequence[str], list[list[Shown]]]]:
@@ -432,6 +453,11 @@ def _speedup(row: Mapping[Any, Any]) -> str:
     return f"{row['speedup']:.2f}{interval}"
 
 
+def _over_best(row: Mapping[Any, Any]) -> str:
+    low, high = row["over_best_low"], row["over_best_high"]
+    return f"{row['over_best']:.2f}" + (" (too noisy)" if too_wide(low, high) else _between(low, high, ".2f"))
+
+
 def _judged(row: Mapping[Any, Any]) -> list[Shown]:
     held = pd.notna(row["f1"]) and row["variant"] != BASELINE
     over = held and row["f1_drop"] > row["max_f1_drop"]
@@ -443,7 +469,7 @@ def _judged(row: Mapping[Any, Any]) -> list[Shown]:
         (row["variant"], row["variant"]),
         _shown(row["latency_s"], f"{row['latency_s'] * 1e3:.4g}"),
         _shown(row["speedup"], _speedup(row)),
-        _shown(row["over_best"], f"{row['over_best']:.2f}"),
+        _shown(row["over_best"], _over_best(row)),
         _shown(row["share_of_limit"], f"{row['share_of_limit']:.0%}"),
         _shown(row["f1"], f"{row['f1']:.4f}"),
         drop if held else ("", ""),
@@ -459,6 +485,7 @@ def _weighed(row: Mapping[Any, Any]) -> list[Shown]:
         _shown(row["disk_bytes"], f"{row['disk_bytes'] / 1e6:.4g}"),
         _shown(row["load_s"], f"{row['load_s']:.2f}"),
         _shown(row["first_call_s"], f"{row['first_call_s'] * 1e3:.4g}"),
+        _shown(row["after_pause_s"], f"{row['after_pause_s'] * 1e3:.4g}"),
         _shown(row["peak_rss_bytes"], f"{row['peak_rss_bytes'] / 1e6:.0f}"),
     ]
 
@@ -488,7 +515,7 @@ def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]
     documents = table["documents"].max()
     visible = table["visible_drop"].max()
     judged = f", {documents:.0f} test documents, one at a time"
-    judged += "" if math.isnan(visible) else f"; of four true drops of {visible:.3f} they show more than three"
+    judged += "" if math.isnan(visible) else f"; a true drop of {visible:.3f} shows with a chance of 80 %"
     return [
         ("runs", f"{len(files)}, {days[0] if days else 'no date'}" + (f" to {days[-1]}" if len(days) > 1 else "")),
         ("commit", ", ".join(dict.fromkeys(runs["commit"]))[:200]),

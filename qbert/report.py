@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from qbert import intervals
 from qbert.terminal import console, counted, shown
 from qbert.variants import BASELINE
 
@@ -54,14 +55,27 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     return Group(*parts, Text("\n".join(["", caption, *told]), style="dim"))
 
 
+def with_intervals(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return `cells`, as history.cells gives them, with the intervals of speedups whose processes' figures are known.
+
+    Runs made before there were such figures have intervals of their own, which stay.
+    """
+    found = pd.DataFrame(intervals.speedups(cells), columns=["low", "high"], index=cells.index, dtype=float)
+    return cells.assign(
+        speedup_low=found["low"].fillna(cells["speedup_low"].astype(float)),
+        speedup_high=found["high"].fillna(cells["speedup_high"].astype(float)),
+    )
+
+
 def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Return `cells`, a row each, with figures of one row that belong together and rank as its speedup does.
 
     A speedup is of pairs of blocks of calls, each pair at one moment; a median is of its cell's moment, and from one to
     the next the machine's pace may change. So `latency_s` is the latency of fp32, over the speedup; that of fp32 is the
     median of all its medians among the cells of the same model and length in `runs`. Where they do not tell it for
-    every speedup, it is `median_s`. `over_best` is the speedup over the greatest of an fp32 variant; `share_of_limit`
-    is of `latency_s`; `pace_change` is how far the medians of fp32 lie apart, as a share of the least.
+    every speedup, it is `median_s`. `over_best` is the speedup over the greatest of an fp32 variant, with the interval
+    `over_best_low` to `over_best_high`; `share_of_limit` is of `latency_s`; `pace_change` is how far the medians of
+    fp32 lie apart, as a share of the least. The intervals of speedups are as with_intervals has them.
     """
     fp32_s = runs["baseline_p50_s"].where(runs["variant"] != BASELINE, runs["median_s"]).astype(float)
     places = [runs["model"], runs["max_length"]]
@@ -71,13 +85,29 @@ def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     speedup = cells["speedup"].astype(float)
     fp32_here = pd.Series(medians.median().where(told).reindex(here).to_numpy(), index=cells.index)
     latency_s = (fp32_here / speedup).fillna(cells["median_s"]).astype(float)
+    cells = with_intervals(cells)
     best = speedup.where(cells["precision"] == "fp32").groupby([cells["model"], cells["max_length"]]).transform("max")
+    over_best = pd.DataFrame(intervals.ratios(cells, _best_fp32(cells)), columns=["low", "high"], index=cells.index)
     return cells.assign(
+        over_best_low=over_best["low"].astype(float),
+        over_best_high=over_best["high"].astype(float),
         latency_s=latency_s,
         over_best=speedup / best.clip(lower=1),  # fp32 itself is the best where it was not run
         share_of_limit=cells["share_of_limit"].astype(float) * cells["median_s"].astype(float) / latency_s,
         pace_change=(medians.max() / medians.min() - 1).reindex(here).to_numpy(),
     )
+
+
+def _best_fp32(cells: pd.DataFrame) -> list[Row]:
+    """Return for each of `cells` the fastest fp32 cell of its model and length: fp32 itself where it was not run."""
+    best: dict[Any, Row] = {}
+    for row in cells.to_dict("records"):
+        place = row["model"], row["max_length"]
+        least = {"speedup": 1.0, "process_speedups": None, "file": row.get("file")}
+        if row["precision"] == "fp32" and row["speedup"] > best.setdefault(place, least)["speedup"]:
+            best[place] = row
+        best.setdefault(place, least)
+    return [best[model, max_length] for model, max_length in zip(cells["model"], cells["max_length"], strict=True)]
 
 
 def pace_changes(cells: pd.DataFrame) -> list[str]:
@@ -92,7 +122,12 @@ def pace_changes(cells: pd.DataFrame) -> list[str]:
 
 def is_too_noisy(row: Row) -> bool:
     """Whether the interval of a speedup is too wide to decide by."""
-    return bool(row["speedup_high"] > TOO_NOISY * row["speedup_low"])
+    return too_wide(row["speedup_low"], row["speedup_high"])
+
+
+def too_wide(low: float, high: float) -> bool:
+    """Whether so wide an interval decides nothing."""
+    return bool(high > TOO_NOISY * low)
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -141,7 +176,7 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
         documents, visible = result["documents"], max(visible, result["visible_drop"])
         drawn.add_row(
             _marked(result, drawn),
-            *(milliseconds(result[name]) for name in ("p50_s", "p95_s")),
+            *(milliseconds(result.get(name, math.nan)) for name in ("p50_s", "p95_s")),
             f"{result['f1']:.4f}",
             *(
                 ["", "", "", ""]
@@ -226,6 +261,16 @@ def _speedup(row: Row) -> str:
     return f"{row['speedup']:.2f} {row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
 
 
+def _over_best(row: Row) -> str:
+    """Return how many times faster than the best fp32, and the half of its interval, in at most nine signs."""
+    if pd.isna(row["over_best"]) or pd.isna(row["over_best_low"]):
+        return number(row["over_best"], ".2f")
+    if too_wide(row["over_best_low"], row["over_best_high"]):
+        return "too noisy"
+    half = math.sqrt(row["over_best_high"] / row["over_best_low"]) - 1
+    return f"{row['over_best']:.{2 if row['over_best'] < 10 else 1}f} ±{math.ceil(100 * half)}%"  # noqa: PLR2004
+
+
 def number(value: float, form: str) -> str:
     """Return `value` as the format `form` has it; nothing where it is not known."""
     return "" if pd.isna(value) else format(value, form)
@@ -234,7 +279,7 @@ def number(value: float, form: str) -> str:
 COLUMNS: dict[str, tuple[int, Format]] = {
     "latency\nms": (7, lambda row: milliseconds(row["latency_s"])),
     "speedup\nmedian, 95 %": (17, _speedup),
-    "over best\nfp32": (9, lambda row: number(row["over_best"], ".2f")),
+    "over best\nfp32": (9, _over_best),
     "of\nlimit": (5, lambda row: number(row["share_of_limit"], ".0%")),
     "F1\ndrop": (7, lambda row: number(row["f1_drop"], "+.4f") + ("!" if row["over_limit"] is True else "")),
     "flips\n": (5, lambda row: number(row["flips"], ".0f")),
@@ -245,5 +290,6 @@ FOOTPRINT_COLUMNS: dict[str, tuple[int, Format]] = {
     "disk\nMB": (6, lambda row: megabytes(row["disk_bytes"])),
     "load\ns": (6, lambda row: f"{row['load_s']:.2f}"),
     "first call\nms": (10, lambda row: milliseconds(row["first_call_s"])),
+    "after a\npause ms": (8, lambda row: milliseconds(row["after_pause_s"])),
     "peak memory\nMB": (11, lambda row: megabytes(row["peak_rss_bytes"])),
 }

@@ -25,6 +25,7 @@ class Definition(Struct):
     """What is read of a variant's definition."""
 
     precision: str
+    runtime: str | UnsetType = UNSET
 
 
 class Identity(Struct):
@@ -56,7 +57,10 @@ class Latency(Cell):
 
     speedup: Ratio
     p50_s: Seconds
-    p95_s: Seconds
+    p95_s: Seconds | UnsetType = UNSET
+    p99_s: Seconds | UnsetType = UNSET
+    process_speedups: Annotated[list[Ratio], Meta(min_length=1)] | UnsetType = UNSET
+    process_p50_s: list[Seconds] | UnsetType = UNSET
     speedup_low: Ratio | UnsetType = UNSET
     speedup_high: Ratio | UnsetType = UNSET
     baseline_p50_s: Seconds | UnsetType = UNSET
@@ -114,6 +118,7 @@ class Footprint(Cell):
     load_s: Seconds
     first_call_s: Seconds
     peak_rss_bytes: Bytes
+    after_pause_s: Seconds | UnsetType = UNSET
 
 
 MEASURED: Mapping[str, type[Cell]] = {"latency": Latency, "accuracy": Accuracy, "footprint": Footprint}
@@ -169,24 +174,38 @@ class Benchmark(Struct):
             yield "`params` and `extra_info` name different cells"
         if not 0 < self.stats.q1 <= self.stats.median <= self.stats.q3:
             yield "`q1`, `median` and `q3` of `stats` are not above 0, or not ascending"
-        if isinstance(found, Latency) and not _agree(self.stats.median, found.p50_s):
+        if isinstance(found, Latency):
+            yield from self._latency_at_odds(found)
+        if isinstance(found, Accuracy):
+            yield from _accuracy_at_odds(found)
+
+    def _latency_at_odds(self, found: Latency) -> Iterator[str]:
+        if not _agree(self.stats.median, found.p50_s):
             yield "`p50_s` is not the median of `stats`"
-        if isinstance(found, Latency) and _known(found.speedup_low) != _known(found.speedup_high):
+        if _known(found.speedup_low) != _known(found.speedup_high):
             yield "`speedup_low` or `speedup_high` is missing"
-        if isinstance(found, Latency) and _known(found.floor_s) != _known(found.share_of_limit):
+        if _known(found.floor_s) != _known(found.share_of_limit):
             yield "`floor_s` or `share_of_limit` is missing"
-        if isinstance(found, Latency) and not _ascending(found.speedup_low, found.speedup, found.speedup_high):
+        if not _ascending(found.speedup_low, found.speedup, found.speedup_high):
             yield "`speedup` is outside its interval"
-        if isinstance(found, Latency) and not _agree(found.share_of_limit, found.floor_s, found.p50_s):
+        if not _agree(found.share_of_limit, found.floor_s, found.p50_s):
             yield "`share_of_limit` is not `floor_s` over `p50_s`"
-        if isinstance(found, Accuracy) and not _agree(found.f1_drop, found.f1_baseline - found.f1):
-            yield "`f1_drop` is not `f1_baseline` less `f1`"
-        if isinstance(found, Accuracy) and isinstance(found.answers, Answers):
-            counts = {len(ids.split(" ")) for ids in (found.answers.labels, found.answers.predicted)}
-            if counts != {found.documents}:
-                yield "`answers` are not of so many `documents`"
-        if isinstance(found, Accuracy) and found.f1_drop_low > found.f1_drop_high:
-            yield "`f1_drop_low` is above `f1_drop_high`"
+        if isinstance(found.process_speedups, list):
+            if not _agree(found.speedup, math.prod(found.process_speedups) ** (1 / len(found.process_speedups))):
+                yield "`speedup` is not the geometric mean of `process_speedups`"
+            if found.identity.definition.runtime is UNSET:
+                yield "the `runtime` of its definition is missing"
+
+
+def _accuracy_at_odds(found: Accuracy) -> Iterator[str]:
+    if not _agree(found.f1_drop, found.f1_baseline - found.f1):
+        yield "`f1_drop` is not `f1_baseline` less `f1`"
+    if found.f1_drop_low > found.f1_drop_high:
+        yield "`f1_drop_low` is above `f1_drop_high`"
+    if isinstance(found.answers, Answers):
+        counts = {len(ids.split(" ")) for ids in (found.answers.labels, found.answers.predicted)}
+        if counts != {found.documents}:
+            yield "`answers` are not of so many `documents`"
 
 
 class Commit(Struct):
@@ -227,7 +246,7 @@ class Run(Struct):
             identity = one.extra_info["identity"]
             if subjects.setdefault(tuple(one.extra_info[name] for name in CELL), identity) != identity:
                 raise InputError(f"{source}: {one.name} has another `identity` than its cell has elsewhere: {REMEDY}")
-        sped = [one.extra_info for one in ours if "speedup_low" in one.extra_info]
+        sped = [one.extra_info for one in ours if {"speedup_low", "process_speedups"} & one.extra_info.keys()]
         if len({"baseline_p50_s" in info for info in sped}) > 1:
             raise InputError(f"{source} has `baseline_p50_s` in some of its cells only: {REMEDY}")
         return ours

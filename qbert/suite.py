@@ -18,7 +18,7 @@ from qbert import InputError, children, evaluate, limit, machine, sources, train
 from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
-from qbert.labels import MULTI_LABEL, predicted
+from qbert.labels import MULTI_LABEL, answers, predicted
 from qbert.terminal import say, silent
 from qbert.variants import BASELINE, Classifier, Variant
 
@@ -222,9 +222,14 @@ class Cell:
         return self.suite.classifier(self.model, self.max_length, self.variant)
 
     @property
+    def baseline_cell(self) -> "Cell":
+        """The baseline of the same model and length."""
+        return replace(self, variant=variants.get(BASELINE))
+
+    @property
     def baseline(self) -> Classifier:
-        """The built baseline of the same model and length."""
-        return self.suite.classifier(self.model, self.max_length, variants.get(BASELINE))
+        """It, built."""
+        return self.baseline_cell.classifier
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -281,10 +286,31 @@ class Cell:
             multi_label=problem_type == MULTI_LABEL,
         )
 
+    def answers(self, documents: "pd.DataFrame", logits: npt.NDArray[np.float32]) -> dict[str, str]:
+        """Return what a saved run tells of the answers `logits`, `(documents, num_labels)`."""
+        return answers(
+            self.suite.dataset.indicators(documents), predicted(logits, self.checkpoint.problem_type), logits
+        )
+
     def limit(self, seconds: float) -> dict[str, Any]:
-        """Return how near `seconds` for a full encoding is to what one core can do: `floor_s` and `share_of_limit`."""
-        floor = limit.floor_seconds(self.checkpoint, self.max_length, self.variant.precision)
+        """Return how near `seconds` for a full encoding is to what one core can do: `floor_s` and `share_of_limit`.
+
+        Raises:
+            InputError: it is more than that.
+        """
+        floor = self._floor_s()
+        if floor > seconds:  # the limit may have been measured while a neighbour slowed the core
+            limit.rates.cache_clear()
+            floor = self._floor_s()
+        if floor > seconds:
+            raise InputError(
+                f"{self.name} is {floor / seconds:.3g} times faster than this core's best rate of products allows, so "
+                "it does not do the work, or that rate was measured while the machine was busy: then run it again"
+            )
         return {"floor_s": floor, "share_of_limit": floor / seconds} if math.isfinite(floor) else {}
+
+    def _floor_s(self) -> float:
+        return limit.floor_seconds(self.checkpoint, self.max_length, self.variant.precision)
 
     def describe(self, evidence: Mapping[str, Any]) -> dict[str, Any]:
         """Return its place, the `evidence` of its classifier, and what was measured on what."""

@@ -224,23 +224,29 @@ def test_cells_of_one_side_alone_are_named() -> None:
     ]
 
 
-def flip(row: int, label: str, baseline: str, variant: str) -> dict[str, Any]:
-    return {"row": row, "label": label, "baseline": baseline, "variant": variant}
+def answers(predicted: str, labels: str = "01" * 100) -> dict[str, str]:
+    return {"labels": " ".join(labels), "predicted": " ".join(predicted), "logits_sha256": predicted}
 
 
-def test_flips_between_runs_come_from_their_flips_against_the_baseline() -> None:
-    base = runs(0.1, f1=0.9, flipped=[flip(1, "a", "a", "b"), flip(2, "a", "a", "b"), flip(3, "c", "a", "b")])
-    head = runs(0.1, f1=0.8, flipped=[flip(2, "a", "a", "b"), flip(3, "c", "a", "c"), flip(4, "a", "a", "b")])
-    f1 = held(base, head)["f1"]
-    assert (f1["flips"], f1["lost"], f1["gained"]) == (3, 1, 2)
-    assert f1["f1_drop"] == pytest.approx(0.1)
-    assert f1["verdict"] == "same"
-    many = runs(0.1, f1=0.8, flipped=[flip(row, "a", "a", "b") for row in range(8)])
-    assert held(runs(0.1, f1=0.9, flipped=[]), many)["f1"]["verdict"] == "worse"
-    assert held(many, runs(0.1, f1=0.9, flipped=[]))["f1"]["verdict"] == "better"
+@pytest.mark.parametrize(
+    ("base", "head", "verdict"),
+    [
+        ("01" * 100, "01" * 100, "same"),
+        ("01" * 100, "10" * 20 + "01" * 80, "worse"),
+        ("10" * 20 + "01" * 80, "01" * 100, "better"),
+        ("01" * 100, "11" * 2 + "01" * 98, "inconclusive"),
+    ],
+)
+def test_f1_is_held_by_the_answers_of_both_runs(base: str, head: str, verdict: str) -> None:
+    f1 = held(*(runs(0.1, f1=0.9, answers=answers(one)) for one in (base, head)))["f1"]
+    assert f1["verdict"] == verdict
+    assert f1["flips"] == sum(one != other for one, other in zip(base, head, strict=True))
+    assert f1["f1_drop"] == pytest.approx(f1["f1_baseline"] - f1["f1"])
 
 
-def test_flips_of_other_checkpoints_are_not_counted() -> None:
-    other = runs(0.1, f1=0.8, flipped=[], identity=IDENTITY | {"checkpoint_sha256": "d"})
-    f1 = held(runs(0.1, f1=0.9, flipped=[]), other, across=["checkpoint_sha256"])["f1"]
-    assert "flips" not in f1
+def test_f1_of_an_older_run_or_of_other_documents_is_not_decided() -> None:
+    new = runs(0.1, f1=0.9, answers=answers("01" * 100))
+    for other in (runs(0.1, f1=0.8), runs(0.1, f1=0.8, answers=answers("0000", "0000"))):
+        f1 = held(new, other)["f1"]
+        assert f1["verdict"] == "inconclusive"
+        assert f1["f1_drop"] == pytest.approx(0.1)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_arrays
 from sklearn.metrics import f1_score
 
 from qbert import evaluate, labels, variants
@@ -262,3 +263,8 @@ def test_a_comparison_can_be_saved() -> None:
     import json
 
     assert json.loads(json.dumps(dataclasses.asdict(outcome(10, 1, 1, 1))))["flips"] == 2
+
+
+@given(hypothesis_arrays.arrays(bool, st.tuples(st.integers(1, 20), st.integers(1, 12))))
+def test_packed_labels_are_what_they_were(indicators: np.ndarray) -> None:
+    assert (labels.unpacked(labels.packed(indicators), indicators.shape[1]) == indicators).all()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,16 @@ def test_a_footprint_is_of_a_process_of_its_own(variant: Variant, trained: Check
     assert 0 < found.load_s < 60
     assert 0 < found.first_call_s < 10
     assert 20e6 < found.peak_rss_bytes < 2e9
+    assert found.after_pause_s is None
     assert found.evidence == json.loads(json.dumps(dict(variants.build(variant, trained, news).evidence)))
+
+
+def test_calls_after_a_pause_are_timed_when_asked_for(trained: Checkpoint, news: Dataset) -> None:
+    start = time.perf_counter()
+    found = footprint.measure(VARIANTS["fp32"], trained.folder, trained.encoder.fill(news, 64), footprint.PAUSES)
+    assert time.perf_counter() - start > footprint.PAUSES * footprint.PAUSE_S
+    assert found.after_pause_s is not None
+    assert 0 < found.after_pause_s < 10
 
 
 def test_a_runtime_that_needs_no_torch_loads_none(trained: Checkpoint, news: Dataset) -> None:

@@ -1,124 +1,149 @@
-"""The speedup's interval, and the order in which the two sides are called."""
+"""Three processes that time a cell by turns: what they call, what is kept of it, and what happens where one is lost."""
 
+import contextlib
+import dataclasses
 import gc
+import importlib
 import itertools
-import math
 import os
+import textwrap
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from qbert import latency, variants
+from qbert import InputError, evaluate, latency, timing, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
-from qbert.variants import Classifier
+from qbert.suite import Suite
+from qbert.variants import Classifier, Variant
 
 
-def test_the_speedup_is_the_median_ratio_of_pairs() -> None:
-    result = latency.speedup([2.0, 4.0, 6.0, 8.0, 10.0, 12.0], [1.0, 1.0, 2.0, 2.0, 5.0, 1.0])
-    assert result.speedup == 3.5  # of 2, 4, 3, 4, 2, 12
-    assert (result.speedup_low, result.speedup_high, result.pairs) == (2.0, 12.0, 6)
+def test_a_process_counts_once_and_each_block_of_it() -> None:
+    baseline = [[[4.0, 4.0], [9.0, 9.0], [4.0]], [[8.0], [8.0], [8.0]], [[16.0], [1.0], [16.0]]]
+    found = latency.Timed([[[1.0, 1.0, 7.0], [1.0], [2.0]]] + [[[1.0]] * 3] * 2, baseline).figures()
+    assert found["process_speedups"] == [4.0, 8.0, 16.0]  # medians of 4, 9, 2; of 8, 8, 8; of 16, 1, 16
+    assert found["speedup"] == pytest.approx(8.0)
+    assert found["process_p50_s"] == [1.0, 1.0, 1.0]
+    assert (found["baseline_p50_s"], found["pairs"]) == (8.0, 9)
 
 
-def test_a_block_counts_once() -> None:
-    result = latency.speedup([3.0, 5.0] * 6, [1.0, 9.0, 2.0] * 6, 2, 3)
-    assert (result.speedup, result.pairs) == (2.0, 6)
+def test_rounds_are_in_the_order_they_were_made() -> None:
+    timed = latency.Timed([[[1.0, 2.0], [7.0]], [[3.0, 4.0], [8.0]], [[5.0, 6.0], [9.0]]], [])
+    assert timed.rounds == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert timed.figures() == {"speedup": 1.0, "process_p50_s": [2.0, 4.0, 6.0], "pairs": 6}
 
 
-def test_too_few_pairs_have_no_interval() -> None:
-    result = latency.speedup([2.0] * 5, [1.0] * 5)
-    assert result.speedup == 2.0
-    assert math.isnan(result.speedup_low)
-    assert math.isnan(result.speedup_high)
+def test_a_round_takes_the_seconds_that_another_process_measured(benchmark: Any) -> None:
+    replay = latency.Replay()
+    benchmark._timer = replay  # noqa: SLF001  as the mark has it
+    rounds = iter([0.25, 1e-5, 3.0])
+    benchmark.pedantic(lambda: replay.take(next(rounds)), setup=replay.reset, rounds=3)
+    if not benchmark.disabled:
+        assert benchmark.stats.stats.data == [0.25, 1e-5, 3.0]
 
 
-@pytest.mark.parametrize("pairs", [6, 10, 25, 60])
-def test_the_interval_covers_the_true_speedup(pairs: int) -> None:
-    """By simulation: of 95 % intervals of skewed, drifting timings, at least 93 % hold the true speedup, 2."""
-    rng = np.random.default_rng(2)
-    trials, hits, widths = 400, 0, []
-    for _ in range(trials):
-        drift = np.cumsum(rng.normal(0, 0.01, size=pairs))
-        baseline = 2 * np.exp(drift + rng.gamma(2, 0.02, size=pairs))
-        variant = np.exp(drift + rng.gamma(2, 0.02, size=pairs))
-        result = latency.speedup(list(baseline), list(variant))
-        hits += result.speedup_low <= 2 <= result.speedup_high
-        widths.append(result.speedup_high - result.speedup_low)
-    assert hits / trials >= 0.93
-    assert np.median(widths) < 0.65 / math.sqrt(pairs)
+@pytest.mark.parametrize(("rounds", "told"), [(58, 1), (59, 2), (298, 2), (299, 3)])
+def test_a_percentile_needs_enough_rounds(rounds: int, told: int) -> None:
+    assert list(evaluate.percentiles([1.0] * rounds)) == ["p50_s", "p95_s", "p99_s"][:told]
 
 
-class Clock:
-    """A classifier that keeps busy for a while and writes down that it was called."""
-
-    def __init__(self, calls: list[str], name: str, seconds: float) -> None:
-        self.calls, self.name, self.seconds = calls, name, seconds
-
-    def run(self, _: object) -> np.ndarray:
-        start = time.perf_counter()
-        while time.perf_counter() - start < self.seconds:
-            pass
-        self.calls.append(self.name)
-        return np.zeros((1, 2), dtype=np.float32)
-
-
-def plan(variant_s: float, baseline_s: float, seconds: float) -> tuple[latency.Interleaved, list[str], Classifier]:
-    calls: list[str] = []
-    variant = Classifier(Clock(calls, "v", variant_s).run, {})
-    made = latency.Interleaved(variant, Classifier(Clock(calls, "b", baseline_s).run, {}), {}, seconds=seconds)
-    calls.clear()
-    return made, calls, variant
+def test_no_text_comes_twice_and_special_tokens_stay(trained: Checkpoint, news: Dataset) -> None:
+    encodings = latency.texts(trained.encoder, news, 16)
+    assert len(encodings) >= 8
+    assert {one["input_ids"].shape for one in encodings} == {(1, 16)}
+    special = trained.encoder.tokenizer.all_special_ids
+    found = list(itertools.islice(timing.Texts([*encodings, encodings[0]], special, seed=0), 3000))
+    assert len({one["input_ids"].tobytes() for one in found}) == 3000
+    for one in found:
+        assert one["input_ids"][0, 0] == trained.encoder.tokenizer.cls_token_id
+        assert one["input_ids"][0, -1] == trained.encoder.tokenizer.sep_token_id
+        assert one.keys() == encodings[0].keys()
 
 
-def test_short_calls_are_interleaved_in_blocks_whose_first_30_ms_are_not_timed() -> None:
-    made, calls, variant = plan(0.005, 0.008, 0.1)
-    for _ in range(made.rounds):
-        made.before_round()
-        latency.time_call(variant, {})
-    assert made.blocks[0] > made.blocks[1] > 5  # of 0.1 s each
-    baseline, classifier = (len(list(group)) for _, group in itertools.islice(itertools.groupby(calls), 2))
-    assert 0 < baseline - made.blocks[1] <= 4  # 30 ms are at most four calls of 8 ms or more
-    assert 0 < classifier - made.blocks[0] <= 6
-    assert len(made.baseline_s) == made.blocks[1] * latency.MIN_PAIRS
-    assert made.rounds == made.blocks[0] * latency.MIN_PAIRS
+def test_blocks_are_planned_by_the_time_of_a_call() -> None:
+    assert latency.settling_calls(0.001) == 30
+    assert latency.settling_calls(0.012) == 3
+    assert latency.settling_calls(0.25) == 0
 
 
-def test_long_calls_alternate_one_by_one() -> None:
-    made, calls, variant = plan(0.11, 0.25, 0.01)
-    assert (made.blocks, made.rounds) == ([1, 1], latency.MIN_PAIRS)
-    for _ in range(2):
-        made.before_round()
-        latency.time_call(variant, {})
-    assert calls == ["b", "v", "v", "b", "v", "v"]  # only the short side is called once more
+@pytest.fixture
+def suite(trained: Checkpoint, news: Dataset) -> Suite:
+    return Suite(news, [str(trained.folder)], max_lengths=[16])
 
 
-def test_the_time_budget_decides_the_rounds() -> None:
-    made, _, _ = plan(0.001, 0.001, 4.0)
-    pair_s = 2 * (made.blocks[0] + 30) * 0.001
-    assert made.rounds / made.blocks[0] == pytest.approx(4.0 / pair_s, rel=0.2)
+@pytest.fixture
+def timers() -> Iterator[latency.Timers]:
+    with contextlib.closing(latency.Timers()) as started:
+        yield started
 
 
-def test_the_measured_speedup_is_that_of_the_calls() -> None:
-    made, _, variant = plan(0.002, 0.006, 0.5)
-    rounds = []
-    for _ in range(made.rounds):
-        made.before_round()
-        rounds.append(latency.time_call(variant, {}))
-    result = made.result(rounds)
-    assert result["baseline_p50_s"] == np.median(made.baseline_s) >= 0.006
-    assert result["speedup"] == pytest.approx(np.median(made.baseline_s) / np.median(rounds), rel=0.3)
-    assert result["speedup"] > 1.5
+def test_three_processes_take_turns_and_keep_the_seconds(suite: Suite, timers: latency.Timers) -> None:
+    int8 = suite.cell("tiny", 16, "int8-dynamic-onednn")
+    start = time.perf_counter()
+    timed = timers.time(int8, seconds=0.5, min_rounds=5)
+    taken = time.perf_counter() - start
+    assert [len(one) for one in timed.variant_s] == [len(one) for one in timed.baseline_s] == [3, 3, 3]
+    assert len({tuple(map(len, one)) for one in timed.variant_s}) == 1
+    figures = timed.figures()
+    assert len(figures["process_speedups"]) == len(figures["process_p50_s"]) == 3
+    assert sum(timed.rounds) < taken
+    fp32 = timers.time(suite.cell("tiny", 16, "fp32"), seconds=3.0)
+    assert not fp32.baseline_s
+    assert sum(fp32.rounds) > 0.5  # of 3 s, of which less where the machine becomes faster meanwhile
 
 
-def test_one_side_alone_has_no_interval(trained: Checkpoint, news: Dataset) -> None:
-    encoding = trained.encoder.fill(news, 16)
-    made = latency.Interleaved(
-        variants.build(variants.VARIANTS["fp32"], trained), None, encoding, seconds=0.1, min_rounds=40
+def lost(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Variant:
+    (folder / f"{module}.py").write_text(
+        f"import os, time\nfrom qbert.variants import Classifier, eager\ncalls = 0\n{textwrap.dedent(text)}"
     )
-    assert made.rounds >= 40
-    made.before_round()
-    assert made.result([0.1]) == {"speedup": 1.0}
+    monkeypatch.syspath_prepend(str(folder))
+    return dataclasses.replace(variants.VARIANTS["fp32"], name="lost", load=importlib.import_module(module).load)
+
+
+@pytest.mark.parametrize(
+    ("module", "does", "told"),
+    [
+        ("dies", "os._exit(7)", r"^tiny-16-lost: a process that times it ended \(exit code 7\)$"),
+        ("killed", "os.kill(os.getpid(), 9)", r"^tiny-16-lost: a process that times it ended \(SIGKILL\)$"),
+        ("hangs", "time.sleep(600)", r"^tiny-16-lost: a process that times it has said nothing for 10 s$"),
+        ("raises", "raise RuntimeError('no such operator')", r"^tiny-16-lost: .*no such operator"),
+    ],
+)
+def test_a_process_that_is_lost_fails_its_cell_and_the_others_end(
+    suite: Suite,
+    processes: Callable[[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    does: str,
+    told: str,
+) -> None:
+    own = lost(
+        module,
+        tmp_path,
+        monkeypatch,
+        f"""
+        def load(folder):
+            honest = eager.load(folder)
+            def run(encoding):
+                global calls
+                calls += 1
+                if calls > 20:
+                    {does}
+                return honest(encoding)
+            return Classifier(run, honest.evidence)
+        """,
+    )
+    monkeypatch.setitem(variants.VARIANTS, "lost", own)
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
+    timers = latency.Timers(patience_s=10)
+    with pytest.raises(InputError, match=told):
+        timers.time(suite.cell("tiny", 16, "lost"), seconds=0.1)
+    assert not processes(f"QBERT_CACHE={tmp_path}")
 
 
 def test_timing_leaves_collector_and_cores_as_they_were() -> None:

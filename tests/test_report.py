@@ -39,6 +39,7 @@ WEIGHED = {
     "disk_bytes": 409_123_456,
     "load_s": 12.345,
     "first_call_s": 1.2345,
+    "after_pause_s": 1.1111,
     "peak_rss_bytes": 2_345_678_901,
 }
 
@@ -79,7 +80,7 @@ def test_the_longest_variant_fits_80_columns() -> None:
     text = draw(report.summary(history.cells(rows), title="t", caption="c"))
     judged, weighed = [line for line in text.splitlines() if line.startswith(name)]
     assert judged.split() == [name, "118", "10.44", "10.01–10.99", "5.22", "30%", "-0.0020", "123"]
-    assert weighed.split() == [name, "409", "12.35", "1234", "2346"]
+    assert weighed.split() == [name, "409", "12.35", "1234", "1111", "2346"]
     assert "bert-base, 384 tokens, fp32's F1 0.9492" in text
     assert max(map(len, text.split("\n"))) <= 80
     assert "…" not in text
