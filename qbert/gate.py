@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from qbert import CONFIDENCE, CannotRunError, InputError, __version__, compare, evaluate, parse, reason
 from qbert import variants as table
-from qbert import worker as timing
 from qbert.sides import Side, Subject, Worker
 from qbert.terminal import counted, progress, say
 
-# So long each cell is timed in a pair: SECONDS, or until there are ABBAS, but not beyond MOST_SECONDS unless one ABBA
-# takes longer. With 3 of them a pair's log ratio spread by 3 % (BERT-base at 32 tokens), with 15 and more by 1 %.
-SECONDS = 0.8
+# So long each cell is timed in a pair: until its ABBAs tell the logarithm of its ratio within the standard error ERROR,
+# but no shorter than SECONDS or ABBAS, and no longer than MOST_SECONDS unless one ABBA takes longer.
+SECONDS = 0.5
 ABBAS = 6
 MOST_SECONDS = 2.0
-LEAST_SECONDS = 240
-SECONDS_A_CELL = 20
+ERROR = 0.008
+LEAST_SECONDS, SECONDS_A_CELL = 240, 40  # on a quiet machine half of it is enough
 PREPARE_TIMEOUT_S = 3600  # a training or a compilation may be under way
 
 PASSED, REGRESSION, USAGE, INCONCLUSIVE, NOT_COMPARABLE = range(5)
@@ -117,8 +117,7 @@ class Cell:
 
     def add(self, base_s: Sequence[float], head_s: Sequence[float]) -> None:
         """Add a pair of processes, each with the calls of its ABBAs."""
-        ratios = np.log(head_s) - np.log(base_s)
-        self.log_ratios.append(float(np.median((ratios[::2] + ratios[1::2]) / 2)))
+        self.log_ratios.append(float(np.median(log_ratios(base_s, head_s))))
         self.base_s.append(float(np.median(base_s)))
         self.head_s.append(float(np.median(head_s)))
 
@@ -447,8 +446,8 @@ def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: random.Rand
             start = time.monotonic()
             seconds: dict[str, list[float]] = {"base": [], "head": []}
             order = [one, other]
-            for number in range(abbas(costs[cell.name])):
-                if number % 2 == 0:
+            while not is_enough(log_ratios(seconds["base"], seconds["head"]), time.monotonic() - start):
+                if len(seconds["base"]) % 4 == 0:
                     chance.shuffle(order)
                 else:
                     order.reverse()
@@ -460,10 +459,25 @@ def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: random.Rand
             cell.timed_s += time.monotonic() - start
 
 
-def abbas(cost_s: float) -> int:
-    """Return how many ABBAs of a cell a pair holds, where one call takes `cost_s`."""
-    abba_s = 4 * cost_s * sum(timing.block(cost_s))
-    return max(1, round(min(max(SECONDS, ABBAS * abba_s), MOST_SECONDS) / abba_s))
+def log_ratios(base_s: Sequence[float], head_s: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Return the log ratio, head over base, of each ABBA, of two turns of each side."""
+    ratios = np.log(head_s) - np.log(base_s)
+    return np.asarray((ratios[::2] + ratios[1::2]) / 2)
+
+
+def is_enough(ratios: npt.NDArray[np.float64], spent_s: float) -> bool:
+    """Whether a pair has ABBAs enough of a cell, after so many seconds.
+
+    Source: the standard error of a median of normal values, with their spread taken from the median deviation, which a
+    burst does not move: Rousseeuw and Croux 1993, "Alternatives to the Median Absolute Deviation".
+    """
+    count = len(ratios)
+    if not count or spent_s < SECONDS:
+        return False
+    if spent_s * (count + 1) / count > MOST_SECONDS:
+        return True
+    spread = 1.4826 * float(np.median(np.abs(ratios - np.median(ratios))))
+    return count >= ABBAS and math.sqrt(math.pi / 2) * spread / math.sqrt(count) <= ERROR
 
 
 def calibrated(found: dict[str, Any], slowdowns: Sequence[float]) -> list[dict[str, Any]]:

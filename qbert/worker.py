@@ -55,6 +55,7 @@ class Worker:
         self._suite: Suite | None = None
         self._plugins: list[str] = []
         self._calls: dict[str, Callable[[], Any]] = {}
+        self._classifiers: dict[str, Callable[[Any], Any]] = {}
         self._model = ""
         self._allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
@@ -168,10 +169,14 @@ class Worker:
         if model != self._model:  # those of another model go, to keep within memory
             self._model = model
             self._calls.clear()
+            self._classifiers.clear()
         for name in load["plugins"]:
             importlib.import_module(name)
-        function = getattr(importlib.import_module(load["module"]), load["function"])
-        classifier = function(Path(load["folder"]), **load["options"])
+        key = json.dumps(load | {"encoding": None})
+        if key not in self._classifiers:  # else it is another length of the same
+            function = getattr(importlib.import_module(load["module"]), load["function"])
+            self._classifiers[key] = function(Path(load["folder"]), **load["options"])
+        classifier = self._classifiers[key]
         encoding = {name: np.array(ids, dtype=np.int64) for name, ids in load["encoding"].items()}
         self._calls[cell] = lambda: classifier(encoding)
         calls: list[float] = []

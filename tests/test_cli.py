@@ -90,7 +90,8 @@ def test_evaluate_prints_a_table_and_writes_the_figures(trained: Checkpoint, new
     assert figures[1]["documents"] == 30
     assert figures[1]["quantized_ops"] == 14
     assert figures[1]["identity"]["dataset_sha256"] == news.sha256
-    assert figures[1]["p50_s"] <= figures[1]["p95_s"] <= figures[1]["p99_s"]
+    assert figures[1]["p50_s"] > 0
+    assert "p95_s" not in figures[1], "of 30 documents"
 
 
 @pytest.fixture(params=["albert", "deberta-v2", "mpnet"])

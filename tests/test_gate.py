@@ -486,9 +486,25 @@ def test_short_calls_fill_a_turn_and_long_ones_are_one(cost_s: float, untimed: i
     assert timing.block(cost_s) == (untimed, timed)
 
 
-@pytest.mark.parametrize(("cost_s", "abbas"), [(0.001, 20), (0.02, 10), (0.07, 6), (0.1, 5), (0.28, 2), (0.8, 1)])
-def test_a_cell_takes_a_second_or_two_of_a_pair(cost_s: float, abbas: int) -> None:
-    assert gate.abbas(cost_s) == abbas
+@pytest.mark.parametrize(
+    ("abbas", "spread", "spent_s", "enough"),
+    [
+        (0, 0.0, 0.0, False),
+        (30, 0.001, 0.4, False),  # too soon, whatever they say
+        (5, 0.001, 0.6, False),
+        (6, 0.001, 0.6, True),
+        (30, 0.05, 0.6, False),
+        (60, 0.05, 1.2, True),
+        (30, 0.1, 1.99, True),  # the next would be beyond the most
+        (1, 0.0, 1.2, True),
+        (1, 0.0, 0.9, False),
+    ],
+)
+def test_a_cell_is_timed_until_its_abbas_tell_or_two_seconds_have_passed(
+    abbas: int, spread: float, spent_s: float, *, enough: bool
+) -> None:
+    ratios = spread * np.random.default_rng(0).standard_normal(abbas)
+    assert gate.is_enough(ratios, spent_s) == enough
 
 
 def test_a_calibration_tells_what_a_gate_finds_by_the_spread_of_the_worst_cell() -> None:
