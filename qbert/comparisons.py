@@ -63,9 +63,8 @@ def gate_caption(found: Row) -> str:
         told += "\nInconclusive F1: more test documents or a greater --min-f1-effect decides."
     if found["exit_code"] == 0:
         judged = [cell["f1"]["verdict"] for cell in cells if cell["f1"]]
-        told += (
-            f"\nNothing was shown to be worse: latency in {len(cells) - len(unsure)} of {counted(len(cells), 'cell')}"
-        )
+        decided = sum(cell["verdict"] in {"slower", "faster", "same"} for cell in cells)
+        told += f"\nNothing was shown to be worse. Decided: latency in {decided} of {counted(len(cells), 'cell')}"
         told += f", F1 in {len(judged) - judged.count('inconclusive')} of {len(judged)}." if judged else "."
     return told
 
@@ -153,8 +152,8 @@ def calibration(rows: Sequence[Row], found: Row) -> Group:
         told = f"This machine cannot gate on {rows[-1]['slowdown']:.0%}: a quieter one may, or more --max-pairs."
     if rows:
         told += (
-            f"\nOf the cell whose pairs spread most, by {rows[0]['spread']:.2%}; at least: with the upper end of that "
-            f"spread's\n95 % interval. {counted(pairs, 'pair')} of {counted(len(cells), 'cell')} took "
+            f"\nFound: by the cell whose pairs spread most, by {rows[0]['spread']:.2%}. At least: with the upper end of "
+            f"the 95 % interval of that.\n{counted(pairs, 'pair')} of {counted(len(cells), 'cell')} took "
             f"{found['measure_s'] / 60:.1f} minutes."
         )
     return Group(Text("qbert gate: this machine against itself\n", style="bold"), drawn, Text(f"\n{told}"))
