@@ -152,8 +152,8 @@ def calibration(rows: Sequence[Row], found: Row) -> Group:
         told = f"This machine cannot gate on {rows[-1]['slowdown']:.0%}: a quieter one may, or more --max-pairs."
     if rows:
         told += (
-            f"\nFound: by the cell whose pairs spread most, by {rows[0]['spread']:.2%}. At least: with the upper end of "
-            f"the 95 % interval of that.\n{counted(pairs, 'pair')} of {counted(len(cells), 'cell')} took "
+            f"\nFound: by the cell whose pairs spread most, by {rows[0]['spread']:.2%}. At least: with the upper end "
+            f"of the 95 % interval of that.\n{counted(pairs, 'pair')} of {counted(len(cells), 'cell')} took "
             f"{found['measure_s'] / 60:.1f} minutes."
         )
     return Group(Text("qbert gate: this machine against itself\n", style="bold"), drawn, Text(f"\n{told}"))
