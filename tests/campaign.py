@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -24,14 +23,12 @@ from pathlib import Path
 import damage
 import garble
 from click.testing import CliRunner
+from forked import SERVER
 
 LONGEST_S = 120  # a command that takes longer hangs
 TEXTS = ("体育新闻", "健康", "a film that nobody liked")
 FAULT = "FAULT: "
 """Begins what must not happen."""
-SERVER = multiprocessing.get_context("forkserver")
-"""Forks a process that has no threads: a fork of one that has some hangs as soon as it needs them."""
-SERVER.set_forkserver_preload(["torch", "transformers", "qbert.cli", "qbert.cli_results", "qbert.page", "qbert.suite"])
 
 
 @dataclass(frozen=True)

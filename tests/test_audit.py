@@ -1,11 +1,10 @@
 """Variants that do not do the work that is timed: each is found out, and no honest one is taken for one of them."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -68,15 +67,8 @@ for cheat in (remembers, nonsense, last, constant):
 def bench(model: Checkpoint, data: Dataset, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = ["--model", model.folder, "--dataset", data.folder, "--max-lengths", "32", "--max-f1-drop", "1"]
     options += ["--seconds-per-cell", "0.2", "-k", "accuracy or latency", "-rA", "-p", "no:cacheprovider"]
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", str(ROOT / "bench"), *map(str, options), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"COLUMNS": "80", "PYTHONPATH": str(cwd)},
-        check=False,
-    )
+    environment = {"COLUMNS": "80", "PYTHONPATH": str(cwd)}
+    return forked.run("pytest", ROOT / "bench", *options, *arguments, cwd=cwd, environment=environment)
 
 
 @pytest.fixture(scope="module")

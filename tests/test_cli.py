@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -20,16 +21,7 @@ from qbert.dataset import Dataset
 
 
 def qbert(*arguments: object, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "qbert", *map(str, arguments)],
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"COLUMNS": "80"} | environment,
-        check=False,
-    )
+    return forked.run("qbert", *arguments, cwd=Path.cwd(), environment={"COLUMNS": "80"} | environment, stdin=stdin)
 
 
 @pytest.fixture(scope="session")
