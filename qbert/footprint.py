@@ -97,8 +97,10 @@ def main(module: str, name: str, options: str, folder: str, arrays: str, pauses:
     load = getattr(importlib.import_module(module), name)
     classifier = load(Path(folder), **json.loads(options))
     loaded = time.perf_counter()
-    classifier(encoding)
+    logits = classifier(encoding)
     called = time.perf_counter()
+    if not np.isfinite(logits).all():
+        sys.exit("it answers with nan or infinity")
     figures = {
         "load_s": loaded - start,
         "first_call_s": called - loaded,

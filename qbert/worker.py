@@ -117,6 +117,8 @@ class Worker:
         parameters = inspect.signature(load).parameters
         every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
+        if not np.isfinite(cell.classifier(encoding)).all():
+            raise ValueError("it answers with nan or infinity")
         return cell.describe(cell.classifier.evidence) | {
             "disk_bytes": cell.disk_bytes,
             "load": {

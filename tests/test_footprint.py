@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qbert import InputError, footprint, variants
+from qbert import CannotRunError, InputError, footprint, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 from qbert.variants import VARIANTS, Variant
@@ -69,3 +69,20 @@ def test_an_outside_variant_is_found_in_the_other_process(
 
     variant = dataclasses.replace(VARIANTS["fp32"], load=more.load, options={"wanted": 1, "not_wanted": 2})
     assert footprint.measure(variant, trained.folder, trained.encoder.fill(news, 64)).evidence["threads"] == 1
+
+
+def test_answers_that_are_no_numbers_are_no_footprint(
+    trained: Checkpoint, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "no_numbers.py").write_text("""
+import numpy as np
+from qbert.variants import Classifier
+def load(folder):
+    return Classifier(lambda encoding: np.full((1, 5), np.nan, dtype=np.float32), {})
+""")
+    import no_numbers
+
+    variant = Variant("no-numbers", "none", "fp32", no_numbers.load)
+    with pytest.raises(CannotRunError, match="own: it answers with nan or infinity"):
+        footprint.measure(variant, trained.folder, trained.encoder.fill(news, 16))
