@@ -2,8 +2,8 @@
 
     python tests/trial_gate.py --gates 20 --output trial.jsonl
 
-Each gate runs as `qbert gate` would, and beside its cells the copy; in the next gate it is of another cell. Takes minutes
-a gate; what is in the output already is not run again, so an interrupted trial goes on where it was.
+Each gate runs as `qbert gate` would, and beside its cells the copy; in the next gate it is of another cell. Each takes
+minutes; what is in the output already is not run again, so an interrupted trial goes on where it was.
 """
 
 import argparse
