@@ -515,7 +515,7 @@ def test_a_calibration_tells_what_a_gate_finds_by_the_spread_of_the_worst_cell()
 
     quiet, wide = found(0.005, 0.005), found(0.005, 0.03)
     assert [row["found"] for row in quiet] == [pytest.approx(1, abs=0.01)] * 2
-    assert wide[0]["found"] < 0.5 < wide[1]["found"]
+    assert wide[0]["found"] < 0.8 < wide[1]["found"]
     for row in (*quiet, *wide):
         assert row["found_at_least"] <= row["found"]
         assert row["false_alarms"] <= 0.05
