@@ -283,11 +283,11 @@ def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_e
 
     if _absent(base.get("f1")) or _absent(head.get("f1")):
         return {}
-    answers = [one.get("answers") for one in (base, head)]
-    if any(map(_absent, answers)) or answers[0]["labels"] != answers[1]["labels"]:
+    before, after = (one.get("answers") for one in (base, head))
+    if not isinstance(before, dict) or not isinstance(after, dict) or before["labels"] != after["labels"]:
         figures = {"f1_baseline": base["f1"], "f1": head["f1"], "f1_drop": base["f1"] - head["f1"]}
         return figures | {"verdict": "inconclusive"}
-    return evaluate.compare_answers(answers[0], answers[1], confidence, min_effect)
+    return evaluate.compare_answers(before, after, confidence, min_effect)
 
 
 def _absent(value: Any) -> bool:  # noqa: ANN401
