@@ -20,6 +20,7 @@ that run on AMD Zen 3 without a compiler) each gave the same bits again, in anot
 has hardly been trained to two texts may lie 1 % apart."""
 LEAST = 1e-6
 """What logits may differ by however small they are."""
+SHOWN = 3
 REMEMBERED = 2.0
 """From how many times faster on, in every process, an answer is remembered. One that finds BERT-tiny's in a table was
 1,200 times faster; one that gives every other call the answer of the one before, 44 times."""
@@ -53,5 +54,5 @@ def check_again(
 
 
 def told(logits: Logits) -> str:
-    """Return `logits`, `(num_labels,)`, as a sentence holds them: the first three."""
-    return " ".join(f"{logit:.3g}" for logit in logits[:3]) + (" …" if len(logits) > 3 else "")  # noqa: PLR2004
+    """Return `logits`, `(num_labels,)`, as a sentence holds them: the first SHOWN."""
+    return " ".join(f"{logit:.3g}" for logit in logits[:SHOWN]) + (" …" if len(logits) > SHOWN else "")

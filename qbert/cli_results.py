@@ -313,7 +313,8 @@ def compare(
     counts = [side["sitting"].nunique() for side in (base, head)]
     caption = (
         f"{len(names[0])} and {len(names[1])} runs, of {counts[0]} and {counts[1]} sittings. Intervals hold together "
-        f"with 95 %;\nslower, faster: beyond {min_effect:.1%}, same: within. Latency: geometric mean of medians."
+        f"with 95 %;\nslower, faster: beyond {min_effect:.1%}; worse, better: beyond {min_f1_effect:g} of F1; same: "
+        "within.\nLatency: geometric mean of medians."
     )
     if counts == [1, 1]:
         known = sum(tuple(row[name] for name in verdicts.CELL) in spreads for row in rows)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 CELL = ["model", "max_length", "variant"]
 MIN_EFFECT = 0.025  # smaller is nobody's regression, and one new process of the same code can differ by as much
+DECIDED = ("slower", "faster", "same")
+"""The verdicts on latency that are sure."""
 MIN_F1_EFFECT = 0.01  # as the guard's own limit
 SUBJECT = (
     *("processor", "instruction_sets", "hardware", "threads"),

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from qbert import InputError, pip_install, reason, report
 from qbert.cache import write_file
+from qbert.compare import DECIDED
 from qbert.history import SERIES
 from qbert.report import Format, Row
 from qbert.terminal import counted, shown
@@ -63,7 +64,7 @@ def gate_caption(found: Row) -> str:
         told += "\nInconclusive F1: more test documents or a greater --min-f1-effect decides."
     if found["exit_code"] == 0:
         judged = [cell["f1"]["verdict"] for cell in cells if cell["f1"]]
-        decided = sum(cell["verdict"] in {"slower", "faster", "same"} for cell in cells)
+        decided = sum(cell["verdict"] in DECIDED for cell in cells)
         told += f"\nNothing was shown to be worse. Decided: latency in {decided} of {counted(len(cells), 'cell')}"
         told += f", F1 in {len(judged) - judged.count('inconclusive')} of {len(judged)}." if judged else "."
     return told

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
 
 from qbert import CONFIDENCE, CannotRunError
 from qbert import compare as verdicts
@@ -94,7 +94,7 @@ def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str,
     Source: Hahn and Meeker 1991, "Statistical Intervals", section 5.3: from so many on the greatest of n values is an
     upper 95 % bound of that quantile q, 1 - q**n >= 0.95.
     """
-    told = [percent for percent in (50, 95, 99) if percent == 50 or 1 - (percent / 100) ** len(seconds) >= CONFIDENCE]  # noqa: PLR2004
+    told = [50, *(percent for percent in (95, 99) if 1 - (percent / 100) ** len(seconds) >= CONFIDENCE)]
     return {f"p{percent}_s": float(np.percentile(seconds, percent)) for percent in told}
 
 
@@ -180,11 +180,8 @@ def visible_drop(documents: int, flips: int, power: float = 0.8) -> float:
 
     if seen(1.0) < power:
         return 1.0
-    low, high = 0.0, 1.0
-    while high - low > 1e-4:  # noqa: PLR2004  a hundredth of a point
-        middle = (low + high) / 2
-        low, high = (low, middle) if seen(middle) >= power else (middle, high)
-    return high
+    hundredth_of_a_point = 1e-4
+    return float(optimize.brentq(lambda drop: seen(drop) - power, 0.0, 1.0, xtol=hundredth_of_a_point))
 
 
 def guard_fails(documents: int, flips: int, limit: float, drop: float) -> float:

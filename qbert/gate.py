@@ -2,13 +2,12 @@
 
 import fnmatch
 import math
-import random
 import time
 import tomllib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,9 +47,6 @@ class Budget:
         """Return the time for the pairs of so many cells."""
         return self.max_seconds or max(LEAST_SECONDS, SECONDS_A_CELL * cells)
 
-
-DECIDED = ("slower", "faster", "same")
-"""The verdicts of latency that are sure."""
 
 Most = Annotated[float, Meta(ge=0, lt=1e12)]
 
@@ -243,7 +239,7 @@ def exit_code(cells: Sequence[Cell], *, strict: bool = False) -> int:
     if not cells or any(cell.verdict == "not comparable" for cell in cells):
         return NOT_COMPARABLE
     unsure = [cell for cell in cells if cell.verdict == "inconclusive"]
-    nothing = unsure and not any(cell.verdict in DECIDED for cell in cells)
+    nothing = unsure and not any(cell.verdict in compare.DECIDED for cell in cells)
     in_f1 = any(cell.f1.get("verdict") == "inconclusive" for cell in cells)
     return INCONCLUSIVE if nothing or (strict and (unsure or in_f1)) else PASSED
 
@@ -282,13 +278,13 @@ def _prepare(worker: Worker, opened: Any, subject: Subject, limits: Sequence[Lim
             named = {"model": opened["models"][number], "max_length": max_length, "variant": variant}
             try:
                 record = worker.ask("prepare", **named)
+                if record["trained"]:
+                    record |= worker.ask("judge", documents=subject.documents, **named)
             except CannotRunError as error:
                 if worker.side.name == "head" and variant in table.named(subject.variants):
                     raise
                 say(f"{worker.side.name} leaves out a cell: {error}")
                 continue
-            if record["trained"]:
-                record |= worker.ask("judge", documents=subject.documents, **named)
             if any(limit.covers(**named) and math.isfinite(limit.max_memory_mb) for limit in limits):
                 record["peak_rss_bytes"] = worker.ask("peak_memory", **named)
             records[number, max_length, variant] = record
@@ -357,20 +353,17 @@ def _measure(
     begun = time.monotonic()
     longest = 0.0
     left = list(cells)
-    chance = random.Random()  # noqa: S311  nothing secret is drawn
-    sides = [base, head]
+    chance = np.random.default_rng()
+    orders = drawn_orders(base, head, chance)
     with progress("timing pairs, of the seconds allowed", round(max_seconds)) as advance:
         for number in range(budget.max_pairs):
             if not left or time.monotonic() - begun + longest > max_seconds:
                 break
             start = time.monotonic()
-            if number % 2 == 0:
-                chance.shuffle(sides)
-            else:
-                sides.reverse()
+            first, second = next(orders)
             with (
-                Worker(sides[0], subject, timeout_s=budget.timeout_s) as one,
-                Worker(sides[1], subject, timeout_s=budget.timeout_s) as other,
+                Worker(first, subject, timeout_s=budget.timeout_s) as one,
+                Worker(second, subject, timeout_s=budget.timeout_s) as other,
             ):
                 _pair(one, other, left, chance)
             longest = max(longest, time.monotonic() - start)
@@ -383,6 +376,17 @@ def _measure(
             spent = max((number + 1) / budget.max_pairs, (time.monotonic() - begun) / max_seconds)
             advance(round(spent * max_seconds), f"{number + 1} pairs, {sure} of {len(cells)} sure")
     return ""
+
+
+T = TypeVar("T")
+
+
+def drawn_orders(one: T, other: T, chance: np.random.Generator) -> Iterator[tuple[T, T]]:
+    """Yield both in either order, without an end: of every two times once in each, which first is drawn."""
+    while True:
+        orders = [(one, other), (other, one)]
+        chance.shuffle(orders)
+        yield from orders
 
 
 def judge(cells: Sequence[Cell], looks: int) -> None:
@@ -429,7 +433,7 @@ def too_short(cells: int, pair_s: float, budget: Budget) -> str:
     )
 
 
-def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: random.Random) -> None:
+def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: np.random.Generator) -> None:
     """Time each cell on both workers in turn; those of one model are built together, both sides at once.
 
     An ABBA begins with either side, drawn within every two of them.
@@ -445,13 +449,10 @@ def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: random.Rand
         for cell in of_model:
             start = time.monotonic()
             seconds: dict[str, list[float]] = {"base": [], "head": []}
-            order = [one, other]
+            orders = drawn_orders(one, other, chance)
             while not is_enough(log_ratios(seconds["base"], seconds["head"]), time.monotonic() - start):
-                if len(seconds["base"]) % 4 == 0:
-                    chance.shuffle(order)
-                else:
-                    order.reverse()
-                for worker in (*order, *reversed(order)):
+                first, second = next(orders)
+                for worker in (first, second, second, first):
                     slowdown = cell.slowdown if worker.side.name == "head" else 0.0
                     worker.send("time", cell=cell.name, cost_s=costs[cell.name], slowdown=slowdown)
                     seconds[worker.side.name].append(worker.receive())

@@ -3,11 +3,8 @@
 import contextlib
 import gc
 import itertools
-import json
 import math
 import os
-import select
-import signal
 import subprocess
 import sys
 import time
@@ -148,68 +145,12 @@ def _median(values: Iterable[float]) -> float:
     return float(np.median(list(values)))
 
 
-class _Child:
-    """A process of qbert.timing, which answers one request at a time."""
-
-    def __init__(self) -> None:
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-W", "ignore", "-m", "qbert.timing"],
-            **children.tied(PYTHONPATH=path),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if os.environ.get(TRACEBACK) else subprocess.DEVNULL,
-            bufsize=0,
-        )
-        self._read = b""
-
-    def ask(self, do: str, **arguments: Any) -> None:  # noqa: ANN401
-        """Send a request."""
-        assert self._process.stdin is not None  # noqa: S101  a pipe
-        unsent = memoryview(json.dumps({"do": do, **arguments}).encode() + b"\n")
-        with contextlib.suppress(BrokenPipeError):  # the answer will be that it ended
-            while unsent:
-                unsent = unsent[self._process.stdin.write(unsent) or 0 :]
-
-    def answer(self, patience_s: float) -> Any:  # noqa: ANN401
-        """Wait for the answer to the request.
-
-        Raises:
-            InputError: it says why there is none, has ended, or says nothing for `patience_s`.
-        """
-        assert self._process.stdout is not None  # noqa: S101  a pipe
-        end = time.monotonic() + patience_s
-        while b"\n" not in self._read:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                raise InputError(f"a process that times it has said nothing for {patience_s:g} s")
-            if not (read := os.read(self._process.stdout.fileno(), 1 << 20)):
-                raise InputError(f"a process that times it ended ({_ending(self._process.wait())})")
-            self._read += read
-        line, _, self._read = self._read.partition(b"\n")
-        said = json.loads(line)
-        if "error" in said:
-            raise InputError(said["error"])
-        return said["answer"]
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
-def _ending(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-
-
 class Timers:
     """The processes that time the cells of a run; started with the first cell."""
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         """Begin without them; one that says nothing for `patience_s` is taken to hang."""
-        self._children: list[_Child] = []
+        self._children: list[children.Answering] = []
         self._patience_s = patience_s
 
     def close(self) -> None:
@@ -236,16 +177,19 @@ class Timers:
         return timed
 
     def _time(self, cell: "Cell", seconds: float, min_rounds: int) -> tuple[Timed, list[Mapping[str, Any]]]:
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        stderr = None if os.environ.get(TRACEBACK) else subprocess.DEVNULL
         while len(self._children) < PROCESSES:
-            self._children.append(_Child())
+            child = children.Answering(sys.executable, "-m", "qbert.timing", path=path, stderr=stderr)
+            self._children.append(child)
         sides = {"baseline": _loading(cell.baseline_cell)}
         if not cell.is_baseline:
             sides["variant"] = _loading(cell)
         names = list(sides)
         for child in self._children:  # all at once: it is not timed
-            child.ask("load", **sides)
+            child.send("load", **sides)
         for child in self._children:
-            child.answer(LOADING_S)
+            _answer(child, LOADING_S)
         tokens = [
             {name: array.tolist() for name, array in one.items()}
             for one in texts(cell.encoder, cell.suite.dataset, cell.max_length)
@@ -267,9 +211,26 @@ class Timers:
         again = [self._ask(child, "again", count=count) for child in self._children]
         return Timed(found[names[-1]], [] if cell.is_baseline else found["baseline"]), again
 
-    def _ask(self, child: _Child, do: str, **arguments: Any) -> Any:  # noqa: ANN401
-        child.ask(do, **arguments)
-        return child.answer(self._patience_s)
+    def _ask(self, child: children.Answering, do: str, **arguments: Any) -> Any:  # noqa: ANN401  whatever JSON holds
+        child.send(do, **arguments)
+        return _answer(child, self._patience_s)
+
+
+def _answer(child: children.Answering, patience_s: float) -> Any:  # noqa: ANN401  whatever JSON holds
+    """Return what `child` answers.
+
+    Raises:
+        InputError: it says why there is no answer, has ended, or says nothing for `patience_s`.
+    """
+    try:
+        said = child.receive(patience_s)
+    except TimeoutError as error:
+        raise InputError(f"a process that times it has said nothing for {patience_s:g} s") from error
+    except EOFError as error:
+        raise InputError(f"a process that times it {error}") from error
+    if "error" in said:
+        raise InputError(said["error"])
+    return said["answer"]
 
 
 def _judge(timed: Timed, again: Iterable[Mapping[str, Any]]) -> None:

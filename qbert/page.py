@@ -25,6 +25,7 @@ from qbert.report import (
     markdown_text,
     pace_changes,
     spreadsheet,
+    three_digits,
     too_wide,
 )
 from qbert.terminal import shown
@@ -155,13 +156,13 @@ def answers(table: pd.DataFrame) -> list[str]:
                 f"too noisy: {' and '.join(noisy)}."
             )
             continue
-        sentence = f"{place}: {best['variant']} is {_times(best['speedup'])} times faster than {BASELINE}"
+        sentence = f"{place}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}"
         if noisy:
             sentence += " (too noisy)"
         else:
             sentence += _range(best["speedup_low"], best["speedup_high"])
         if pd.notna(best["over_best"]):
-            sentence += f", {_times(best['over_best'])} times faster than the best fp32"
+            sentence += f", {three_digits(best['over_best'])} times faster than the best fp32"
             sentence += _range(best["over_best_low"], best["over_best_high"])
         if pd.notna(best["f1"]):
             sentence += (
@@ -180,12 +181,8 @@ def answers(table: pd.DataFrame) -> list[str]:
     return said
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.{2 if ratio < 10 else 1}f}"  # noqa: PLR2004
-
-
 def _range(low: float, high: float) -> str:
-    return "" if pd.isna(low) else f" ({_times(low)} to {_times(high)})"
+    return "" if pd.isna(low) else f" ({three_digits(low)} to {three_digits(high)})"
 
 
 def _drop(drop: float) -> str:

@@ -242,8 +242,12 @@ def show(drawn: RenderableType) -> None:
 
 def milliseconds(seconds: float) -> str:
     """Return seconds as milliseconds with three significant digits or more."""
-    value = seconds * 1e3
-    return "" if math.isnan(value) else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+    return "" if math.isnan(seconds) else three_digits(seconds * 1e3)
+
+
+def three_digits(value: float) -> str:
+    """Return `value` with three significant digits or more."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
 def megabytes(size: float | None, form: str = ".0f") -> str:
@@ -268,7 +272,7 @@ def _over_best(row: Row) -> str:
     if too_wide(row["over_best_low"], row["over_best_high"]):
         return "too noisy"
     half = math.sqrt(row["over_best_high"] / row["over_best_low"]) - 1
-    return f"{row['over_best']:.{2 if row['over_best'] < 10 else 1}f} ±{math.ceil(100 * half)}%"  # noqa: PLR2004
+    return f"{three_digits(row['over_best'])} ±{math.ceil(100 * half)}%"
 
 
 def number(value: float, form: str) -> str:

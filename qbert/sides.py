@@ -1,15 +1,11 @@
 """The two sides of `qbert gate`: where code, libraries, models and data of each come from, and its process."""
 
 import contextlib
-import json
 import os
-import selectors
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -66,23 +62,14 @@ class Worker:
             SideError: it cannot be started.
         """
         self.side, self._timeout_s, self._subject = side, timeout_s, subject
-        path = [str(side.tree)] if side.tree else []
+        path = os.pathsep.join([*([str(side.tree)] if side.tree else []), *side.path])
+        program = str(Path(__file__).with_name("worker.py"))
         try:
-            self._process = subprocess.Popen(  # noqa: S603  the interpreter that the person named
-                [side.python, "-P", "-W", "ignore", str(Path(__file__).with_name("worker.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=None if shown else subprocess.DEVNULL,
-                **children.tied(PYTHONPATH=os.pathsep.join([*path, *side.path])),
-                start_new_session=True,  # it is killed as a group, and never by the terminal's Ctrl-C
-                bufsize=0,
+            self._process = children.Answering(
+                side.python, program, path=path, stderr=None if shown else subprocess.DEVNULL
             )
         except OSError as error:
             raise SideError(f"{side.name} could not run: {side.python}: {error.strerror}") from error
-        assert self._process.stdin  # noqa: S101  both are pipes
-        assert self._process.stdout  # noqa: S101
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        self._received = b""
         self._doing = ""
 
     def __enter__(self) -> Self:
@@ -91,11 +78,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         """Kill what is left of it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._stdin.close()
-        self._stdout.close()
+        self._process.end()
 
     def send_open(self) -> None:
         """Have it make its suite; the answer is `models`, their names in order, and the names of the `variants`."""
@@ -111,8 +94,7 @@ class Worker:
     def send(self, do: str, **arguments: Any) -> None:  # noqa: ANN401
         """Send a request; `receive` waits for its answer."""
         self._doing = " ".join([do, *(str(arguments[name]) for name in CELL if name in arguments)])
-        with contextlib.suppress(BrokenPipeError):  # receive finds out why
-            self._stdin.write(json.dumps({"do": do} | arguments).encode() + b"\n")
+        self._process.send(do, **arguments)
 
     def receive(self) -> Any:  # noqa: ANN401
         """Return the answer to the last request.
@@ -122,19 +104,12 @@ class Worker:
             CannotRunError: the variant that was named cannot run the model.
             SideError: the side failed, ended, or did not answer in time.
         """
-        end = time.monotonic() + self._timeout_s
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._stdout, selectors.EVENT_READ)
-            while b"\n" not in self._received:
-                if not selector.select(max(0, end - time.monotonic())):
-                    raise self._failed(f"no answer in {self._timeout_s:g} s to '{self._doing}'")
-                if not (part := os.read(self._stdout.fileno(), 1 << 16)):
-                    code = self._process.wait()
-                    ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                    raise self._failed(f"its process {ended} during '{self._doing}'")
-                self._received += part
-        line, _, self._received = self._received.partition(b"\n")
-        answer = json.loads(line)
+        try:
+            answer = self._process.receive(self._timeout_s)
+        except TimeoutError as error:
+            raise self._failed(f"no answer in {self._timeout_s:g} s to '{self._doing}'") from error
+        except EOFError as error:
+            raise self._failed(f"its process {error} during '{self._doing}'") from error
         if "error" not in answer:
             return answer["answer"]
         if answer.get("cannot"):

@@ -1,15 +1,8 @@
-"""A process that times cells: it loads what it is told to, and makes a block of calls when it is asked for one.
-
-It reads a request a line from standard input, `{"do": NAME, ...}`, and answers each with a line of JSON,
-`{"answer": ...}` or `{"error": SENTENCE}`. qbert.latency asks.
-"""
+"""A process that times cells: it loads what it is told to, and makes blocks of calls when qbert.latency asks."""
 
 import gc
 import importlib
-import json
 import operator
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +114,7 @@ class Timer:
         """Ask `count` of the texts of timed calls again, in another order; return the seconds, and what differs."""
         count = min(count, len(self._answered))
         order = self._generator.permutation(len(self._answered))[:count]
-        if count == 2 and order[0] < order[1]:  # noqa: PLR2004
+        if (np.diff(order) > 0).all():
             order = order[::-1]
         classifier, again, seconds = self._sides[self._audited][1], [], []
 
@@ -143,22 +136,7 @@ class Timer:
         return next(self._texts)
 
 
-def main() -> None:
-    """Answer requests until there are no more."""
-    gc.disable()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
-        timer = Timer()
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                answer = {"answer": getattr(timer, request.pop("do"))(**request)}
-            except Exception as error:  # noqa: BLE001  of any kind, by anybody's variant: it fails its cell
-                answer = {"error": sentence(error)}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
-
-
 if __name__ == "__main__":
     children.end_with_parent()
-    main()
+    gc.disable()
+    children.answer_requests(Timer(), lambda error: {"error": sentence(error)})

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import json
 import math
+import operator
 import os
 import statistics
 import sys
@@ -118,7 +119,9 @@ class Worker:
         every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         if not np.isfinite(cell.classifier(encoding)).all():
-            raise ValueError("it answers with nan or infinity")
+            from qbert import CannotRunError
+
+            raise CannotRunError(f"{cell.name} answers with nan or infinity: leave the model or the variant out")
         return cell.describe(cell.classifier.evidence) | {
             "disk_bytes": cell.disk_bytes,
             "load": {
@@ -176,7 +179,7 @@ class Worker:
             importlib.import_module(name)
         key = json.dumps(load | {"encoding": None})
         if key not in self._classifiers:  # else it is another length of the same
-            function = getattr(importlib.import_module(load["module"]), load["function"])
+            function = operator.attrgetter(load["function"])(importlib.import_module(load["module"]))
             self._classifiers[key] = function(Path(load["folder"]), **load["options"])
         classifier = self._classifiers[key]
         encoding = {name: np.array(ids, dtype=np.int64) for name, ids in load["encoding"].items()}
@@ -224,25 +227,23 @@ def seconds(call: "Callable[[], Any]", slowdown: float = 0.0) -> float:
     return end - start
 
 
+def told(error: Exception) -> dict[str, Any]:
+    """Return what the gate is told of an error: a sentence, and whose mistake it is."""
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    known = {kind.__name__ for kind in type(error).__mro__}  # by name: a side has its own classes
+    kind = "" if "InputError" in known else f"{type(error).__name__}: "
+    return {
+        "error": kind + (lines[0] if lines else "no message"),
+        "mistake": not kind,
+        "cannot": type(error).__name__ == "CannotRunError",
+    }
+
+
 def main() -> None:
     """Answer requests until there are no more, or the gate has ended."""
-    _beside("children").end_with_parent()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
-        worker = Worker()
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                answer = {"answer": getattr(worker, request.pop("do"))(**request)}
-            except Exception as error:  # noqa: BLE001  of any kind, by any side's code: the gate reports it
-                lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-                known = {kind.__name__ for kind in type(error).__mro__}  # by name: a side has its own classes
-                kind = "" if "InputError" in known else f"{type(error).__name__}: "
-                answer = {"error": kind + (lines[0] if lines else "no message")}
-                answer["mistake"] = not kind
-                answer["cannot"] = type(error).__name__ == "CannotRunError"
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+    children = _beside("children")
+    children.end_with_parent()
+    children.answer_requests(Worker(), told)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,8 @@ def garbles(run_file: Path, checkpoint: Path, dataset: Path, count: int, seed: i
             "predict": {"--model": checkpoint},
         }[command[0]]
         given = {"--max-length": 16} | wanted | {option: value}
-        came, _ = run(*command, *(f"{name}={one}" for name, one in given.items()))
+        with contextlib.chdir(place):  # a value may be the name of a file to write
+            came, _ = run(*command, *(f"{name}={one}" for name, one in given.items()))
         yield f"option: {came}" + _of_a_fault(came, f"{command[0]} {option} {value[:40]!r}")
 
 

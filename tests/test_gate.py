@@ -1,5 +1,6 @@
 """The gate as a user runs it: base and head as real processes, each exit code, and what a failure leaves behind."""
 
+import itertools
 import json
 import os
 import shutil
@@ -233,8 +234,10 @@ def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
     folder = repository(plugin(), plugin("0"))
     few = ["--base-ref", "HEAD", "--variants", "mine", "--json", "gate.json"]
     for option, told in ((["--max-pairs", "5"], "give --max-pairs"), (["--max-seconds", "2"], "give --max-seconds")):
-        output, errors = start(*few, *option, cwd=folder, plugins=["outside"]).communicate()
-        assert "1 cell: 1 inconclusive" in output, output + errors
+        process = start(*few, *option, cwd=folder, plugins=["outside"])
+        output, errors = process.communicate()
+        assert process.returncode == gate.INCONCLUSIVE, output + errors
+        assert "1 cell: 1 inconclusive" in output
         assert told in " ".join(output.split())
         assert told in errors
         (cell,) = json.loads((folder / "gate.json").read_text())["cells"]
@@ -542,6 +545,28 @@ def test_what_cannot_be_decided_in_time_is_told_with_what_can(
     said = gate.too_short(cells, pair_s, gate.Budget(max_seconds=max_seconds))
     assert said.startswith(told)
     assert bool(said) == bool(told)
+
+
+def test_a_cell_that_is_decided_leaves_its_error_to_the_rest() -> None:
+    def judged(first_pairs: int) -> list[str]:
+        both = cells(verdict="inconclusive")
+        for cell, pairs in zip(both, (first_pairs, 8), strict=True):
+            cell.log_ratios = [0.1 + number / 1e6 for number in range(pairs)]
+        gate.judge(both, looks=40)
+        return [cell.verdict for cell in both]
+
+    assert gate.least_pairs(1, 40) == 8 < gate.least_pairs(2, 40) == 9
+    assert judged(8) == ["inconclusive", "inconclusive"]
+    assert judged(9) == ["slower", "slower"]
+
+
+def test_either_side_is_first_once_in_every_two_times_and_which_is_drawn() -> None:
+    orders = gate.drawn_orders("base", "head", np.random.default_rng(0))
+    twos = [(next(orders), next(orders)) for _ in range(400)]
+    assert all(set(two) == {("base", "head"), ("head", "base")} for two in twos)
+    assert 0.4 < sum(one == ("base", "head") for one, _ in twos) / len(twos) < 0.6
+    changes = sum(one[0] != other[0] for one, other in itertools.pairwise(twos))
+    assert 0.4 < changes / len(twos) < 0.6, "drawn anew, not in a pattern"
 
 
 def test_a_gate_that_looks_too_seldom_says_so() -> None:
