@@ -17,6 +17,7 @@ from qbert.checkpoint import Encoder
 from qbert.dataset import Dataset, text_rows
 from qbert.labels import MULTI_LABEL, Indicators, predicted, unpacked
 from qbert.latency import one_core
+from qbert.terminal import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,8 +200,8 @@ def odds(documents: int, flips: int, limit: float) -> str:
     drop = 2 * max(limit, 0.005)
     false, passed = guard_fails(documents, flips, limit, 0.0), 1 - guard_fails(documents, flips, limit, drop)
     return (
-        f"Of {documents} documents {flips} flip: so the guard fails {false:.0%} of variants with no true drop, "
-        f"and lets {passed:.0%} of those with one of {drop:.3f} pass"
+        f"With {counted(flips, 'flip')} in {documents} documents the guard fails {false:.0%} of variants with no true "
+        f"drop, and lets {passed:.0%} of those with a true drop of {drop:.3f} pass"
     )
 
 
