@@ -166,7 +166,7 @@ def test_a_named_variant_that_cannot_run_fails_with_a_sentence(quick: list[objec
     named = [*quick, "-p", "few", "--variants", "fp32,broken", "-k", "latency and 16 and broken"]
     done = bench(*named, cwd=few, PYTHONPATH=str(few))
     assert done.returncode == 1
-    assert done.stdout.count("no such operator") == 1
+    assert "no such operator" in done.stdout
     assert "in load" not in done.stdout
     assert "in load" in bench(*named, cwd=few, PYTHONPATH=str(few), QBERT_TRACEBACK="1").stdout
 
