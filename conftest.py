@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import TRACEBACK, CannotRunError, pip_install, sentence
+from qbert.errors import TRACEBACK, CannotRunError, pip_install, sentence
 from qbert.terminal import shown
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_benchmark_compare_machine_info(
     config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
-    from qbert import previous
+    from qbert.results import previous
 
     if why := previous.unusable([compared_benchmark], disabled=False):
         raise pytest.UsageError(why)
@@ -187,7 +187,7 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
     if SUITE in config.stash and not benchmarks:
         raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
     if benchmarks and config.option.benchmark_compare and not config.option.collectonly:
-        from qbert import previous
+        from qbert.results import previous
 
         runs = config.stash[PREVIOUS]
         if why := previous.unusable(runs, disabled=benchmarks.disabled or benchmarks.skip):
@@ -199,7 +199,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
     benchmarks = session.config.pluginmanager.getplugin("pytest-benchmark")
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
     if benchmarks and reporter and SUITE in session.config.stash:
-        from qbert import previous
+        from qbert.results import previous
 
         stash = session.config.stash
         runs = stash[PREVIOUS]
@@ -317,9 +317,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     finally:  # pytest-benchmark may raise here, as where a histogram cannot be written
         results = config.stash[RESULTS]
         if results:
-            from qbert import history, report
+            from qbert.results import history, tables
 
-            table = report.summary(
+            table = tables.summary(
                 history.cells(results),
                 title=f"qbert: {suite_of(config).dataset.name}, batch 1, one thread",
                 caption=(
@@ -330,13 +330,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
                 + odds(config),
             )
             terminalreporter.write_line("")
-            report.show(table)
+            tables.show(table)
         if told := marks(config):
             from rich.text import Text
 
-            from qbert import report
+            from qbert.results import tables
 
-            report.show(Text("\n".join(["", *told]), style="yellow"))
+            tables.show(Text("\n".join(["", *told]), style="yellow"))
         if config.stash[COMPARED]:
             terminalreporter.section("this run and the previous one")
             for line in config.stash[COMPARED]:
@@ -345,7 +345,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def odds(config: pytest.Config) -> str:
     """Return how often the F1 guard errs in the cell with the most flips, on a line of its own."""
-    from qbert import evaluate
+    from qbert import accuracy
     from qbert.variants import BASELINE
 
     judged = [one["extra_info"] for one in config.stash[RESULTS] if "f1_guard" in one["extra_info"]]
@@ -353,15 +353,15 @@ def odds(config: pytest.Config) -> str:
     if not judged:
         return ""
     most = max(judged, key=lambda info: info["flips"])
-    return f"\n{evaluate.odds(most['documents'], most['flips'], most['max_f1_drop'])} (the most flips of all cells)."
+    return f"\n{accuracy.odds(most['documents'], most['flips'], most['max_f1_drop'])} (the most flips of all cells)."
 
 
 def marks(config: pytest.Config) -> list[str]:
     """Return what is told of variants that 'default' or 'all' brought along, and is no failure."""
-    from qbert import report
+    from qbert.results import tables
 
     passed = [] if config.option.strict_guard else [one["extra_info"] for one in config.stash[RESULTS]]
-    over = [report.over_limit(info) for info in passed if info.get("over_limit") and not info["named"]]
+    over = [tables.over_limit(info) for info in passed if info.get("over_limit") and not info["named"]]
     if over:
         over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")
     cannot = config.stash[CANNOT]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qbert import audit, dataset, evaluate, latency
+from qbert import accuracy, audit, dataset, latency
 from qbert.terminal import shown
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def test_accuracy(
     named: bool,
 ) -> None:
     """F1 drops by no more than the limit, or the cell is marked; a round is a document."""
-    cell.introduce(benchmark, "accuracy")
+    cell.label_benchmark(benchmark, "accuracy")
     classifier, encoder, max_length = cell.classifier, cell.encoder, cell.max_length
     rows = dataset.text_rows(documents)
     texts = itertools.cycle(rows)
@@ -48,12 +48,12 @@ def test_accuracy(
         logits.append(answer(*text))
 
     with attempt(), latency.one_core():
-        for text in rows[: evaluate.WARM_UP_DOCUMENTS]:
-            evaluate.check_finite(answer(*text), cell.name)
+        for text in rows[: accuracy.WARM_UP_DOCUMENTS]:
+            accuracy.check_finite(answer(*text), cell.name)
     with latency.one_core():
         benchmark.pedantic(classify, setup=lambda: (next(texts), {}), rounds=len(rows))
     with attempt():
-        evaluate.check_finite(np.concatenate(logits), cell.name)
+        accuracy.check_finite(np.concatenate(logits), cell.name)
     if benchmark.disabled:
         return  # one document was classified: it works, and there is nothing to judge
 
@@ -65,10 +65,10 @@ def test_accuracy(
     limit = cell.variant.max_f1_drop if options.max_f1_drop is None else options.max_f1_drop
     over = ""
     if not cell.is_baseline:
-        over = evaluate.guard(comparison, flips, limit=limit, by=options.f1_guard, what=cell.name)
+        over = accuracy.guard(comparison, flips, limit=limit, by=options.f1_guard, what=cell.name)
     benchmark.extra_info.update(
         dataclasses.asdict(comparison),
-        **evaluate.percentiles(benchmark.stats.stats.data),
+        **accuracy.percentiles(benchmark.stats.stats.data),
         max_f1_drop=limit,
         f1_guard=options.f1_guard,
         flipped=flips,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import evaluate, latency
+from qbert import accuracy, latency
 
 if TYPE_CHECKING:
     from qbert.suite import Cell
@@ -27,17 +27,17 @@ def test_latency(
     timers: latency.Timers,
 ) -> None:
     """A round is one call; the baseline is called between them, so that the speedup is of one moment."""
-    cell.introduce(benchmark, "latency")
+    cell.label_benchmark(benchmark, "latency")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
     classifier = cell.classifier
     rounds: list[float] = []
     with attempt():
-        evaluate.check_finite(classifier(encoding), cell.name)
+        accuracy.check_finite(classifier(encoding), cell.name)
         if not benchmark.disabled:
             options = pytestconfig.option
             timed = timers.time(cell, seconds=options.seconds_per_cell, min_rounds=options.benchmark_min_rounds)
             rounds = timed.rounds
-            percentiles = evaluate.percentiles(rounds)
+            percentiles = accuracy.percentiles(rounds)
             benchmark.extra_info.update(percentiles, **timed.figures(), **cell.limit(percentiles["p50_s"]))
     seconds = iter(rounds)
 

@@ -1,61 +1,45 @@
 """How much faster a quantized BERT text classifier is on this processor, and what it costs in F1."""
 
+import importlib
 import os
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qbert.errors import InputError
+
+if TYPE_CHECKING:
+    from qbert.api import Prediction, ServedClassifier, benchmark, evaluate, load, quantize, runs, train
+    from qbert.variants import Classifier, Variant, register
 
 __version__ = "0.1.0"
 
-DISTRIBUTION = "pytest-qbert"
-"""What pip calls this package: the name qbert is another project's on PyPI."""
+__all__ = [
+    "Classifier",
+    "InputError",
+    "Prediction",
+    "ServedClassifier",
+    "Variant",
+    "benchmark",
+    "evaluate",
+    "load",
+    "quantize",
+    "register",
+    "runs",
+    "train",
+]
 
-TRACEBACK = "QBERT_TRACEBACK"
-"""The environment variable with which developers see where an error was raised."""
-
-CONFIDENCE = 0.95
-"""Of every interval that is reported."""
-
+_MODULES = {"Classifier": "qbert.variants", "Variant": "qbert.variants", "register": "qbert.variants"}
+"""Where a name of `__all__` is, if not in qbert.api. Each is imported when it is first asked for."""
 
 # ONNX Runtime's wheels look up a telemetry host and keep a device id, unless told before their first import. Child
 # processes inherit it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-class InputError(Exception):
-    """What a person gave cannot be used; the message is one sentence: where, the value found, the remedy."""
+def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever the name stands for
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES.get(name, "qbert.api")), name)
 
 
-def sentence(error: BaseException) -> str:
-    """Return what to tell a person of `error`: their mistake, an unusable file, or a fault of this project."""
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename} cannot be used ({error.strerror}): name another file or folder"
-    return (
-        f"{' '.join(sys.argv[1:])}: {type(error).__name__}: {reason(error)}: qbert did not expect this; "
-        f"please report it with this line ({TRACEBACK}=1 shows where it happened)"
-    )
-
-
-def pip_install(extra: str = "") -> str:
-    """Return the command that brings `extra`, or what is always needed, from where this was installed from.
-
-    That is a clone, or the registry.
-    """
-    clone = Path(__file__).resolve().parents[1]
-    extras = f"[{extra}]" if extra else ""
-    if not (clone / "pyproject.toml").is_file():
-        return f"pip install '{DISTRIBUTION}{extras}'"
-    return f"pip install -e '{'.' if clone == Path.cwd() else clone}{extras}'"
-
-
-class CannotRunError(InputError):
-    """A variant cannot run a model, and others may: in words, why."""
-
-
-def reason(error: BaseException, line: int = 0) -> str:
-    """Return one line of an error's message, without what it says around it; the error's name where it says nothing."""
-    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    if lines and lines[line].endswith(":"):  # it says what on the next
-        return " ".join(lines[line:][:2])
-    return lines[line] if lines else type(error).__name__
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from msgspec import Struct
 
-from qbert import InputError, checkpoint, reason
+from qbert import checkpoint
 from qbert.checkpoint import RECORD, Encoding, Rows
+from qbert.errors import InputError, reason
 from qbert.labels import SINGLE_LABEL, ProblemType
 from qbert.parse import read_json
 

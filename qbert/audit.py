@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import InputError
+from qbert.errors import InputError
 
 Logits = npt.NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from qbert import InputError
+from qbert.errors import InputError
 from qbert.terminal import say
 
 MANIFEST = "files.sha256"

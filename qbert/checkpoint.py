@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from qbert import InputError, reason
+from qbert.errors import InputError, reason
 from qbert.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 from qbert.parse import read_json
 from qbert.terminal import quiet
@@ -170,32 +170,32 @@ class Checkpoint:
         # Damage is found here, not in the middle of a run.
         checkpoint._check_size()
         tokens = max(checkpoint.encoder.tokenizer.get_vocab().values(), default=0) + 1
-        taken = getattr(checkpoint.config, "vocab_size", tokens)  # a model of characters has none
-        if tokens > taken:
+        known = getattr(checkpoint.config, "vocab_size", tokens)  # a model of characters has none
+        if tokens > known:
             raise InputError(
-                f"{folder}: the tokenizer has {tokens} tokens and the model {taken}: save the one it was trained with"
+                f"{folder}: the tokenizer has {tokens} tokens and the model {known}: save the one it was trained with"
             )
         checkpoint.check_length(checkpoint.max_length)
         return checkpoint
 
     def _check_head(self) -> None:
         """Raise InputError where the head is not one that tells the labels of a text apart."""
-        asked = self.configuration
+        configuration = self.configuration
         path = self.folder / "config.json"
-        names = asked.architectures or [CLASSIFIER]
+        names = configuration.architectures or [CLASSIFIER]
         if not any(name.endswith(CLASSIFIER) for name in names) and not all(name.endswith(BODIES) for name in names):
             raise InputError(
                 f"{self.folder} is a {', '.join(names)}: qbert judges text classifiers (...{CLASSIFIER}), and can time "
                 f"or fine-tune bodies without a head ({', '.join('...' + name for name in BODIES)})"
             )
-        named = {label: str(name) for label, name in (asked.id2label or {}).items()}
-        count = asked.num_labels or len(named)
+        named = {label: str(name) for label, name in (configuration.id2label or {}).items()}
+        count = configuration.num_labels or len(named)
         if named and (sorted(named) != list(range(count)) or len(set(named.values())) < count):
             raise InputError(
                 f"{path}: id2label has the ids {', '.join(map(str, sorted(named)))} and {len(set(named.values()))} "
                 "names: every id from 0 to the number of labels needs a name of its own"
             )
-        if count == 1 or asked.problem_type == REGRESSION:
+        if count == 1 or configuration.problem_type == REGRESSION:
             why = "num_labels 1" if count == 1 else f"problem_type {REGRESSION}"
             raise InputError(
                 f"{self.folder} gives a number and no label ({why} in config.json): "
@@ -216,10 +216,10 @@ class Checkpoint:
     def configuration(self) -> Configuration:
         """What config.json says, checked."""
         path = self.folder / "config.json"
-        asked = read_json(path, Configuration, "is it a BERT-like model's?")
-        if asked.quantization_config is not None:
+        configuration = read_json(path, Configuration, "is it a BERT-like model's?")
+        if configuration.quantization_config is not None:
             raise InputError(f"{path}: the weights are quantized already: give the checkpoint that they were made of")
-        return asked
+        return configuration
 
     @cached_property
     def config(self) -> Any:  # noqa: ANN401  transformers has one class an architecture
@@ -492,8 +492,8 @@ class Encoder:
             raise InputError(
                 f"the tokenizer in {folder} cannot be read ({reason(error)}): save it beside the weights"
             ) from error
-        taken = inspect.signature(forward).parameters
-        inputs = tuple(name for name in tokenizer.model_input_names if name in taken)
+        parameters = inspect.signature(forward).parameters
+        inputs = tuple(name for name in tokenizer.model_input_names if name in parameters)
         if "input_ids" not in inputs:
             raise InputError(f"the tokenizer in {folder} gives no input_ids: save it beside the weights again")
         return cls(tokenizer, inputs)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from qbert import InputError
+from qbert.errors import InputError
 from qbert.labels import Indicators, one_hot
 from qbert.parse import decode, read_bytes
 

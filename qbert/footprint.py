@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert import CannotRunError, children
+from qbert import children
+from qbert.errors import CannotRunError
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Encoding
@@ -48,7 +49,7 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding", pauses: int 
     Raises:
         CannotRunError: it could not be loaded or run.
     """
-    from qbert.variants import taken
+    from qbert.variants import accepted_options
 
     with tempfile.TemporaryDirectory() as place:
         arrays = Path(place) / "encoding.npz"
@@ -57,7 +58,7 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding", pauses: int 
         load = variant.load
         done = children.run(
             *("-m", "qbert.footprint"),
-            *(load.__module__, load.__qualname__, json.dumps(taken(load, variant.options))),
+            *(load.__module__, load.__qualname__, json.dumps(accepted_options(load, variant.options))),
             *(str(folder.resolve()), str(arrays), str(pauses)),
             capture_output=True,
         )

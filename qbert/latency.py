@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert import TRACEBACK, CannotRunError, InputError, audit, children
+from qbert import audit, children
+from qbert.errors import TRACEBACK, CannotRunError, InputError
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Encoder, Encoding
@@ -259,8 +260,8 @@ def _judge(timed: Timed, again: Iterable[Mapping[str, Any]]) -> None:
 
 def _loading(cell: "Cell") -> Mapping[str, Any]:
     """Return what a process needs to load the classifier of `cell`."""
-    from qbert.variants import taken
+    from qbert.variants import accepted_options
 
     load, folder = cell.variant.load, str(cell.folder.resolve())
-    options = taken(load, cell.variant.options)
+    options = accepted_options(load, cell.variant.options)
     return {"module": load.__module__, "name": load.__qualname__, "options": options, "folder": folder}

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qbert import DISTRIBUTION
+from qbert.errors import DISTRIBUTION
 
 LIBRARIES = (DISTRIBUTION, "torch", "transformers", "tokenizers", "numpy", "pytest-benchmark")
 

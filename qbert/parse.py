@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qbert import InputError
+from qbert.errors import InputError
 
 Kind = TypeVar("Kind")
 

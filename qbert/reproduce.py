@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
-from qbert import CONFIDENCE, report
 from qbert.cache import write_file
 from qbert.dataset import text_rows
 from qbert.latency import one_core
+from qbert.results import tables
+from qbert.stats import CONFIDENCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,8 +159,8 @@ def table(trainings: Sequence[Training], *, title: str) -> Group:
 def markdown(trainings: Sequence[Training], *, title: str) -> str:
     """Return the same as `table` for a README."""
     headings = [heading.replace("\n", " ").strip() for heading in COLUMNS]
-    drawn = report.markdown_table(headings, _rows(trainings))
-    return f"### {report.markdown_text(title)}\n\n{drawn}\n\n{_reproduced(trainings)}\n"
+    drawn = tables.markdown_table(headings, _rows(trainings))
+    return f"### {tables.markdown_text(title)}\n\n{drawn}\n\n{_reproduced(trainings)}\n"
 
 
 COLUMNS = (
@@ -179,8 +180,8 @@ def _rows(trainings: Sequence[Training]) -> list[list[str]]:
             [
                 str(one.max_length),
                 str(one.seed + 1),
-                report.milliseconds(one.before_s),
-                report.milliseconds(one.after_s),
+                tables.milliseconds(one.before_s),
+                tables.milliseconds(one.after_s),
                 f"{one.speedup:.2f} {one.speedup_low:.2f}–{one.speedup_high:.2f}",
                 f"{one.f1_before:.4f}",
                 f"{one.f1_after:.4f}",

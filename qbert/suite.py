@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import InputError, children, evaluate, limit, machine, sources, train, variants
+from qbert import accuracy, children, machine, roofline, sources, training, variants
 from qbert.cache import build_kept, cache_dir
 from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
+from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, answers, predicted
 from qbert.terminal import say, silent
 from qbert.variants import BASELINE, Classifier, Variant
@@ -38,7 +39,7 @@ class Model:
     name: str
     """As it stands in test ids."""
     source: str
-    """A key of train.GEOMETRIES, or a checkpoint's folder: to be used as it is, or fine-tuned."""
+    """A key of training.GEOMETRIES, or a checkpoint's folder: to be used as it is, or fine-tuned."""
     trained: bool
     """Whether its head was trained, so that its labels mean something."""
     seed: int = 0
@@ -47,9 +48,9 @@ class Model:
     """Whether its source is a base that is trained on the dataset here."""
 
     @property
-    def made_here(self) -> bool:
+    def is_made_at_first_use(self) -> bool:
         """Whether it is made here, at first use."""
-        return self.fine_tune or self.source in train.GEOMETRIES
+        return self.fine_tune or self.source in training.GEOMETRIES
 
 
 class Suite:
@@ -87,12 +88,12 @@ class Suite:
                 self.models[name] = replace(model, name=name)
 
     def _resolve(self, source: str, experiments: int, *, fine_tune: bool) -> list[Model]:
-        if source in train.GEOMETRIES:
+        if source in training.GEOMETRIES:
             for max_length in self.max_lengths:
-                train.check_length(source, max_length)
+                training.check_length(source, max_length)
         if source == UNTRAINED:
             return [Model(source, source, trained=False)]
-        if source in train.GEOMETRIES:
+        if source in training.GEOMETRIES:
             return [
                 Model(source if seed == 0 else f"{source}-seed{seed}", source, trained=True, seed=seed)
                 for seed in range(experiments)
@@ -100,7 +101,7 @@ class Suite:
         try:
             folder = locate(source)
         except InputError as error:
-            raise InputError(f"{error}; built in are {', '.join(train.GEOMETRIES)}") from error
+            raise InputError(f"{error}; built in are {', '.join(training.GEOMETRIES)}") from error
         checkpoint = Checkpoint.open(folder, as_base=fine_tune)
         checkpoint.check_length(*self.max_lengths)
         name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
@@ -114,13 +115,13 @@ class Suite:
 
     def checkpoint(self, model: Model, max_length: int) -> Checkpoint:
         """Return the checkpoint of `model` for this length; a built-in one is made at first use."""
-        if not model.made_here:
+        if not model.is_made_at_first_use:
             return self._checkpoints.setdefault(model.source, Checkpoint(Path(model.source)))
-        recipe = train.recipe_for(model.source, len(self.dataset.train))
+        recipe = training.recipe_for(model.source, len(self.dataset.train))
         base = Checkpoint(Path(model.source)).sha256 if model.fine_tune else model.source
         made_of: list[Any] = [self.dataset.sha256, base, model.seed]
         if model.trained:
-            made_of += [max_length, asdict(recipe), sources.sha256(train.__name__)]
+            made_of += [max_length, asdict(recipe), sources.sha256(training.__name__)]
         key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
         folder = cache_dir() / "models" / key / (f"{model.name}-{max_length}" if model.trained else model.name)
         if str(folder) not in self._checkpoints:
@@ -130,7 +131,7 @@ class Suite:
 
     def _make(self, model: Model, max_length: int, stage: Path) -> None:
         if not model.trained:
-            train.write_untrained(self.dataset, model.source, stage, model.seed)
+            training.write_untrained(self.dataset, model.source, stage, model.seed)
             return
         say(f"training {model.name} at {max_length} tokens on {self.dataset.name}, once")
         # A process of its own has all cores, and leaves this one's threads and memory as every later run finds them.
@@ -180,7 +181,7 @@ class Suite:
         if cell.is_baseline:
             self._baseline_logits[key] = logits
         elif key not in self._baseline_logits:
-            self._baseline_logits[key] = evaluate.run(cell.baseline, cell.encoder, documents, cell.max_length)[0]
+            self._baseline_logits[key] = accuracy.run(cell.baseline, cell.encoder, documents, cell.max_length)[0]
         return self._baseline_logits[key]
 
     def cell(self, model: str, max_length: int, variant: str) -> "Cell":
@@ -206,7 +207,7 @@ class Cell:
         """Return the title of the table in which pytest-benchmark shows what is `measured` of this model and length."""
         return f"{measured} {self.model.name}-{self.max_length}{'' if self.model.trained else ' (untrained)'}"
 
-    def introduce(self, benchmark: Any, measured: str) -> None:  # noqa: ANN401  pytest-benchmark's fixture
+    def label_benchmark(self, benchmark: Any, measured: str) -> None:  # noqa: ANN401  pytest-benchmark's fixture
         """Group `benchmark`, and have the saved run say what it is of."""
         benchmark.group = self.group(measured)
         benchmark.extra_info.update(self.describe(self.classifier.evidence), measured=measured)
@@ -256,21 +257,21 @@ class Cell:
         self,
         documents: "pd.DataFrame",
         logits: npt.NDArray[np.float32],
-    ) -> tuple[evaluate.Comparison, list[dict[str, Any]]]:
+    ) -> tuple[accuracy.Comparison, list[dict[str, Any]]]:
         """Compare `logits` `(documents, num_labels)` of this cell with the baseline's: the figures, and the flips."""
         baseline = self.suite.baseline_logits(self, documents, logits)
         comparison = replace(
             self.compare(documents, baseline, logits), logit_error=float(np.abs(logits - baseline).mean())
         )
         problem_type = self.checkpoint.problem_type
-        return comparison, evaluate.flipped(documents, baseline, logits, self.suite.dataset, problem_type)
+        return comparison, accuracy.flipped(documents, baseline, logits, self.suite.dataset, problem_type)
 
     def compare(
         self,
         documents: "pd.DataFrame",
         baseline: npt.NDArray[np.float32],
         logits: npt.NDArray[np.float32],
-    ) -> evaluate.Comparison:
+    ) -> accuracy.Comparison:
         """Compare what `logits` and those of a `baseline`, `(documents, num_labels)` of this model, predict.
 
         Raises:
@@ -278,8 +279,8 @@ class Cell:
         """
         problem_type = self.checkpoint.problem_type
         for one in (baseline, logits):
-            evaluate.check_finite(one, self.name)
-        return evaluate.compare(
+            accuracy.check_finite(one, self.name)
+        return accuracy.compare(
             self.suite.dataset.indicators(documents),
             predicted(baseline, problem_type),
             predicted(logits, problem_type),
@@ -300,7 +301,7 @@ class Cell:
         """
         floor = self._floor_s()
         if floor > seconds:  # the limit may have been measured while a neighbour slowed the core
-            limit.rates.cache_clear()
+            roofline.rates.cache_clear()
             floor = self._floor_s()
         if floor > seconds:
             raise InputError(
@@ -310,7 +311,7 @@ class Cell:
         return {"floor_s": floor, "share_of_limit": floor / seconds} if math.isfinite(floor) else {}
 
     def _floor_s(self) -> float:
-        return limit.floor_seconds(self.checkpoint, self.max_length, self.variant.precision)
+        return roofline.floor_seconds(self.checkpoint, self.max_length, self.variant.precision)
 
     def describe(self, evidence: Mapping[str, Any]) -> dict[str, Any]:
         """Return its place, the `evidence` of its classifier, and what was measured on what."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import audit, children, sentence
+from qbert import audit, children
+from qbert.errors import sentence
 from qbert.latency import WARM_UP_S, one_core, time_call
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 from qbert import dataset as datasets
-from qbert import train
+from qbert import training
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 
@@ -148,8 +148,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Dataset:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Checkpoint:
     """BERT-tiny after one epoch on the sample."""
-    recipe = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
-    return train.train(news, "bert-tiny", tmp_path_factory.mktemp("model") / "tiny", max_length=64, recipe=recipe)
+    recipe = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+    return training.train(news, "bert-tiny", tmp_path_factory.mktemp("model") / "tiny", max_length=64, recipe=recipe)
 
 
 @pytest.fixture(scope="session")
@@ -169,8 +169,10 @@ def several(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Dataset:
 @pytest.fixture(scope="session")
 def multi(tmp_path_factory: pytest.TempPathFactory, several: Dataset) -> Checkpoint:
     """BERT-tiny after one epoch on texts of any number of labels."""
-    recipe = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
-    return train.train(several, "bert-tiny", tmp_path_factory.mktemp("model") / "multi", max_length=32, recipe=recipe)
+    recipe = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+    return training.train(
+        several, "bert-tiny", tmp_path_factory.mktemp("model") / "multi", max_length=32, recipe=recipe
+    )
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
@@ -178,7 +180,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A small seeded classifier of each architecture, for the dataset's five labels."""
     import transformers
 
-    tokenizer = train.learn_vocabulary(news.train["text"])
+    tokenizer = training.learn_vocabulary(news.train["text"])
     shape = {"vocab_size": len(tokenizer), "num_labels": 5, "pad_token_id": tokenizer.pad_token_id}
     size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     name = request.param

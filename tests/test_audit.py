@@ -8,9 +8,10 @@ import forked
 import numpy as np
 import pytest
 
-from qbert import InputError, audit
+from qbert import audit
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 CHEATS = """

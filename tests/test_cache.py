@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from qbert import InputError, cache
+from qbert import cache
 from qbert.cache import build_folder, build_kept
+from qbert.errors import InputError
 
 
 def write(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A few kills, damages and garbled inputs; `python tests/campaign.py` does hundreds."""
+"""A few kills, damages and garbled inputs; `python tools/campaign.py` does hundreds."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,15 @@ import campaign
 import pytest
 from test_page import whole
 
-from qbert import train
+from qbert import training
 from qbert.dataset import Dataset
 
 
 @pytest.mark.timeout(1800, method="thread")  # the campaign has the signal's timer for itself
 @pytest.mark.parametrize("count", [6, pytest.param(300, marks=pytest.mark.slow)])
 def test_nothing_finished_is_not_whole_and_nothing_wrong_is_silent(news: Dataset, tmp_path: Path, count: int) -> None:
-    recipe = train.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
-    checkpoint = train.train(news, "bert-tiny", tmp_path / "tiny", max_length=16, recipe=recipe).folder
+    recipe = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+    checkpoint = training.train(news, "bert-tiny", tmp_path / "tiny", max_length=16, recipe=recipe).folder
     saved = tmp_path / "run.json"
     saved.write_text(json.dumps(whole()))
     counts = campaign.campaign(checkpoint, news.folder, saved, count, 0, tmp_path, ["int8-dynamic-onednn"])

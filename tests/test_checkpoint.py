@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qbert import InputError
 from qbert.checkpoint import Checkpoint, locate
 from qbert.dataset import Dataset
+from qbert.errors import InputError
 from qbert.suite import Suite
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qbert import InputError, dataset
+from qbert import dataset
+from qbert.errors import InputError
 
 Write = Callable[..., Path]
 SHARED = Path(__file__).parents[2] / "shared" / "datasets"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qbert import CannotRunError, InputError, footprint, variants
+from qbert import footprint, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.errors import CannotRunError, InputError
 from qbert.variants import VARIANTS, Variant
 
 HERE = [row for row in VARIANTS.values() if not row.missing() and row.default]

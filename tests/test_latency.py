@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qbert import InputError, evaluate, latency, timing, variants
+from qbert import accuracy, latency, timing, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.errors import InputError
 from qbert.suite import Suite
 from qbert.variants import Classifier, Variant
 
@@ -48,7 +49,7 @@ def test_a_round_takes_the_seconds_that_another_process_measured(benchmark: Any)
 
 @pytest.mark.parametrize(("rounds", "told"), [(58, 1), (59, 2), (298, 2), (299, 3)])
 def test_a_percentile_needs_enough_rounds(rounds: int, told: int) -> None:
-    assert list(evaluate.percentiles([1.0] * rounds)) == ["p50_s", "p95_s", "p99_s"][:told]
+    assert list(accuracy.percentiles([1.0] * rounds)) == ["p50_s", "p95_s", "p99_s"][:told]
 
 
 def test_no_text_comes_twice_and_special_tokens_stay(trained: Checkpoint, news: Dataset) -> None:

@@ -34,11 +34,11 @@ def test_an_export_depends_on_what_it_imports_and_not_on_other_runtimes(module: 
     assert {"qbert.checkpoint", "qbert.machine", module} <= set(found)
     runtimes = {"openvino", "onnxruntime", "inductor", "native.convert"} - {module.removeprefix("qbert.variants.")}
     assert not runtimes & of_variants
-    assert not {"qbert.cli", "qbert.page", "qbert.gate"} & set(found)
+    assert not {"qbert.cli", "qbert.results.page", "qbert.gate.run"} & set(found)
 
 
 def test_a_training_depends_on_its_recipe_and_the_reading_of_texts() -> None:
-    assert {"qbert.train", "qbert.dataset", "qbert.checkpoint"} <= set(sources.files("qbert.train"))
+    assert {"qbert.training", "qbert.dataset", "qbert.checkpoint"} <= set(sources.files("qbert.training"))
 
 
 @pytest.fixture

@@ -8,18 +8,20 @@ function, `export(checkpoint, folder, **options)`, writes it, and `load` reads t
 import json
 from pathlib import Path
 
-from qbert import InputError, machine
+from qbert import machine
 from qbert.cache import check_files
 from qbert.checkpoint import RECORD
+from qbert.errors import InputError
 from qbert.variants import eager, inductor, native, onnxruntime, openvino
 from qbert.variants.base import CONVERTERS, Classifier, Variant
-from qbert.variants.build import build, load, load_folder, prepare, taken, write_artefact
+from qbert.variants.build import accepted_options, build, load, load_folder, prepare, write_artefact
 
 __all__ = [
     "BASELINE",
     "VARIANTS",
     "Classifier",
     "Variant",
+    "accepted_options",
     "build",
     "get",
     "load",
@@ -28,7 +30,6 @@ __all__ = [
     "prepare",
     "register",
     "select",
-    "taken",
     "write_artefact",
 ]
 
@@ -61,7 +62,7 @@ for row in (
         options={"dtype": "bfloat16"},
         packages_to_load=CONVERTERS,
         needs="bf16 instructions",
-        unsupported=eager.no_bf16,
+        unsupported=eager.lacks_bf16,
     ),
     Variant(
         "int8-dynamic",
@@ -72,7 +73,7 @@ for row in (
         options={"engine": "x86", "per_channel": False},
         packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
-        unsupported=eager.no_avx2,
+        unsupported=eager.lacks_avx2,
     ),
     Variant(
         "int8-dynamic-onednn",
@@ -82,7 +83,7 @@ for row in (
         eager.export_dynamic,
         options={"engine": "onednn", "per_channel": False},
         packages_to_load=CONVERTERS,
-        unsupported=eager.no_onednn,
+        unsupported=eager.lacks_onednn,
         default=not machine.is_x86(),  # there engine x86 is the published one, and as fast
     ),
     Variant(
@@ -94,7 +95,7 @@ for row in (
         options={"engine": "x86", "per_channel": True},
         packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
-        unsupported=eager.no_avx2,
+        unsupported=eager.lacks_avx2,
         default=False,  # as int8-dynamic in all but its weights' scales
     ),
     Variant(
@@ -136,7 +137,7 @@ for row in (
             packages_to_load=("openvino",),
             extra="openvino",
             needs="openvino" + (", bf16 instructions" if "bf16" in precision else ""),
-            unsupported=openvino.no_bf16 if "bf16" in precision else lambda: "",
+            unsupported=openvino.lacks_bf16 if "bf16" in precision else lambda: "",
         )
         for precision in ("fp32", "bf16", "int8", "int8-bf16")
     ),
@@ -187,7 +188,7 @@ for row in (
         inductor.export,
         packages_to_load=("torch",),
         needs="a C++ compiler",
-        unmakeable=inductor.no_compiler,
+        unmakeable=inductor.lacks_compiler,
         default=False,
     ),
     Variant(
@@ -199,8 +200,8 @@ for row in (
         options={"dtype": "bfloat16"},
         packages_to_load=("torch",),
         needs="a C++ compiler, bf16 instructions",
-        unsupported=eager.no_bf16,
-        unmakeable=inductor.no_compiler,
+        unsupported=eager.lacks_bf16,
+        unmakeable=inductor.lacks_compiler,
         default=False,
     ),
     Variant(
@@ -214,8 +215,8 @@ for row in (
         packages_to_load=("torch",),
         extra="torchao",
         needs="torchao, a C++ compiler",
-        unsupported=inductor.no_int8,
-        unmakeable=inductor.no_compiler,
+        unsupported=inductor.lacks_x86,
+        unmakeable=inductor.lacks_compiler,
         default=False,
     ),
     Variant(
@@ -228,7 +229,7 @@ for row in (
         packages_to_load=("torch",),
         extra="torchao",
         needs="torchao, a C++ compiler",
-        unmakeable=inductor.no_compiler,
+        unmakeable=inductor.lacks_compiler,
         default=False,
     ),
 ):

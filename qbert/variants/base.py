@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert import pip_install
+from qbert.errors import pip_install
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import CannotRunError, InputError, machine, reason, sources
+from qbert import machine, sources
 from qbert.cache import build_kept, cache_dir, seal
 from qbert.checkpoint import Checkpoint, write_record
+from qbert.errors import CannotRunError, InputError, reason
 from qbert.terminal import say, silent
 from qbert.variants import eager
 from qbert.variants.base import Classifier, Variant, qualified
@@ -146,7 +147,7 @@ def _cannot(variant: Variant, what: str, checkpoint: Checkpoint, error: Exceptio
     return f"variant {variant.name} cannot {what} {checkpoint.folder}, a {family} ({reason(error)}): leave it out"
 
 
-def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def accepted_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `options` that `function` takes."""
     parameters = inspect.signature(function).parameters
     every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -155,7 +156,9 @@ def taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str,
 
 def _options(variant: Variant, checkpoint: Checkpoint, max_length: int | None) -> dict[str, Any]:
     """Return what `variant` passes to its export, calibration documents aside."""
-    return taken(variant.export or eager.export, {"max_length": max_length or checkpoint.max_length, **variant.options})
+    return accepted_options(
+        variant.export or eager.export, {"max_length": max_length or checkpoint.max_length, **variant.options}
+    )
 
 
 def _documents(checkpoint: Checkpoint) -> int:
@@ -177,7 +180,7 @@ def load_folder(variant: Variant, folder: Path) -> Classifier:
     Raises:
         InputError: it claims int8 and is not.
     """
-    classifier = variant.load(folder, **taken(variant.load, variant.options))
+    classifier = variant.load(folder, **accepted_options(variant.load, variant.options))
     if variant.precision.startswith("int8") and not classifier.evidence.get("quantized_ops"):
         raise InputError(
             f"variant {variant.name} claims int8 and runs no quantized operation: it would only seem to be"

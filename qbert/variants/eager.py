@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import InputError, machine, reason
+from qbert import machine
 from qbert.checkpoint import Checkpoint, Encoding, quiet_transformers
+from qbert.errors import InputError, reason
 from qbert.terminal import quiet
 
 if TYPE_CHECKING:
@@ -27,19 +28,19 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the engine qnnpack warn
 WEIGHTS = "quantized.safetensors"
 
 
-def no_bf16() -> str:
+def lacks_bf16() -> str:
     """Say why bf16 would only be emulated here; empty where the processor has it."""
     if machine.has("avx512_bf16", "amx_bf16", "bf16"):
         return ""
     return "this processor has no bf16 instructions (AVX512-BF16, AMX or ARM's bf16)"
 
 
-def no_avx2() -> str:
+def lacks_avx2() -> str:
     """Say why PyTorch's engine x86 cannot run here; empty where it can."""
     return "" if machine.has("avx2") else "PyTorch's engine x86 needs a processor with AVX2"
 
 
-def no_onednn() -> str:
+def lacks_onednn() -> str:
     """Say why PyTorch's engine onednn cannot run here; empty where it can."""
     return "" if machine.is_x86() or sys.platform == "linux" else "PyTorch has no oneDNN on this system"
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from qbert import CannotRunError
 from qbert.checkpoint import Checkpoint
+from qbert.errors import CannotRunError
 
 BERT = {
     "embeddings.word": "embeddings.word_embeddings",

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import InputError, machine, reason
+from qbert import machine
 from qbert.cache import cache_dir, check_trusted
 from qbert.checkpoint import Checkpoint, Encoding
+from qbert.errors import InputError, reason
 from qbert.variants import eager
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ QUANTIZED = ("_qlinear_pointwise_tensor", "_qlinear_pointwise_binary_tensor", "_
 FUSED = ("_linear_pointwise", "_linear_pointwise_binary", "_scaled_dot_product_flash_attention_for_cpu")
 
 
-def no_compiler() -> str:
+def lacks_compiler() -> str:
     """Say what TorchInductor lacks; empty where there is a C++ compiler."""
     if any(shutil.which(name) for name in (os.environ.get("CXX", ""), *COMPILERS)):
         return ""
     return "no C++ compiler: install g++ or clang++ (on Debian apt install g++), or name one in CXX"
 
 
-def no_int8() -> str:
+def lacks_x86() -> str:
     """Say why torchao's quantizer for x86 cannot run here; empty where it can."""
     return "" if machine.is_x86() else "torchao's X86InductorQuantizer is for x86"
 

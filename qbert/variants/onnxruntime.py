@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import CannotRunError, InputError, machine, reason
+from qbert import machine
 from qbert.checkpoint import Checkpoint, Encoding
+from qbert.errors import CannotRunError, InputError, reason
 from qbert.variants import eager, trimmed
 
 if TYPE_CHECKING:

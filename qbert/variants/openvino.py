@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import InputError, machine, reason
+from qbert import machine
 from qbert.checkpoint import Checkpoint, Encoding
+from qbert.errors import InputError, reason
 from qbert.variants import eager, trimmed
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _runner(compiled: Any) -> "Callable[[Encoding], npt.NDArray[np.float32]]":  
     return run
 
 
-def no_bf16() -> str:
+def lacks_bf16() -> str:
     """Say why OpenVINO would not compute in bf16 here; empty where it would."""
     if machine.has("avx512_bf16", "amx_bf16"):
         return ""

@@ -11,8 +11,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from qbert import InputError, machine, pip_install
+from qbert import machine
 from qbert.cache import build_kept, cache_dir, check_trusted
+from qbert.errors import InputError, pip_install
 from qbert.terminal import say
 
 SOURCES = Path(__file__).parent

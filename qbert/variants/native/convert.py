@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert import CannotRunError
 from qbert.checkpoint import Checkpoint
+from qbert.errors import CannotRunError
 from qbert.variants import families
 from qbert.variants.native.compiler import load_library
 from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry

@@ -1,0 +1,332 @@
+"""Judge a variant by the test documents: F1, F1 drop with its interval, flips, and what they cannot tell."""
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+from scipy import stats as scipy_stats
+
+from qbert import stats
+from qbert.checkpoint import Encoder
+from qbert.dataset import Dataset, text_rows
+from qbert.errors import CannotRunError
+from qbert.labels import MULTI_LABEL, Indicators, predicted, unpacked
+from qbert.latency import one_core
+from qbert.stats import CONFIDENCE
+from qbert.terminal import counted
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qbert.variants import Classifier
+
+WARM_UP_DOCUMENTS = 10
+RESAMPLES = 4_000  # moves the interval's ends by less than a tenth of its width from seed to seed
+MOST_COUNTS = 4_000_000  # held at a time while resampling: 32 MB
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A variant's predictions beside the baseline's, for the same documents."""
+
+    documents: int
+    f1: float
+    """Weighted F1 of the variant, 0 to 1."""
+    f1_baseline: float
+    f1_drop: float
+    """`f1_baseline - f1`; positive is worse."""
+    f1_drop_low: float
+    """Lower end of the 95 % interval of `f1_drop`."""
+    f1_drop_high: float
+    flips: int
+    """Documents with another predicted label, or set of labels, than the baseline's."""
+    lost: int
+    """Flips from what is right to what is wrong; of several labels, all have to be right."""
+    gained: int
+    """Flips from what is wrong to what is right."""
+    mcnemar_p: float
+    """Exact McNemar test of `lost` against `gained`."""
+    visible_drop: float
+    """The least true drop in accuracy that so many documents tell from chance (p < 0.05) with a chance of 80 %."""
+    logit_error: float | None = None
+    """Mean absolute difference of the logits from the baseline's, where they were given."""
+    label_flips: int | None = None
+    """Labels of documents that one of both predicts and the other does not; of multi-label models only."""
+
+
+def run(
+    classifier: "Classifier",
+    encoder: Encoder,
+    documents: "pd.DataFrame",
+    max_length: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Classify each document on its own, as it is served.
+
+    Returns:
+        Logits `(documents, num_labels)`, and the seconds from text to logits of each document.
+    """
+    rows = text_rows(documents)
+    logits, seconds = [], []
+    with one_core():
+        for text in rows[:WARM_UP_DOCUMENTS]:
+            classifier(encoder(*text, max_length=max_length))
+        for number, text in enumerate(rows, start=1):
+            start = time.perf_counter()
+            logits.append(classifier(encoder(*text, max_length=max_length)))
+            seconds.append(time.perf_counter() - start)
+            advance(number)
+    return np.concatenate(logits), np.array(seconds)
+
+
+def check_finite(logits: npt.NDArray[np.float32], what: str) -> None:
+    """Raise CannotRunError where `logits`, which the cell or variant `what` gives, are not all numbers."""
+    if not np.isfinite(logits).all():
+        raise CannotRunError(f"{what} answers with nan or infinity: leave the model or the variant out")
+
+
+def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:
+    """Return `p50_s`, and `p95_s` and `p99_s` where there are enough of `seconds` for them: 59 and 299.
+
+    Source: Hahn and Meeker 1991, "Statistical Intervals", section 5.3: from so many on the greatest of n values is an
+    upper 95 % bound of that quantile q, 1 - q**n >= 0.95.
+    """
+    told = [50, *(percent for percent in (95, 99) if 1 - (percent / 100) ** len(seconds) >= CONFIDENCE)]
+    return {f"p{percent}_s": float(np.percentile(seconds, percent)) for percent in told}
+
+
+def compare(
+    labels: Indicators,
+    baseline: Indicators,
+    variant: Indicators,
+    *,
+    multi_label: bool = False,
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """Compare the labels that both predict, `(documents, num_labels)`, with the true `labels`.
+
+    Source: exact McNemar test: Fagerland, Lydersen and Laake 2013, "The McNemar test for binary
+    matched-pairs data", section 3.
+    """
+    right_before, right_after = ((labels == predicted).all(axis=1) for predicted in (baseline, variant))
+    lost = int((right_before & ~right_after).sum())
+    gained = int((~right_before & right_after).sum())
+    flips = int((baseline != variant).any(axis=1).sum())
+    once = np.ones((1, len(labels)))
+    f1_baseline = float(_weighted_f1(once, labels, baseline)[0])
+    f1 = float(_weighted_f1(once, labels, variant)[0])
+    low, high = f1_drop_interval(labels, baseline, variant, confidence=confidence)
+    return Comparison(
+        documents=len(labels),
+        f1=f1,
+        f1_baseline=f1_baseline,
+        f1_drop=f1_baseline - f1,
+        f1_drop_low=low,
+        f1_drop_high=high,
+        flips=flips,
+        lost=lost,
+        gained=gained,
+        mcnemar_p=float(scipy_stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
+        visible_drop=visible_drop(len(labels), flips),
+        label_flips=int((baseline != variant).sum()) if multi_label else None,
+    )
+
+
+def compare_answers(
+    base: Mapping[str, str], head: Mapping[str, str], confidence: float, min_effect: float
+) -> dict[str, Any]:
+    """Return the fields of a Comparison of two labels.answers for the same documents, base for baseline, and `verdict`.
+
+    The same logits for every document are the same F1, however few documents there are.
+    """
+    texts = head["labels"], base["predicted"], head["predicted"]
+    ids = [int(one) for text in texts for one in re.findall(r"\d+", text)]
+    arrays = [unpacked(text, max(ids, default=0) + 1) for text in texts]
+    multi_label = any((one.sum(axis=1) != 1).any() for one in arrays)
+    found = compare(*arrays, multi_label=multi_label, confidence=confidence)
+    same = base["logits_sha256"] == head["logits_sha256"]
+    verdict = "same" if same else stats.f1_verdict(found.f1_drop_low, found.f1_drop_high, min_effect)
+    return asdict(found) | {"verdict": verdict}
+
+
+def _flips(documents: int, flips: int, drop: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
+    """Return numbers of flips that so many documents can have, the chance of each, and that a flip is a loss.
+
+    Supposed is that of the next documents as many flip as did of these, or as `drop`, the true drop in accuracy, needs.
+    """
+    share = min(1.0, max((flips + 1) / (documents + 2), abs(drop)))
+    spread = 8 * math.sqrt(documents * share) + 8
+    counts = np.arange(max(0, int(documents * share - spread)), min(documents, int(documents * share + spread)) + 1)
+    return counts, scipy_stats.binom.pmf(counts, documents, share), (1 + drop / share) / 2
+
+
+def visible_drop(documents: int, flips: int, power: float = 0.8) -> float:
+    """Return the least true drop in accuracy that the exact McNemar test sees (p < 0.05) with the chance `power`.
+
+    `documents` are judged, and `flips` of them were seen to flip. 1 where they can see none.
+
+    Source: Duffy 1984, "Asymptotic and exact power for the McNemar test and its analogue with R controls per case": the
+    test's power given the number of flips, averaged over what that number can be.
+    """
+
+    def seen(drop: float) -> float:
+        counts, chances, lost = _flips(documents, flips, drop)
+        # Of n flips the least losses with p < 0.05; at n, where even those of all are not enough, none is.
+        needed = scipy_stats.binom.isf(0.025, counts, 0.5) + 1
+        return float((chances * scipy_stats.binom.sf(needed - 1, counts, lost)).sum())
+
+    if seen(1.0) < power:
+        return 1.0
+    hundredth_of_a_point = 1e-4
+    return float(optimize.brentq(lambda drop: seen(drop) - power, 0.0, 1.0, xtol=hundredth_of_a_point))
+
+
+def guard_fails(documents: int, flips: int, limit: float, drop: float) -> float:
+    """Return how likely the point guard is to fail for a true `drop` in accuracy, if as many documents flip as `flips`.
+
+    The drop in accuracy stands for the one in weighted F1, which it is close to.
+    """
+    counts, chances, lost = _flips(documents, flips, drop)
+    over = np.floor((limit * documents + counts) / 2)  # lost - gained > limit * documents
+    return float((chances * scipy_stats.binom.sf(over, counts, lost)).sum())
+
+
+def odds(documents: int, flips: int, limit: float) -> str:
+    """Return in a sentence how often the point guard with `limit` errs where so many of `documents` flip."""
+    drop = 2 * max(limit, 0.005)
+    false, passed = guard_fails(documents, flips, limit, 0.0), 1 - guard_fails(documents, flips, limit, drop)
+    return (
+        f"With {counted(flips, 'flip')} in {documents} documents the guard fails {false:.0%} of variants with no true "
+        f"drop, and lets {passed:.0%} of those with a true drop of {drop:.3f} pass"
+    )
+
+
+def f1_drop_interval(
+    labels: Indicators, baseline: Indicators, variant: Indicators, *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the paired bootstrap interval of the weighted F1 drop.
+
+    Documents with equal labels, of all three kinds, are interchangeable, so a resample of documents is one
+    multinomial draw over these cells. One document lost and one gained are added, spread over the labels as
+    the documents are: without them no flip among 100 documents would give the interval [0, 0].
+
+    Source: percentile bootstrap: Efron and Tibshirani 1993, chapter 13; the two added documents: Bonett and
+    Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data".
+    """
+    known, share = np.unique(labels, axis=0, return_counts=True)
+    wrong = np.array([_exchanged(row) for row in known])
+    observed, counts = np.unique(np.stack([labels, baseline, variant], axis=1), axis=0, return_counts=True)
+    added = [np.stack([known, known, wrong], axis=1), np.stack([known, wrong, known], axis=1)]
+    cells = np.concatenate([observed, *added]).swapaxes(0, 1)
+    weights = np.concatenate([counts, share / len(labels), share / len(labels)])
+    rng, drops = np.random.default_rng(0), np.empty(RESAMPLES)
+    at_once = max(1, MOST_COUNTS // len(weights))
+    for begin in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - begin)
+        draws = rng.multinomial(len(labels) + 2, weights / weights.sum(), size=size).astype(float)
+        drops[begin : begin + at_once] = _weighted_f1(draws, cells[0], cells[1]) - _weighted_f1(
+            draws, cells[0], cells[2]
+        )
+    low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _exchanged(labels: Indicators) -> Indicators:
+    """Return the labels of one document, `(num_labels,)`, with the first that it has exchanged for one that it lacks.
+
+    Of one label it is the next one. Where there is none to give up or to take, it is a label more or fewer.
+    """
+    first = labels.argmax()
+    later = (np.arange(len(labels)) + first) % len(labels)
+    wrong = labels.copy()
+    wrong[first] = False
+    wrong[later[~labels[later]][:1]] = True
+    return wrong
+
+
+def _weighted_f1(counts: npt.NDArray[np.float64], labels: Indicators, predicted: Indicators) -> npt.NDArray[np.float64]:
+    """Return the weighted F1 of each row of `counts` `(samples, cells)`, how often each cell's labels occur."""
+    support = counts @ labels.astype(float)
+    hits = counts @ (labels & predicted).astype(float)
+    either = support + counts @ predicted.astype(float)
+    f1 = np.divide(2 * hits, either, out=np.zeros_like(either), where=either > 0)
+    every = support.sum(axis=1)
+    return np.asarray(np.divide((f1 * support).sum(axis=1), every, out=np.zeros_like(every), where=every > 0))
+
+
+def flipped(
+    documents: "pd.DataFrame",
+    baseline: npt.NDArray[np.float32],
+    variant: npt.NDArray[np.float32],
+    dataset: Dataset,
+    problem_type: str,
+) -> list[dict[str, Any]]:
+    """Return the documents whose labels differ, with the labels' names (| between) and the logits' margins."""
+    labels, before, after = (
+        dataset.indicators(documents),
+        predicted(baseline, problem_type),
+        predicted(variant, problem_type),
+    )
+
+    def named(indicators: Indicators) -> str:
+        return "|".join(dataset.label_names[label] for label in np.flatnonzero(indicators))
+
+    return [
+        {
+            "row": int(documents.index[int(row)]),
+            "label": named(labels[row]),
+            "baseline": named(before[row]),
+            "baseline_margin": _margin(baseline[row], problem_type),
+            "variant": named(after[row]),
+            "variant_margin": _margin(variant[row], problem_type),
+            "text": str(documents["text"].iloc[row])[:200],
+        }
+        for row in np.flatnonzero((before != after).any(axis=1))
+    ]
+
+
+def _margin(logits: npt.NDArray[np.float32], problem_type: str) -> float:
+    """Return by how much the highest logit is above the next; of several labels, how near one is to its threshold."""
+    if problem_type == MULTI_LABEL:
+        return float(np.abs(logits).min())
+    below, top = np.partition(logits, -2)[-2:]
+    return float(top - below)
+
+
+def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, by: str, what: str) -> str:
+    """Return what a person has to know where the F1 drop of `what` is over `limit`; empty where it is not.
+
+    `by` is `point` (the drop itself) or `interval` (the upper end of its 95 % interval).
+    """
+    judged = max(comparison.f1_drop_high, comparison.f1_drop) if by == "interval" else comparison.f1_drop
+    if judged <= limit:
+        return ""
+    named = "upper end of the F1 drop's interval" if by == "interval" else "F1 drop"
+    moved = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
+    changed = f"{comparison.flips} of {comparison.documents} documents flipped"
+    if comparison.label_flips is not None:
+        changed += f", {comparison.label_flips} labels"
+    lines = [
+        f"{what}: {named} {judged:+.4f} is over the limit {limit:.4f}",
+        f"  weighted F1 {comparison.f1_baseline:.4f} -> {comparison.f1:.4f}, drop {comparison.f1_drop:+.4f}",
+        f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
+        f"  {changed}: {moved} (p = {comparison.mcnemar_p:.3f})",
+    ]
+    if by == "point" and limit >= 0:
+        lines.append(f"  {odds(comparison.documents, comparison.flips, limit)}")
+    if by == "interval" and comparison.f1_drop <= limit:
+        advice = "more test documents would narrow its interval" if limit > 0 else "its interval needs a limit above 0"
+        lines.append(f"  The drop itself is within the limit: {advice}")
+    shown = 5
+    for flip in flips[:shown]:
+        text = " ".join(flip["text"].split())[:40]
+        lines.append(f"  document {flip['row']}: {flip['baseline']} -> {flip['variant']}, is {flip['label']}: {text}")
+    if len(flips) > shown:
+        lines.append(f"  and {len(flips) - shown} more")
+    return "\n".join(lines)

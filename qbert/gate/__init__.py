@@ -1,0 +1,1 @@
+"""`qbert gate`: base against head, side by side in one job."""

@@ -1,0 +1,161 @@
+"""Verdicts: whether a cell became slower, how sure that is, and whether two results can be held against each other."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qbert.stats import CONFIDENCE, MIN_EFFECT, MIN_F1_EFFECT, bonferroni, verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELL = ["model", "max_length", "variant"]
+SUBJECT = (
+    *("processor", "instruction_sets", "hardware", "threads"),
+    *("dataset_sha256", "checkpoint_sha256", "definition", "versions"),
+)
+"""What has to agree in two results' `identity` before their latencies can be compared; of `hardware`, what both know.
+
+Older runs know nothing of it, or what pytest-benchmark says of the processor.
+"""
+
+
+def differences(base: Mapping[str, Any], head: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> list[str]:
+    """Return in what two results' `identity` differ, each as "name: base, head"; `may_differ` names what may.
+
+    Of a mapping (versions, definition) the entries that differ are named.
+    """
+    found = []
+    for name in SUBJECT:
+        before, after = base.get(name), head.get(name)
+        if name == "hardware":
+            before, after = before or {}, after or {}
+            both = [key for key in before if key in after]
+            before, after = ({key: one[key] for key in both} for one in (before, after))
+        if name not in may_differ and before != after:
+            found += list(_differing(name, before, after))
+    return found
+
+
+def _differing(name: str, base: Any, head: Any) -> Iterable[str]:  # noqa: ANN401
+    if isinstance(base, Mapping) and isinstance(head, Mapping):
+        label = "" if name == "versions" else f"{name} "
+        for key in dict.fromkeys([*base, *head]):
+            if base.get(key) != head.get(key):
+                yield f"{label}{key}: {_shown(base.get(key))}, {_shown(head.get(key))}"
+        return
+    if isinstance(base, list) and isinstance(head, list):
+        base, head = (
+            " ".join(sorted(set(one) - set(other))) or "no more" for one, other in ((base, head), (head, base))
+        )
+    yield f"{name.removesuffix('_sha256').replace('_', ' ')}: {_shown(base)}, {_shown(head)}"
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    if value is None:
+        return "none"
+    text = str(value)
+    return text[:12] if len(text) == 64 else text  # noqa: PLR2004  a SHA-256
+
+
+def runs(
+    base: "pd.DataFrame",
+    head: "pd.DataFrame",
+    *,
+    spreads: Mapping[tuple[Any, ...], tuple[float, int]],
+    min_effect: float = MIN_EFFECT,
+    min_f1_effect: float = MIN_F1_EFFECT,
+    across: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Hold the runs `head` against the runs `base`, each as history.load gives them: a row for each cell.
+
+    The runs of a sitting are one value. `spreads`, as history.spreads gives them, tell how far one sitting is from the
+    next; `across` names what of the cells' identity may differ.
+    """
+    base, head = (table.assign(order=range(len(table))) for table in (base, head))
+    groups = [dict(iter(table.groupby(CELL, sort=False))) for table in (base, head)]
+    keys = list(dict.fromkeys([*groups[0], *groups[1]]))
+    confidence = bonferroni(CONFIDENCE, len(keys))
+    rows = []
+    for key in keys:
+        before, after = (group.get(key) for group in groups)
+        row: dict[str, Any] = dict(zip(CELL, key, strict=True)) | {"verdict": "not comparable", "differs": [], "f1": {}}
+        rows.append(row)
+        if before is None or after is None:
+            row["differs"] = [f"only {'head' if before is None else 'base'} has it"]
+            continue
+        first, *others = [*before["identity"], *after["identity"]]
+        differs = [one for other in others for one in differences(first, other, may_differ=across)]
+        if differs:
+            row["differs"] = list(dict.fromkeys(differs))
+            continue
+        timed = [group.dropna(subset=["median_s"]) for group in (before, after)]
+        if all(map(len, timed)):
+            logs_base, logs_head = map(samples, timed)
+            low, high = _two_samples(logs_base, logs_head, confidence, spreads.get(key))
+            row["verdict"] = verdict(low, high, min_effect)
+            change = float(np.mean(logs_head) - np.mean(logs_base))
+            for name, value in (("change", change), ("change_low", low), ("change_high", high)):
+                row[name] = math.expm1(value) if math.isfinite(value) else None
+            row |= {"base_s": float(np.exp(np.mean(logs_base))), "head_s": float(np.exp(np.mean(logs_head)))}
+            row |= {"base_runs": len(timed[0]), "head_runs": len(timed[1])}
+            row |= {"base_sittings": len(logs_base), "head_sittings": len(logs_head)}
+        else:
+            row["verdict"] = ""
+        last = [group.iloc[-1] for group in (before, after)]
+        row["f1"] = _f1(last[0], last[1], confidence, min_f1_effect)
+        for name in ("disk_bytes", "peak_rss_bytes"):
+            for side, one in zip(("base", "head"), last, strict=True):
+                row[f"{side}_{name}"] = None if _absent(one.get(name)) else float(one[name])
+    return rows
+
+
+def samples(group: "pd.DataFrame") -> npt.NDArray[np.float64]:
+    """Return the mean logarithm of latency in each sitting of one cell's runs, in the sittings' order."""
+    sittings, places = np.unique(group["sitting"], return_inverse=True)
+    logs = np.log(group["median_s"].to_numpy(dtype=float))
+    return np.bincount(places, weights=logs, minlength=len(sittings)) / np.bincount(places, minlength=len(sittings))
+
+
+def _two_samples(
+    base: npt.NDArray[np.float64],
+    head: npt.NDArray[np.float64],
+    confidence: float,
+    spread: tuple[float, int] | None,
+) -> tuple[float, float]:
+    """Return the interval of the difference of means, head less base; infinite where nothing tells the noise.
+
+    Source: Student's two-sample interval with pooled variance, into which `spread` (a standard deviation of single
+    values and its degrees of freedom) is pooled as one more sample.
+    """
+    from scipy import special  # scipy.stats takes a second to import
+
+    known, freedom = spread or (0.0, 0)
+    squares = sum(((sample - sample.mean()) ** 2).sum() for sample in (base, head)) + freedom * known**2
+    freedom += len(base) + len(head) - 2
+    if not freedom:
+        return -math.inf, math.inf
+    error = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(head)))
+    reach = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
+    change = float(head.mean() - base.mean())
+    return change - reach, change + reach
+
+
+def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_effect: float) -> dict[str, Any]:
+    """Compare the F1 of two runs; `inconclusive` where an older run does not hold its answers."""
+    from qbert import accuracy
+
+    if _absent(base.get("f1")) or _absent(head.get("f1")):
+        return {}
+    before, after = (one.get("answers") for one in (base, head))
+    if not isinstance(before, dict) or not isinstance(after, dict) or before["labels"] != after["labels"]:
+        figures = {"f1_baseline": base["f1"], "f1": head["f1"], "f1_drop": base["f1"] - head["f1"]}
+        return figures | {"verdict": "inconclusive"}
+    return accuracy.compare_answers(before, after, confidence, min_effect)
+
+
+def _absent(value: Any) -> bool:  # noqa: ANN401
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,531 @@
+"""One page for a person to decide by: everything that saved runs know, as HTML that needs no network."""
+
+import base64
+import hashlib
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from qbert import __version__
+from qbert.errors import InputError, pip_install
+from qbert.results import intervals, verdicts
+from qbert.results.compare import CELL, SUBJECT, differences
+from qbert.results.history import ACCURACY, FOOTPRINT, LATENCY
+from qbert.results.tables import (
+    PACE,
+    TOO_NOISY,
+    at_one_pace,
+    is_too_noisy,
+    markdown_table,
+    markdown_text,
+    pace_changes,
+    spreadsheet,
+    three_digits,
+    too_wide,
+)
+from qbert.terminal import shown
+from qbert.variants import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.axes import Axes
+
+INK, FAINT = "#010203", "#a1b2c3"  # stand in a drawing for the page's own colours, which are light or dark
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#3f9bd1", "#8c6bb1", "#8a8a1f", "#aa4466", "#5b7f1e")
+MARKERS = "osD^vP*X<>"
+FLIPS_SHOWN = 200
+WIDTH_IN = 5.4  # as wide as a column of the page; on a phone it shrinks by a third and can still be read
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing, and what it shows in words."""
+
+    svg: str
+    alternative: str
+    caption: str
+
+
+def summarize(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a cell of `runs`, as history.load gives them: of each benchmark all figures of its newest run.
+
+    Of several runs `low_s` and `high_s` are the least and the greatest median; of one, the quartiles of its rounds.
+    `latency_s`, `over_best`, `share_of_limit` and `pace_change` are as report.at_one_pace has them, intervals, too;
+    `undominated`: no other variant of this model and length is at least as fast with at least its F1.
+
+    Raises:
+        InputError: the runs are of different machines or subjects.
+    """
+    machines = list(dict.fromkeys(runs["machine"]))
+    if len(machines) > 1:
+        raise InputError(f"the runs are of different machines, {' and '.join(machines)}: make a report of each")
+    _refuse_mixed(runs)
+    runs = runs.sort_values(["when", "file"], kind="stable")
+    medians = runs.groupby(CELL, sort=False)["median_s"]
+    table = _newest(runs)
+    table["runs"] = medians.count()
+    for name, quartile, extreme in (("low_s", "q1_s", medians.min()), ("high_s", "q3_s", medians.max())):
+        table[name] = extreme.where(table["runs"] > 1, table[quartile].astype(float))
+    table = table.reset_index()
+    table = at_one_pace(table, table)
+    table["undominated"] = [_undominated(row, table) for row in table.to_dict("records")]
+    order = {model: number for number, model in enumerate(dict.fromkeys(runs["model"]))}
+    return table.sort_values(
+        ["model", "max_length"],
+        key=lambda column: column.map(order) if column.name == "model" else column,
+        kind="stable",
+    ).reset_index(drop=True)
+
+
+def _newest(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each cell of `runs`, oldest first: its newest, each benchmark of the newest that has it.
+
+    The figures of one benchmark are of one run: none is filled in from another.
+    """
+    rows = runs.groupby(CELL, sort=False).tail(1).set_index(CELL)
+    for sign, figures in (("median_s", [*LATENCY, "file"]), ("f1", ACCURACY), ("disk_bytes", FOOTPRINT)):
+        newest = runs[runs[sign].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
+        for name in figures:
+            rows[name] = newest[name].reindex(rows.index)
+    return rows
+
+
+def _refuse_mixed(runs: pd.DataFrame) -> None:
+    """Let `runs` pass whose figures may stand in one table: of one dataset and its documents, each cell of one subject.
+
+    Raises:
+        InputError: they may not.
+    """
+    seen: dict[tuple[str, str], tuple[Any, str]] = {}
+    for row in runs.to_dict("records"):
+        cell, identity = "-".join(str(row[name]) for name in CELL), row["identity"]
+        of_all = {"dataset_sha256": identity["dataset_sha256"], "documents": row["documents"]}
+        of_cell = {name: identity.get(name) for name in SUBJECT}
+        of_cell |= {"F1 limit": row["max_f1_drop"], "F1 guard": row["f1_guard"]}
+        for scope, facts in (("", of_all), (cell, of_cell)):
+            for fact, value in facts.items():
+                if isinstance(value, float) and math.isnan(value):  # not judged in this run
+                    continue
+                known, file = seen.setdefault((scope, fact), (value, row["file"]))
+                if known != value:
+                    told = differences({fact: known}, {fact: value}) or [
+                        f"{fact}: {known:g}, {value:g}" if isinstance(value, float) else f"{fact}: {known}, {value}"
+                    ]
+                    raise InputError(
+                        f"what a report shows has to be measured alike, and {cell} is not in "
+                        f"{' and '.join(dict.fromkeys([file, row['file']]))} ({'; '.join(told)}): make a report of each"
+                    )
+
+
+def _undominated(row: Mapping[Any, Any], table: pd.DataFrame) -> bool:
+    if math.isnan(row["latency_s"]) or pd.isna(row["f1"]):
+        return False
+    others = table[(table["model"] == row["model"]) & (table["max_length"] == row["max_length"])]
+    as_good = (others["latency_s"] <= row["latency_s"]) & (others["f1"] >= row["f1"])
+    better = (others["latency_s"] < row["latency_s"]) | (others["f1"] > row["f1"])
+    return not (as_good & better).any()
+
+
+def answers(table: pd.DataFrame) -> list[str]:
+    """Return for each model, at its greatest length, a sentence: the fastest variant within its F1 limit."""
+    said = []
+    for model, cells in table[table["median_s"].notna()].groupby("model", sort=False):
+        max_length = cells["max_length"].max()
+        here = cells[(cells["max_length"] == max_length) & (cells["variant"] != BASELINE) & cells["speedup"].notna()]
+        within = here[here["f1_drop"].isna() | ~(here["f1_drop"] > here["max_f1_drop"])]
+        place = f"{model}, {max_length} tokens"
+        if here.empty:
+            said.append(f"{place}: nothing was measured beside {BASELINE}.")
+            continue
+        if within.empty or within["speedup"].max() <= 1:
+            said.append(f"{place}: no variant is faster than {BASELINE} and within its F1 limit.")
+            continue
+        best = within.loc[within["speedup"].idxmax()]
+        low, high = (within[name].fillna(within["speedup"]) for name in ("speedup_low", "speedup_high"))
+        rivals = within[high >= low[best.name]].sort_values("speedup", ascending=False)
+        noisy = [row["variant"] for row in rivals.to_dict("records") if is_too_noisy(row)]
+        if noisy and len(rivals) > 1:
+            said.append(
+                f"{place}: which of {' and '.join(rivals['variant'])} is the fastest cannot be told, "
+                f"too noisy: {' and '.join(noisy)}."
+            )
+            continue
+        sentence = f"{place}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}"
+        if noisy:
+            sentence += " (too noisy)"
+        else:
+            sentence += _range(best["speedup_low"], best["speedup_high"])
+        if pd.notna(best["over_best"]):
+            sentence += f", {three_digits(best['over_best'])} times faster than the best fp32"
+            sentence += _range(best["over_best_low"], best["over_best_high"])
+        if pd.notna(best["f1"]):
+            sentence += (
+                f"; weighted F1 {best['f1']:.4f}, {_drop(best['f1_drop'])}"
+                f" (95 %: {_drop(best['f1_drop_low'])} to {_drop(best['f1_drop_high'])}),"
+                f" {best['flips']:.0f} of {best['documents']:.0f} labels changed."
+            )
+        else:
+            sentence += (
+                "; its F1 was not measured." if best["trained"] else "; the model is untrained, so F1 means nothing."
+            )
+        second = within.drop(index=best.name).nlargest(1, "speedup")
+        if len(second) and intervals.apart(table, best.to_dict(), second.iloc[0].to_dict()) is False:
+            sentence += f" It and {second['variant'].iloc[0]} cannot be told apart in speed."
+        said.append(sentence)
+    return said
+
+
+def _range(low: float, high: float) -> str:
+    return "" if pd.isna(low) else f" ({three_digits(low)} to {three_digits(high)})"
+
+
+def _drop(drop: float) -> str:
+    return "unchanged" if drop == 0 else f"{abs(drop):.4f} {'lower' if drop > 0 else 'higher'}"
+
+
+def render(runs: pd.DataFrame) -> str:
+    """Return the page of `runs`, as history.load gives them.
+
+    Raises:
+        InputError: the runs are of different machines, or the extra `report` is not installed.
+    """
+    try:
+        import jinja2
+        import matplotlib as mpl
+    except ImportError as error:
+        raise InputError(f"a report needs matplotlib and Jinja: {pip_install('report')}") from error
+    table = summarize(runs)
+    variants = list(dict.fromkeys(table["variant"]))
+    looks = {name: (COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]) for n, name in enumerate(variants)}
+    template = resources.files("qbert.results").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
+    )
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "axes.spines.top": False,
+    }
+    style |= {"axes.spines.right": False, "axes.edgecolor": FAINT, "text.color": INK, "axes.labelcolor": INK}
+    style |= {"xtick.color": INK, "ytick.color": INK, "grid.color": FAINT, "axes.grid": True, "grid.linewidth": 0.5}
+    models = []
+    with mpl.rc_context(style):
+        for model, cells in table.groupby("model", sort=False):
+            models.append(
+                {
+                    "name": model,
+                    "trained": bool(cells["trained"].all()),
+                    "figures": _figures(str(model), cells, looks),
+                    "tables": _tables(cells),
+                    "pace": pace_changes(cells),
+                    "flips": list(_flips(cells)),
+                }
+            )
+    script = resources.files("qbert.results").joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.from_string(template).render(
+        answers=answers(table),
+        models=models,
+        looks=looks,
+        provenance=_provenance(runs, table),
+        script=script,
+        script_hash=digest,
+        flips_shown=FLIPS_SHOWN,
+        version=__version__,
+        pace=PACE,
+        too_noisy=TOO_NOISY,
+    )
+
+
+def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> list[Figure]:
+    """Return the drawings of one model, those for which there are figures."""
+    timed = cells[cells["median_s"].notna()]
+    drawn = []
+    if not timed.empty:
+        words = "; ".join(
+            f"{row['variant']} at {row['max_length']} tokens {row['latency_s'] * 1e3:.3g} ms"
+            for row in timed.to_dict("records")
+        )
+        drawn.append(
+            Figure(
+                _draw(lambda axes: _latency(axes, timed, looks), 3.4),
+                f"{model}, latency: {words}",
+                "Latency of one text by its length, steady state: fp32's, over the speedup. Bars: the middle half of "
+                "the rounds; of several runs, their range.",
+            )
+        )
+    longest = timed[timed["max_length"] == timed["max_length"].max()]
+    sped = longest[longest["speedup"].notna()]
+    if not sped.empty:
+        at = f"at {sped['max_length'].iloc[0]} tokens"
+        words = "; ".join(f"{row['variant']} {_speedup(row)}" for row in sped.to_dict("records"))
+        drawn.append(
+            Figure(
+                _draw(lambda axes: _speedups(axes, sped, looks), 0.9 + 0.42 * len(sped)),
+                f"{model}, speedup over fp32 {at}: {words}",
+                f"Speedup {at} over PyTorch's fp32 with its 95 % interval; diamonds: over the best fp32.",
+            )
+        )
+    judged = timed[timed["f1"].notna()]
+    judged = judged[judged["max_length"] == judged["max_length"].max()]
+    if not judged.empty:
+        at = f"at {judged['max_length'].iloc[0]} tokens"
+        words = "; ".join(
+            f"{row['variant']} {row['latency_s'] * 1e3:.3g} ms, F1 {row['f1']:.4f}"
+            + (", undominated" if row["undominated"] else "")
+            for row in judged.to_dict("records")
+        )
+        drawn.append(
+            Figure(
+                _draw(lambda axes: _f1(axes, judged, looks), 3.4),
+                f"{model}, F1 against latency {at}: {words}",
+                f"Weighted F1 against latency {at}: further left and up is better. Ringed: no other variant is both as "
+                "fast and as good. Dashed: the guard's limit. Bars: 95 % interval of the drop.",
+            )
+        )
+    limited = longest[longest["share_of_limit"].notna()]
+    if not limited.empty:
+        at = f"at {limited['max_length'].iloc[0]} tokens"
+        words = "; ".join(f"{row['variant']} {row['share_of_limit']:.0%}" for row in limited.to_dict("records"))
+        drawn.append(
+            Figure(
+                _draw(lambda axes: _shares(axes, limited, looks), 0.9 + 0.32 * len(limited)),
+                f"{model}, share of the core's limit {at}: {words}",
+                f"How much of the time {at} the matrix products alone would take at the best rate of this core.",
+            )
+        )
+    return drawn
+
+
+def _draw(draw: "Callable[[Axes], None]", height_in: float) -> str:
+    """Return the SVG element of what `draw` draws, in the page's colours."""
+    from matplotlib import figure
+
+    canvas = figure.Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    draw(canvas.subplots())
+    file = io.StringIO()
+    canvas.savefig(
+        file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    svg = shown(file.getvalue())
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
+    svg = re.sub(r'<g id="[a-zA-Z_]+\d*_?\d*"', "<g", svg)  # ids that every drawing has
+    unique = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{unique}", svg)
+    return re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"( (?:width|height)="[^"]*")?', r"\1", svg, count=1)
+
+
+def _latency(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
+    for variant, group in cells.groupby("variant", sort=False):
+        colour, marker = looks[str(variant)]
+        middle, median, low, high = (
+            group[name].to_numpy(dtype=float) * 1e3 for name in ("latency_s", "median_s", "low_s", "high_s")
+        )
+        low, high = (end * middle / median for end in (low, high))
+        reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
+        axes.errorbar(group["max_length"], middle, yerr=reach, color=colour, marker=marker, markersize=5, capsize=2)
+    axes.set_yscale("log")
+    verdicts.ticks(axes.yaxis)
+    axes.set_xticks(sorted(cells["max_length"].unique()))
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("ms")
+
+
+def _speedups(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
+    places = np.arange(len(cells))[::-1]
+    middle, low, high = (cells[name].to_numpy(dtype=float) for name in ("speedup", "speedup_low", "speedup_high"))
+    reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
+    axes.barh(places, middle, xerr=reach, color=[looks[name][0] for name in cells["variant"]], ecolor=INK, capsize=2)
+    axes.plot(cells["over_best"], places, linestyle="", marker="D", color=INK, markersize=5, markerfacecolor="white")
+    for row, place, value in zip(cells.to_dict("records"), places, np.fmax(high, middle), strict=True):
+        axes.annotate(
+            f"{row['speedup']:.2f}" + (" too noisy" if is_too_noisy(row) else ""),
+            (value, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    _named(axes, cells, places, "times fp32's speed")
+    axes.set_xlim(0, 1.12 * float(np.nanmax(np.fmax(high, middle))))
+
+
+def _shares(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
+    places = np.arange(len(cells))[::-1]
+    axes.barh(places, cells["share_of_limit"] * 100, color=[looks[name][0] for name in cells["variant"]])
+    for place, share in zip(places, cells["share_of_limit"] * 100, strict=True):
+        axes.annotate(f"{share:.0f}", (share, place), xytext=(4, 0), textcoords="offset points", va="center")
+    _named(axes, cells, places, "% of this core's limit")
+    axes.set_xlim(0, max(105, 1.12 * float(cells["share_of_limit"].max()) * 100))
+
+
+def _named(axes: "Axes", cells: pd.DataFrame, places: "np.ndarray[Any, Any]", label: str) -> None:
+    axes.set_yticks(places, [_shortened(name) for name in cells["variant"]], parse_math=False)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(label)
+
+
+def _f1(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
+    for row in cells.to_dict("records"):
+        colour, marker = looks[row["variant"]]
+        latency = row["latency_s"] * 1e3
+        ends = np.array([[row["f1_drop_high"] - row["f1_drop"]], [row["f1_drop"] - row["f1_drop_low"]]], dtype=float)
+        if row["variant"] != BASELINE:
+            axes.errorbar(
+                latency, row["f1"], yerr=np.clip(np.nan_to_num(ends), 0, None), color=colour, alpha=0.5, capsize=2
+            )
+        axes.plot(latency, row["f1"], marker=marker, color=colour, linestyle="")
+        if row["undominated"]:
+            axes.plot(latency, row["f1"], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK)
+            axes.annotate(
+                _shortened(row["variant"]), (latency, row["f1"]), xytext=(0, 10), textcoords="offset points",
+                ha="center", fontsize=8, parse_math=False,
+            )  # fmt: skip
+    first = cells.iloc[0]
+    axes.axhline(first["f1_baseline"] - cells["max_f1_drop"].min(), color=INK, linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.15)
+    verdicts.ticks(axes.xaxis)
+    axes.set_xlabel("ms")
+    axes.set_ylabel("weighted F1")
+
+
+def _shortened(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+COLUMNS = (
+    *("tokens", "variant", "latency ms", "speedup over fp32, 95 %", "over best fp32, 95 %", "of limit"),
+    *("weighted F1", "F1 drop, 95 %", "flips", "choice"),
+)
+FOOTPRINT_COLUMNS = ("tokens", "variant", "disk MB", "load s", "first call ms", "after a pause ms", "memory MB")
+Shown = tuple[str, float | str]
+"""What a table shows, and what it is sorted by."""
+
+
+def markdown(runs: pd.DataFrame) -> str:
+    """Return the answers and the tables of `runs`, as history.load gives them, for a README."""
+    table = summarize(runs)
+    parts = [f"- {markdown_text(answer)}" for answer in answers(table)]
+    for model, cells in table.groupby("model", sort=False):
+        parts += ["", f"### {markdown_text(str(model))}"]
+        for headings, rows in _tables(cells):
+            parts += ["", markdown_table(headings, [[text for text, _ in row] for row in rows])]
+        parts += [line for sentence in pace_changes(cells) for line in ("", markdown_text(sentence))]
+    parts += ["", PACE]
+    return "\n".join(parts) + "\n"
+
+
+def csv(runs: pd.DataFrame) -> str:
+    """Return the figures of `runs`, as history.load gives them, a row a cell, for a spreadsheet; seconds and bytes."""
+    return spreadsheet(summarize(runs).drop(columns=["identity", "flipped", "process_speedups"]))
+
+
+def _tables(cells: pd.DataFrame) -> list[tuple[Sequence[str], list[list[Shown]]]]:
+    """Return the tables of one model, headings and rows: latency and F1, footprint; without those that are empty."""
+    records = cells.to_dict("records")
+    judged = [_judged(row) for row in records if pd.notna(row["latency_s"]) or pd.notna(row["f1"])]
+    weighed = [_weighed(row) for row in records if pd.notna(row["disk_bytes"])]
+    return [table for table in ((COLUMNS, judged), (FOOTPRINT_COLUMNS, weighed)) if table[1]]
+
+
+def _shown(value: Any, text: str) -> Shown:  # noqa: ANN401
+    return ("", "") if pd.isna(value) else (text, float(value))
+
+
+def _between(low: float, high: float, form: str) -> str:
+    return "" if pd.isna(low) else f" ({format(low, form)} to {format(high, form)})"
+
+
+def _speedup(row: Mapping[Any, Any]) -> str:
+    interval = " (too noisy)" if is_too_noisy(row) else _between(row["speedup_low"], row["speedup_high"], ".2f")
+    return f"{row['speedup']:.2f}{interval}"
+
+
+def _over_best(row: Mapping[Any, Any]) -> str:
+    low, high = row["over_best_low"], row["over_best_high"]
+    return f"{row['over_best']:.2f}" + (" (too noisy)" if too_wide(low, high) else _between(low, high, ".2f"))
+
+
+def _judged(row: Mapping[Any, Any]) -> list[Shown]:
+    held = pd.notna(row["f1"]) and row["variant"] != BASELINE
+    over = held and row["f1_drop"] > row["max_f1_drop"]
+    choice = "over the limit" if over else "undominated" if row["undominated"] else ""
+    choice = ", ".join(filter(None, [choice, "int8 stated, not shown" if row["stated"] else ""]))
+    drop = _shown(row["f1_drop"], f"{row['f1_drop']:+.4f}" + _between(row["f1_drop_low"], row["f1_drop_high"], "+.4f"))
+    return [
+        (str(row["max_length"]), float(row["max_length"])),
+        (row["variant"], row["variant"]),
+        _shown(row["latency_s"], f"{row['latency_s'] * 1e3:.4g}"),
+        _shown(row["speedup"], _speedup(row)),
+        _shown(row["over_best"], _over_best(row)),
+        _shown(row["share_of_limit"], f"{row['share_of_limit']:.0%}"),
+        _shown(row["f1"], f"{row['f1']:.4f}"),
+        drop if held else ("", ""),
+        _shown(row["flips"], f"{row['flips']:.0f}") if held else ("", ""),
+        (choice, choice),
+    ]
+
+
+def _weighed(row: Mapping[Any, Any]) -> list[Shown]:
+    return [
+        (str(row["max_length"]), float(row["max_length"])),
+        (row["variant"], row["variant"]),
+        _shown(row["disk_bytes"], f"{row['disk_bytes'] / 1e6:.4g}"),
+        _shown(row["load_s"], f"{row['load_s']:.2f}"),
+        _shown(row["first_call_s"], f"{row['first_call_s'] * 1e3:.4g}"),
+        _shown(row["after_pause_s"], f"{row['after_pause_s'] * 1e3:.4g}"),
+        _shown(row["peak_rss_bytes"], f"{row['peak_rss_bytes'] / 1e6:.0f}"),
+    ]
+
+
+def _flips(cells: pd.DataFrame) -> "Sequence[Mapping[str, Any]]":
+    """Return each document that some variant labels otherwise than fp32, with the length and the variant."""
+    return [
+        {"max_length": row["max_length"], "by": row["variant"]} | flip
+        for row in cells.to_dict("records")
+        for flip in (row["flipped"] if isinstance(row["flipped"], list) else [])
+    ]
+
+
+def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return what was measured on what: a name and its text each."""
+    newest = runs.sort_values(["when", "file"], kind="stable").iloc[-1]
+    identity = newest["identity"]
+    files = list(dict.fromkeys(runs["file"]))
+    days = sorted({f"{when:%Y-%m-%d %H:%M}" for when in runs["when"].dropna()})
+    checkpoints = {
+        f"{row['model']}, {row['max_length']} tokens": str(row["identity"].get("checkpoint_sha256"))[:12]
+        for row in table.to_dict("records")
+    }
+    versions: dict[str, str] = {}
+    for one in runs["identity"]:
+        versions |= one.get("versions", {})
+    documents = table["documents"].max()
+    visible = table["visible_drop"].max()
+    judged = f", {documents:.0f} test documents, one at a time"
+    judged += "" if math.isnan(visible) else f"; a true drop of {visible:.3f} shows with a chance of 80 %"
+    return [
+        ("runs", f"{len(files)}, {days[0] if days else 'no date'}" + (f" to {days[-1]}" if len(days) > 1 else "")),
+        ("commit", ", ".join(dict.fromkeys(runs["commit"]))[:200]),
+        ("processor", str(identity.get("processor"))),
+        ("instruction sets", " ".join(identity.get("instruction_sets", []))),
+        ("threads, batch size", f"{identity.get('threads')}, 1"),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        (
+            "dataset",
+            f"{identity.get('dataset')} ({str(identity.get('dataset_sha256'))[:12]})"
+            + ("" if pd.isna(documents) else judged),
+        ),
+        ("checkpoints", "; ".join(f"{name}: {digest}" for name, digest in checkpoints.items())),
+    ]

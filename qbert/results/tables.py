@@ -1,0 +1,299 @@
+"""Tables for people, from benchmarks as pytest-benchmark saves them; nothing here needs torch."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qbert.results import intervals
+from qbert.terminal import console, counted, shown
+from qbert.variants import BASELINE
+
+Row = Mapping[Any, Any]
+
+
+Format = Callable[[Row], str]
+
+TOO_NOISY = 1.25
+"""Upper over lower end of a speedup's interval, from which on it decides nothing: on a Granite Rapids machine variants
+that are next to each other in speed were 1.14 apart (median of 54; 39 of them less than 1.25), and 52 of 54 intervals
+were no wider than 1.16."""
+PACE = (
+    "Latencies are at one pace of the machine: fp32's median among the cells of a model and length, over the speedup."
+)
+PACE_CHANGE = 0.10
+"""How far fp32's medians of one model and length may lie apart unsaid: 3 to 8 % on a machine with nothing else to do
+(Granite Rapids)."""
+
+
+def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
+    """Return what a run ends with: under one heading for each model and length, a line for each variant.
+
+    `table` is as history.cells gives it. It fits 80 columns.
+    """
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    table = in_order(at_one_pace(table, table))
+    width = max(len("variant"), *table["variant"].str.len())
+    timed = table[table[["median_s", "f1"]].notna().any(axis=1)]
+    for number, ((model, max_length), group) in enumerate(timed.groupby(["model", "max_length"], sort=False)):
+        untrained = "" if group["trained"].all() else "  untrained: latency only"
+        f1 = group["f1_baseline"].max()
+        judged = "" if math.isnan(f1) else f", fp32's F1 {f1:.4f}"
+        parts.append(Text.assemble("\n", (f"{model}, {max_length} tokens{judged}", "bold"), (untrained, "yellow")))
+        parts.append(lines(group, COLUMNS, width, header=number == 0))
+    weighed = table[table["disk_bytes"].notna()]
+    for number, ((model, max_length), group) in enumerate(weighed.groupby(["model", "max_length"], sort=False)):
+        parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))
+        parts.append(lines(group, FOOTPRINT_COLUMNS, width, header=number == 0))
+    told = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
+    return Group(*parts, Text("\n".join(["", caption, *told]), style="dim"))
+
+
+def with_intervals(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return `cells`, as history.cells gives them, with the intervals of speedups whose processes' figures are known.
+
+    Runs made before there were such figures have intervals of their own, which stay.
+    """
+    found = pd.DataFrame(intervals.speedups(cells), columns=["low", "high"], index=cells.index, dtype=float)
+    return cells.assign(
+        speedup_low=found["low"].fillna(cells["speedup_low"].astype(float)),
+        speedup_high=found["high"].fillna(cells["speedup_high"].astype(float)),
+    )
+
+
+def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Return `cells`, a row each, with figures of one row that belong together and rank as its speedup does.
+
+    A speedup is of pairs of blocks of calls, each pair at one moment; a median is of its cell's moment, and from one to
+    the next the machine's pace may change. So `latency_s` is the latency of fp32, over the speedup; that of fp32 is the
+    median of all its medians among the cells of the same model and length in `runs`. Where they do not tell it for
+    every speedup, it is `median_s`. `over_best` is the speedup over the greatest of an fp32 variant, with the interval
+    `over_best_low` to `over_best_high`; `share_of_limit` is of `latency_s`; `pace_change` is how far the medians of
+    fp32 lie apart, as a share of the least. The intervals of speedups are as with_intervals has them.
+    """
+    fp32_s = runs["baseline_p50_s"].where(runs["variant"] != BASELINE, runs["median_s"]).astype(float)
+    places = [runs["model"], runs["max_length"]]
+    told = (fp32_s.notna() | runs["speedup"].isna()).groupby(places).all()
+    medians = fp32_s.groupby(places)
+    here = pd.MultiIndex.from_frame(cells[["model", "max_length"]])
+    speedup = cells["speedup"].astype(float)
+    fp32_here = pd.Series(medians.median().where(told).reindex(here).to_numpy(), index=cells.index)
+    latency_s = (fp32_here / speedup).fillna(cells["median_s"]).astype(float)
+    cells = with_intervals(cells)
+    best = speedup.where(cells["precision"] == "fp32").groupby([cells["model"], cells["max_length"]]).transform("max")
+    over_best = pd.DataFrame(intervals.ratios(cells, _best_fp32(cells)), columns=["low", "high"], index=cells.index)
+    return cells.assign(
+        over_best_low=over_best["low"].astype(float),
+        over_best_high=over_best["high"].astype(float),
+        latency_s=latency_s,
+        over_best=speedup / best.clip(lower=1),  # fp32 itself is the best where it was not run
+        share_of_limit=cells["share_of_limit"].astype(float) * cells["median_s"].astype(float) / latency_s,
+        pace_change=(medians.max() / medians.min() - 1).reindex(here).to_numpy(),
+    )
+
+
+def _best_fp32(cells: pd.DataFrame) -> list[Row]:
+    """Return for each of `cells` the fastest fp32 cell of its model and length: fp32 itself where it was not run."""
+    best: dict[Any, Row] = {}
+    for row in cells.to_dict("records"):
+        place = row["model"], row["max_length"]
+        least = {"speedup": 1.0, "process_speedups": None, "file": row.get("file")}
+        if row["precision"] == "fp32" and row["speedup"] > best.setdefault(place, least)["speedup"]:
+            best[place] = row
+        best.setdefault(place, least)
+    return [best[model, max_length] for model, max_length in zip(cells["model"], cells["max_length"], strict=True)]
+
+
+def pace_changes(cells: pd.DataFrame) -> list[str]:
+    """Return a sentence for each model and length among which the machine's pace changed by more than PACE_CHANGE."""
+    return [
+        f"The machine's pace changed by {row['pace_change']:.0%} among the cells of {row['model']}, "
+        f"{row['max_length']} tokens."
+        for row in cells.drop_duplicates(["model", "max_length"]).to_dict("records")
+        if row["pace_change"] > PACE_CHANGE
+    ]
+
+
+def is_too_noisy(row: Row) -> bool:
+    """Whether the interval of a speedup is too wide to decide by."""
+    return too_wide(row["speedup_low"], row["speedup_high"])
+
+
+def too_wide(low: float, high: float) -> bool:
+    """Whether so wide an interval decides nothing."""
+    return bool(high > TOO_NOISY * low)
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `table` with models as they first appear, and the lengths of each ascending."""
+    return table.sort_values(
+        ["model", "max_length"],
+        key=lambda column: pd.Series(pd.factorize(column)[0]) if column.name == "model" else column,
+        kind="stable",
+    )
+
+
+def lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width: int, *, header: bool) -> Table:
+    """Return a line for each row of `group`: the variant, then `columns` (heading: width, and the text of a row)."""
+    drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=header)
+    drawn.add_column("variant", min_width=width, no_wrap=True)
+    for heading, (column_width, _) in columns.items():
+        drawn.add_column(heading, justify="right", min_width=column_width, no_wrap=True)
+    for row in group.to_dict("records"):
+        drawn.add_row(_marked(row, drawn), *(text(row) for _, text in columns.values()))
+    return drawn
+
+
+def _marked(row: Row, drawn: Table) -> str:
+    """Return the variant of `row`, marked where its int8 is only stated; `drawn` says below what the mark means."""
+    if row.get("stated") is not True:
+        return escape(row["variant"])
+    drawn.caption, drawn.caption_justify = "* int8 as its own code states it, not shown", "left"
+    return escape(row["variant"] + "*")
+
+
+def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
+    """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison.
+
+    A variant without such figures has in `cannot` why.
+    """
+    drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("variant", "p50\nms", "p95\nms", "F1\n", "F1\ndrop", "F1 drop\n95 %", "flips\n", "McNemar\np"):
+        drawn.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
+    documents, visible = 0, 0.0
+    without: list[str] = []
+    for result in results:
+        if "cannot" in result:
+            drawn.add_row(escape(result["variant"]), "cannot")
+            without.append(f"\n{result['variant']}: {result['cannot']}")
+            continue
+        documents, visible = result["documents"], max(visible, result["visible_drop"])
+        drawn.add_row(
+            _marked(result, drawn),
+            *(milliseconds(result.get(name, math.nan)) for name in ("p50_s", "p95_s")),
+            f"{result['f1']:.4f}",
+            *(
+                ["", "", "", ""]
+                if result["variant"] == result["baseline"]
+                else [
+                    f"{result['f1_drop']:+.4f}",
+                    f"{result['f1_drop_low']:+.3f} {result['f1_drop_high']:+.3f}",
+                    str(result["flips"]),
+                    f"{result['mcnemar_p']:.3f}",
+                ]
+            ),
+        )
+    told = f"{counted(documents, 'document')} show a true drop of {visible:.3f} with a chance of 80 %."
+    return Group(
+        Text(title, style="bold"),
+        "",
+        drawn,
+        *map(Text, without),
+        Text(f"\nms: text to logits, tokenizing included. {told}", style="dim"),
+    )
+
+
+def over_limit(info: Row) -> str:
+    """Return in a sentence by how much the cell with the `extra_info` of an accuracy benchmark is over its F1 limit."""
+    judged = "interval of its F1 drop" if info["f1_guard"] == "interval" else "F1 drop"
+    figures = f"{info['f1_drop']:+.4f} (95 %: {info['f1_drop_low']:+.4f} to {info['f1_drop_high']:+.4f})"
+    name = f"{info['model']}-{info['max_length']}-{info['variant']}"
+    return f"{name}: the {judged}, {figures}, is over the limit {info['max_f1_drop']:.4f}"
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table in which every text is shown letter by letter."""
+    lines = [list(headings), ["---"] * len(headings), *([markdown_text(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    """Return `text` as Markdown shows it letter by letter."""
+    text = shown(text)
+    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(sign, entity)
+    return " ".join(re.sub(r"([\\|*_`\[\]~#])", r"\\\1", text).split())
+
+
+def spreadsheet(table: pd.DataFrame) -> str:
+    """Return `table` as CSV in which a text is a text: no spreadsheet takes it for a formula, no terminal obeys it.
+
+    Source: OWASP, "CSV Injection": an apostrophe before the signs with which a formula can begin.
+    """
+
+    def cell(value: Any) -> Any:  # noqa: ANN401
+        if not isinstance(value, str):
+            return value
+        return "'" * value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) + shown(value)
+
+    return table.map(cell).to_csv(index=False)
+
+
+def show(drawn: RenderableType) -> None:
+    """Print to standard output; colours only on a terminal and without NO_COLOR."""
+    console().print(drawn)
+
+
+def milliseconds(seconds: float) -> str:
+    """Return seconds as milliseconds with three significant digits or more."""
+    return "" if math.isnan(seconds) else three_digits(seconds * 1e3)
+
+
+def three_digits(value: float) -> str:
+    """Return `value` with three significant digits or more."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def megabytes(size: float | None, form: str = ".0f") -> str:
+    """Return bytes as megabytes; nothing where they are not known."""
+    return "" if pd.isna(size) else format(size / 1e6, form)
+
+
+def _speedup(row: Row) -> str:
+    if math.isnan(row["speedup"]):
+        return ""
+    if math.isnan(row["speedup_low"]):
+        return f"{row['speedup']:.2f}"
+    if is_too_noisy(row):
+        return f"{row['speedup']:.2f}   too noisy"
+    return f"{row['speedup']:.2f} {row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
+
+
+def _over_best(row: Row) -> str:
+    """Return how many times faster than the best fp32, and the half of its interval, in at most nine signs."""
+    if pd.isna(row["over_best"]) or pd.isna(row["over_best_low"]):
+        return number(row["over_best"], ".2f")
+    if too_wide(row["over_best_low"], row["over_best_high"]):
+        return "too noisy"
+    half = math.sqrt(row["over_best_high"] / row["over_best_low"]) - 1
+    return f"{three_digits(row['over_best'])} ±{math.ceil(100 * half)}%"
+
+
+def number(value: float, form: str) -> str:
+    """Return `value` as the format `form` has it; nothing where it is not known."""
+    return "" if pd.isna(value) else format(value, form)
+
+
+COLUMNS: dict[str, tuple[int, Format]] = {
+    "latency\nms": (7, lambda row: milliseconds(row["latency_s"])),
+    "speedup\nmedian, 95 %": (17, _speedup),
+    "over best\nfp32": (9, _over_best),
+    "of\nlimit": (5, lambda row: number(row["share_of_limit"], ".0%")),
+    "F1\ndrop": (7, lambda row: number(row["f1_drop"], "+.4f") + ("!" if row["over_limit"] is True else "")),
+    "flips\n": (5, lambda row: number(row["flips"], ".0f")),
+}
+
+
+FOOTPRINT_COLUMNS: dict[str, tuple[int, Format]] = {
+    "disk\nMB": (6, lambda row: megabytes(row["disk_bytes"])),
+    "load\ns": (6, lambda row: f"{row['load_s']:.2f}"),
+    "first call\nms": (10, lambda row: milliseconds(row["first_call_s"])),
+    "after a\npause ms": (8, lambda row: milliseconds(row["after_pause_s"])),
+    "peak memory\nMB": (11, lambda row: megabytes(row["peak_rss_bytes"])),
+}

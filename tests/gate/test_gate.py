@@ -1,0 +1,776 @@
+"""The gate as a user runs it: base and head as real processes, each exit code, and what a failure leaves behind."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from sklearn.metrics import f1_score
+
+from qbert import accuracy, variants
+from qbert.checkpoint import Checkpoint
+from qbert.dataset import Dataset
+from qbert.errors import InputError
+from qbert.gate import run, sides
+from qbert.gate import worker as timing
+from qbert.results import verdicts
+from qbert.variants import VARIANTS
+
+PLUGIN = """
+import gc, os, time
+from qbert.variants import Classifier, Variant, eager, register
+
+def load(folder, **options):
+    classifier = eager.load(folder)
+    def run(encoding):
+        {when_called}
+        return classifier(encoding)
+    return Classifier(run, classifier.evidence)
+
+register(Variant("mine", "PyTorch eager", "fp32", load, options={options}))
+"""
+TIMED = "if not gc.isenabled(): "  # as it is while the gate times, and not while it prepares
+
+
+def plugin(when_called: str = "pass", options: str = "{}") -> str:
+    return PLUGIN.format(when_called=when_called, options=options)
+
+
+WHO = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *WHO, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def negate(folder: Path) -> None:
+    """Have the checkpoint in `folder` predict what it took for the least likely."""
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= -1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def write_as_predicted(trained: Checkpoint, news: Dataset, folder: Path) -> None:
+    """Write a dataset whose test documents are labelled as the checkpoint predicts."""
+    shutil.copytree(news.folder, folder)
+    logits, _ = accuracy.run(variants.build(VARIANTS["fp32"], trained), trained.encoder, news.test, 16)
+    news.test.assign(label=logits.argmax(axis=1)).to_csv(folder / "test.csv", index=False)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Make a git repository whose commit has one plugin, and whose working tree has another."""
+
+    def make(base: str, head: str) -> Path:
+        folder = tmp_path / "repository"
+        folder.mkdir()
+        (folder / "outside.py").write_text(base)
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "base"]):
+            git(folder, *command)
+        (folder / "outside.py").write_text(head)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def start(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start `qbert gate` on the small model (unless `bare`) and one length; worktrees go to a folder of their own."""
+    (tmp_path / "temporary").mkdir()
+
+    def begin(
+        *arguments: object, cwd: Path = tmp_path, plugins: Sequence[str] = (), bare: bool = False
+    ) -> subprocess.Popen[str]:
+        settings = ["--max-lengths", "16", "--documents", "20"]
+        settings += [] if bare else ["--model", trained.folder, "--dataset", news.folder]
+        command = [sys.executable, "-m", "qbert", *(part for name in plugins for part in ("-p", name)), "gate"]
+        return subprocess.Popen(
+            [*command, *map(str, [*settings, *arguments])],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": str(tmp_path / "temporary"), "COLUMNS": "80"},
+        )
+
+    return begin
+
+
+@pytest.fixture
+def nothing_is_left(tmp_path: Path, processes: Callable[[str], list[str]]) -> Callable[[], bool]:
+    """Tell whether no process and no worktree of a gate is left."""
+
+    def check() -> bool:
+        worktrees = git(tmp_path / "repository", "worktree", "list").splitlines()
+        temporary = tmp_path / "temporary"
+        return not processes(f"TMPDIR={temporary}") and len(worktrees) == 1 and not any(temporary.iterdir())
+
+    return check
+
+
+def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    nothing_is_left: Callable[[], bool],
+) -> None:
+    slow = "time.sleep(0) ; end = time.perf_counter() + 0.001\n        while time.perf_counter() < end: pass"
+    folder = repository(plugin(), plugin(slow))
+    files = ["--json", tmp_path / "gate.json", "--markdown", tmp_path / "gate.md"]
+    process = start(
+        *("--base-ref", "HEAD", "--variants", "fp32,mine", "--min-effect", "20%", *files),
+        cwd=folder,
+        plugins=["outside"],
+    )
+    output, errors = process.communicate()
+    assert process.returncode == run.REGRESSION, output + errors
+    found = json.loads((tmp_path / "gate.json").read_text())
+    cells = {cell["variant"]: cell for cell in found["cells"]}
+    assert {name: cell["verdict"] for name, cell in cells.items()} == {"fp32": "same", "mine": "slower"}
+    assert cells["mine"]["change_low"] > 0.2
+    assert len(cells["mine"]["log_ratios"]) >= 7, "fewer pairs cannot be sure of two cells"
+    assert (
+        0.0007 < cells["mine"]["head_s"] - cells["mine"]["base_s"] < 0.003
+    )  # a millisecond, and a busy machine's more
+    assert [cell["f1"]["verdict"] for cell in found["cells"]] == ["same", "same"]
+    assert [cell["f1"]["documents"] for cell in found["cells"]] == [20, 20]
+    assert output.startswith("2 cells: 1 slower, 1 same")
+    assert max(map(len, output.splitlines())) <= 80
+    markdown = (tmp_path / "gate.md").read_text()
+    assert "### 2 cells: 1 slower, 1 same" in markdown
+    assert "| slower |" in markdown
+    assert nothing_is_left()
+
+
+def test_f1_and_limits_are_regressions_too(
+    start: Callable[..., subprocess.Popen[str]], trained: Checkpoint, news: Dataset, tmp_path: Path
+) -> None:
+    write_as_predicted(trained, news, tmp_path / "as_predicted")
+    worse = Path(shutil.copytree(trained.folder, tmp_path / "worse"))
+    negate(worse)
+    (tmp_path / "pyproject.toml").write_text("""
+        [[tool.qbert.gate.limits]]
+        variant = "fp*"
+        max_disk_mb = 0.5
+        max_memory_mb = 50
+        max_latency_ms = 0.001
+        max_f1_drop = 0.01
+
+        [[tool.qbert.gate.limits]]
+        model = "another"
+        max_disk_mb = 0.1
+    """)
+    process = start(
+        "--dataset",
+        tmp_path / "as_predicted",
+        "--model",
+        worse,
+        "--base-model",
+        trained.folder,
+        "--base-model",
+        trained.folder,
+        "--variants",
+        "fp32",
+        "--max-pairs",
+        "1",
+        "--json",
+        "gate.json",
+    )
+    output, errors = process.communicate()
+    assert process.returncode == run.REGRESSION, output + errors
+    same, changed = json.loads((tmp_path / "gate.json").read_text())["cells"]
+    assert (same["model"], changed["model"]) == ("tiny", "worse")
+    assert (same["f1"]["verdict"], changed["f1"]["verdict"]) == ("same", "worse")
+    assert (same["f1"]["flips"], changed["f1"]["flips"] > 10) == (0, True)
+    assert [sentence.split()[0] for sentence in same["over"]] == ["disk", "memory", "latency"]
+    assert same["f1"]["f1"] == 1, "what it predicts is what is asked for"
+    assert "tiny-16-fp32: disk " in output
+
+
+def test_both_sides_are_judged_by_all_labels_of_a_document(
+    start: Callable[..., subprocess.Popen[str]], multi: Checkpoint, several: Dataset, tmp_path: Path
+) -> None:
+    worse = Path(shutil.copytree(multi.folder, tmp_path / "worse"))
+    weights = load_file(worse / "model.safetensors")
+    weights["classifier.bias"] += 9  # every label of every document
+    save_file(weights, worse / "model.safetensors", {"format": "pt"})
+    arguments = ["--dataset", several.folder, "--variants", "fp32", "--max-pairs", "1", "--json", "gate.json"]
+    models = ["--model", worse, "--base-model", multi.folder]
+    output, errors = start(*models, *arguments, bare=True).communicate()
+    (cell,) = json.loads((tmp_path / "gate.json").read_text())["cells"]
+    assert cell["f1"]["documents"] == 20, output + errors
+    assert cell["f1"]["flips"] == 20 < cell["f1"]["label_flips"]
+    every = np.ones((20, 5), dtype=bool)
+    true = several.indicators(several.documents(20))
+    assert cell["f1"]["f1"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "told"),
+    [(0.0, 0.01, None), (0.02, 0.0, None), (0.0, 0.02, "base's is not"), (0.03, 0.02, "as base's is")],
+)
+def test_a_drop_over_the_variant_s_own_limit_is_told_of_head_and_decides_nothing(
+    base: float, head: float, told: str | None
+) -> None:
+    lines = run.over_own_limit(*({"f1_drop": drop, "max_f1_drop": 0.01} for drop in (base, head)))
+    assert [line.endswith(str(told)) for line in lines] == [True] * bool(told)
+    (cell, *_) = cells()
+    cell.told = lines
+    assert run.exit_code([cell]) == run.PASSED
+    assert [line.removeprefix("m-1-v: ") for line in verdicts.details([cell.as_dict()])] == lines
+
+
+def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
+    start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path]
+) -> None:
+    folder = repository(plugin(), plugin("0"))
+    few = ["--base-ref", "HEAD", "--variants", "mine", "--json", "gate.json"]
+    for option, told in ((["--max-pairs", "5"], "give --max-pairs"), (["--max-seconds", "2"], "give --max-seconds")):
+        process = start(*few, *option, cwd=folder, plugins=["outside"])
+        output, errors = process.communicate()
+        assert process.returncode == run.INCONCLUSIVE, output + errors
+        assert "1 cell: 1 inconclusive" in output
+        assert told in " ".join(output.split())
+        assert told in errors
+        (cell,) = json.loads((folder / "gate.json").read_text())["cells"]
+        assert len(cell["log_ratios"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "options", "told"),
+    [
+        (plugin(TIMED + "os.kill(os.getpid(), 9)"), [], "base could not run: its process was killed by signal 9"),
+        (plugin(TIMED + "time.sleep(3600)"), ["--timeout", "25"], "base could not run: no answer in 25 s to 'time "),
+        ("import no_such_module", [], "base could not run: ModuleNotFoundError: No module named 'no_such_module'"),
+        (plugin(TIMED + "raise ValueError('broken')"), [], "base could not run: ValueError: broken"),
+    ],
+    ids=["killed", "hangs", "import fails", "raises"],
+)
+def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    base: str,
+    options: list[str],
+    told: str,
+    nothing_is_left: Callable[[], bool],
+) -> None:
+    folder = repository(base, plugin())
+    process = start("--base-ref", "HEAD", "--variants", "mine", *options, cwd=folder, plugins=["outside"])
+    output, errors = process.communicate()
+    assert process.returncode == run.NOT_COMPARABLE, output + errors
+    assert told in errors
+    assert "Traceback" not in errors
+    assert nothing_is_left()
+
+
+def test_sides_that_are_not_the_same_subject_are_not_compared(
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    nothing_is_left: Callable[[], bool],
+) -> None:
+    folder = repository(plugin(options="{'dtype': 1}"), plugin(options="{'dtype': 2}"))
+    process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
+    output, errors = process.communicate()
+    assert process.returncode == run.NOT_COMPARABLE, output + errors
+    assert "1 not comparable" in output
+    assert "definition options: {'dtype': 1}, {'dtype': 2}" in output
+    assert nothing_is_left()
+
+
+def test_a_gate_that_is_killed_leaves_no_process_and_the_next_removes_its_tree(
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_is_left: Callable[[], bool],
+    processes: Callable[[str], list[str]],
+    wait_until: Callable[..., None],
+) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path / "cache"))
+    folder = repository(plugin(), plugin("0"))
+    options = ["--base-ref", "HEAD", "--model", "bert-tiny", "--variants", "fp32"]
+    process = start(*options, "--dataset", "news_mini", cwd=folder, plugins=["outside"], bare=True)
+    while not list((tmp_path / "cache").glob("models/*/..*")):  # a side's training has begun
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.kill()
+    process.wait()  # and not until its standard error is closed, which its children have open
+    wait_until(lambda: not processes(f"TMPDIR={tmp_path / 'temporary'}"))
+    assert len(git(folder, "worktree", "list").splitlines()) == 2
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD"):
+        pass
+    assert nothing_is_left()
+
+
+def test_a_gate_keeps_the_tree_of_another_that_runs(
+    repository: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = repository("", "")
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD") as first:
+        with sides.commit("HEAD") as second:
+            assert first.tree != second.tree
+        assert (first.tree / "outside.py").is_file()
+        assert len(git(folder, "worktree", "list").splitlines()) == 2
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_tree_that_was_left_is_removed_and_one_of_the_person_s_is_not(
+    *, repository: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    folder = repository("", "")
+    left, theirs = (tmp_path / place / "tree" for place in ("qbert-base-left", "theirs"))
+    for tree in (left, theirs):
+        git(folder, "worktree", "add", "--detach", str(tree))
+        (tree.parent / "lock").touch()
+    if gone:
+        shutil.rmtree(left.parent)
+    monkeypatch.chdir(folder)
+    with sides.commit("HEAD"):
+        pass
+    listed = git(folder, "worktree", "list").splitlines()
+    assert [Path(line.split()[0]) for line in listed] == [folder, theirs]
+    assert not left.parent.exists()
+    assert (theirs / "outside.py").is_file()
+
+
+def test_a_gate_that_is_stopped_leaves_nothing(
+    start: Callable[..., subprocess.Popen[str]],
+    repository: Callable[[str, str], Path],
+    tmp_path: Path,
+    nothing_is_left: Callable[[], bool],
+) -> None:
+    folder = repository(plugin(), plugin("time.sleep(0.5)"))
+    process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
+    while not any((tmp_path / "temporary").iterdir()):
+        time.sleep(0.1)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "name what to hold against"),
+        (["--calibrate", "--base-ref", "HEAD"], "leave out --base-ref"),
+        (["--calibrate", "--base-dataset", "HEAD"], "leave out --base-ref"),
+        (["--base-ref", "HEAD"], "needs a git repository"),
+        (["--base-python", "missing"], "'missing' does not exist"),
+        (["--base-python", sys.executable, "--min-effect", "5"], "'5' is no percentage"),
+        (["--base-python", sys.executable, "--max-lengths", "a"], "--max-lengths 'a'"),
+        (["--base-python", sys.executable, "--variants", "int9"], "unknown variant 'int9'"),
+        (["--base-model", "a", "--base-model", "b"], "given 2 times for 1 models"),
+        (["--base-python", sys.executable], "base and head have the same code, libraries, models and dataset, so"),
+    ],
+)
+def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], arguments: list[str], told: str) -> None:
+    process = start(*arguments)
+    _, errors = process.communicate()
+    assert process.returncode == run.USAGE
+    assert told in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[tool", "is no TOML"),
+        ("tool = 3", "Expected `object`, got `int`"),
+        ("[tool.qbert.gate]\nlimit = 3", "unknown field `limit`"),
+        ("[tool.qbert.gate]\nlimits = 3", "Expected `array`, got `int` - at `$.limits`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "unknown field `max_disk`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "Expected `float`, got `str` - at `$.limits[0].max_disk_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_length = true", "Expected `int | null`, got `bool`"),
+        ("[[tool.qbert.gate.limits]]\nmax_latency_ms = nan", "`$.limits[0].max_latency_ms`"),
+        ("[[tool.qbert.gate.limits]]\nmax_memory_mb = inf", "`$.limits[0].max_memory_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_f1_drop = 2", "`$.limits[0].max_f1_drop`"),
+    ],
+)
+def test_limits_that_are_none_are_named(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"pyproject\.toml") as caught:
+        run.limits(path)
+    assert told in str(caught.value)
+
+
+def test_limits_cover_what_their_patterns_say(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text('[[tool.qbert.gate.limits]]\nvariant = "int8-*"\nmax_length = 128\nmax_latency_ms = 5\n')
+    (limit,) = run.limits(path)
+    assert limit.max_latency_ms == 5
+    assert limit.covers("any", 128, "int8-dynamic")
+    assert not limit.covers("any", 256, "int8-dynamic")
+    assert not limit.covers("any", 128, "fp32")
+    assert run.limits(tmp_path / "missing.toml") == []
+
+
+def cells(**changed: Any) -> list[run.Cell]:
+    return [run.Cell("m", 1, "v", "m", 0.025, verdict="same"), run.Cell("m", 2, "v", "m", 0.025, **changed)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"verdict": "same"}, run.PASSED),
+        ({"verdict": "faster"}, run.PASSED),
+        ({"verdict": "new"}, run.PASSED),
+        ({"verdict": "slower"}, run.REGRESSION),
+        ({"verdict": "same", "f1": {"verdict": "worse"}}, run.REGRESSION),
+        ({"verdict": "same", "f1": {"verdict": "better"}}, run.PASSED),
+        ({"verdict": "not comparable", "over": ["disk"]}, run.REGRESSION),
+        ({"verdict": "not comparable"}, run.NOT_COMPARABLE),
+        ({"verdict": "inconclusive"}, run.PASSED),
+        ({"verdict": "same", "f1": {"verdict": "inconclusive"}}, run.PASSED),
+    ],
+)
+def test_every_end_has_its_exit_code(changed: dict[str, Any], code: int) -> None:
+    assert run.exit_code(cells(**changed)) == code
+    unsure = "inconclusive" in (changed["verdict"], changed.get("f1", {}).get("verdict"))
+    assert run.exit_code(cells(**changed), strict=True) == (run.INCONCLUSIVE if unsure else code)
+    assert run.exit_code(cells(verdict="inconclusive")[1:]) == run.INCONCLUSIVE, "nothing was decided"
+
+
+def test_nothing_in_common_is_not_comparable() -> None:
+    assert run.exit_code([]) == run.NOT_COMPARABLE
+
+
+def test_a_pair_is_the_median_of_its_abbas() -> None:
+    cell = run.Cell("m", 1, "v", "m", 0.025)
+    # base head head base, three times; the machine gets slower by a tenth within each, and the second was disturbed
+    cell.add([1.0, 1.1, 1.0, 1.1, 1.0, 1.1], [1.05, 1.05, 9.0, 1.05, 1.05, 1.05])
+    (ratio,) = cell.log_ratios
+    assert ratio == pytest.approx(0.0011, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def worker(trained: Checkpoint, news: Dataset) -> Any:
+    here = sides.Side("head", sys.executable, sides.tree_here(), (str(trained.folder),), str(news.folder))
+    subject = sides.Subject((16, 64), "fp32")
+    with sides.Worker(here, subject, timeout_s=60) as started:
+        started.send_open()
+        assert started.receive() == {"models": ["tiny"], "variants": ["fp32"]}
+        yield started
+
+
+def test_a_worker_times_what_it_built(worker: Any) -> None:
+    prepared = worker.ask("prepare", model="tiny", max_length=64, variant="fp32")
+    cost = worker.ask("build", cell="a", model="tiny", load=prepared["load"])
+    plain, slowed = [], []
+    for _ in range(9):
+        plain.append(worker.ask("time", cell="a", cost_s=cost, slowdown=0.0))
+        slowed.append(worker.ask("time", cell="a", cost_s=cost, slowdown=0.2))
+    ratios = sorted(two / one for one, two in zip(plain, slowed, strict=True))
+    assert 1.1 < ratios[4] < 1.4
+    assert sorted(plain)[4] == pytest.approx(cost, rel=0.5)
+
+
+def test_a_slowdown_is_a_share_of_the_call() -> None:
+    for slowdown, expected in ((0.5, 0.075), (0.0, 0.05)):  # the least of some, for a machine that is busy
+        least = min(timing.seconds(lambda: time.sleep(0.05), slowdown) for _ in range(10))
+        assert least == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "untimed", "timed"), [(0.001, 4, 6), (0.003, 2, 2), (0.01, 1, 1), (0.02, 0, 1), (0.8, 0, 1)]
+)
+def test_short_calls_fill_a_turn_and_long_ones_are_one(cost_s: float, untimed: int, timed: int) -> None:
+    assert timing.block(cost_s) == (untimed, timed)
+
+
+@pytest.mark.parametrize(
+    ("abbas", "spread", "spent_s", "enough"),
+    [
+        (0, 0.0, 0.0, False),
+        (30, 0.001, 0.4, False),  # too soon, whatever they say
+        (5, 0.001, 0.6, False),
+        (6, 0.001, 0.6, True),
+        (30, 0.05, 0.6, False),
+        (60, 0.05, 1.2, True),
+        (30, 0.1, 1.99, True),  # the next would be beyond the most
+        (1, 0.0, 1.2, True),
+        (1, 0.0, 0.9, False),
+    ],
+)
+def test_a_cell_is_timed_until_its_abbas_tell_or_two_seconds_have_passed(
+    abbas: int, spread: float, spent_s: float, *, enough: bool
+) -> None:
+    ratios = spread * np.random.default_rng(0).standard_normal(abbas)
+    assert run.is_enough(ratios, spent_s) == enough
+
+
+def test_a_calibration_tells_what_a_gate_finds_by_the_spread_of_the_worst_cell() -> None:
+    def found(*spreads: float) -> list[dict[str, Any]]:
+        noise = np.random.default_rng(0).standard_normal((len(spreads), 16)) * np.array(spreads)[:, None]
+        cells = [{"log_ratios": ratios.tolist()} for ratios in noise]
+        return run.calibrated({"cells": cells, "settings": {"max_pairs": 40}}, (0.02, 0.05))
+
+    quiet, wide = found(0.005, 0.005), found(0.005, 0.03)
+    assert [row["found"] for row in quiet] == [pytest.approx(1, abs=0.01)] * 2
+    assert wide[0]["found"] < 0.8 < wide[1]["found"]
+    for row in (*quiet, *wide):
+        assert row["found_at_least"] <= row["found"]
+        assert row["false_alarms"] <= 0.05
+    assert wide[1]["spread"] == pytest.approx(0.03, rel=0.5)
+    assert run.calibrated({"cells": [], "settings": {}}, (0.02,)) == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "pair_s", "max_seconds", "told"),
+    [
+        (12, 10.0, None, ""),
+        (
+            12,
+            10.0,
+            100.0,
+            "for 12 cells 12 pairs of 10 s are needed at least, and 100 s hold 10: give --max-seconds 180, or ",
+        ),
+        (1, 60.0, 60.0, "for 1 cell 8 pairs of 60 s are needed"),
+    ],
+)
+def test_what_cannot_be_decided_in_time_is_told_with_what_can(
+    cells: int, pair_s: float, max_seconds: float | None, told: str
+) -> None:
+    said = run.too_short(cells, pair_s, run.Budget(max_seconds=max_seconds))
+    assert said.startswith(told)
+    assert bool(said) == bool(told)
+
+
+def test_a_cell_that_is_decided_leaves_its_error_to_the_rest() -> None:
+    def judged(first_pairs: int) -> list[str]:
+        both = cells(verdict="inconclusive")
+        for cell, pairs in zip(both, (first_pairs, 8), strict=True):
+            cell.log_ratios = [0.1 + number / 1e6 for number in range(pairs)]
+        run.judge(both, looks=40)
+        return [cell.verdict for cell in both]
+
+    assert run.least_pairs(1, 40) == 8 < run.least_pairs(2, 40) == 9
+    assert judged(8) == ["inconclusive", "inconclusive"]
+    assert judged(9) == ["slower", "slower"]
+
+
+def test_either_side_is_first_once_in_every_two_times_and_which_is_drawn() -> None:
+    orders = run.drawn_orders("base", "head", np.random.default_rng(0))
+    twos = [(next(orders), next(orders)) for _ in range(400)]
+    assert all(set(two) == {("base", "head"), ("head", "base")} for two in twos)
+    assert 0.4 < sum(one == ("base", "head") for one, _ in twos) / len(twos) < 0.6
+    changes = sum(one[0] != other[0] for one, other in itertools.pairwise(twos))
+    assert 0.4 < changes / len(twos) < 0.6, "drawn anew, not in a pattern"
+
+
+def test_a_gate_that_looks_too_seldom_says_so() -> None:
+    assert "give --max-pairs" in run.too_short(60, 1.0, run.Budget(max_pairs=8))
+
+
+@pytest.fixture
+def theirs(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Path:
+    """A stranger's repository: a model and a dataset, a plugin with a helper in a subfolder, and none of our code."""
+    folder = tmp_path / "their repository"
+    shutil.copytree(trained.folder, folder / "models" / "ours")
+    write_as_predicted(trained, news, folder / "data" / "texts")
+    (folder / "plugins").mkdir()
+    (folder / "plugins" / "outside.py").write_text("import helper\n" + plugin())
+    (folder / "plugins" / "helper.py").write_text("SCALE = 1\n")
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "base"]):
+        git(folder, *command)
+    return folder
+
+
+def test_a_model_in_the_repository_is_on_each_side_its_own(
+    start: Callable[..., subprocess.Popen[str]], theirs: Path, tmp_path: Path
+) -> None:
+    negate(theirs / "models" / "ours")
+    asked = ["--model", "ours", "--dataset", "../data/texts", "--variants", "fp32", "--max-pairs", "1"]
+    (theirs / "pyproject.toml").write_text("[[tool.qbert.gate.limits]]\nmax_disk_mb = 0.5")
+    process = start(*asked, "--base-ref", "main", "--json", tmp_path / "gate.json", cwd=theirs / "models", bare=True)
+    output, errors = process.communicate()
+    assert process.returncode == run.REGRESSION, output + errors
+    found = json.loads((tmp_path / "gate.json").read_text())
+    (cell,) = found["cells"]
+    assert cell["f1"]["verdict"] == "worse"
+    assert cell["f1"]["f1"] < cell["f1"]["f1_baseline"]
+    assert cell["over"], "limits are the repository's, from whichever folder"
+    assert found["sides"]["base"]["ref"] == "main"
+
+
+def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
+    start: Callable[..., subprocess.Popen[str]], theirs: Path
+) -> None:
+    negate(theirs / "models" / "ours")
+    process = start(
+        "--base-ref", "main", "--variants", "fp32", "--max-pairs", "1", cwd=theirs
+    )  # the model and the dataset lie elsewhere
+    _, errors = process.communicate()
+    assert process.returncode == run.USAGE
+    assert "base (main) and head have the same code, libraries, models and dataset, none of them from the repo" in (
+        " ".join(errors.split())
+    )
+    assert "preparing" not in errors
+
+
+@pytest.fixture
+def sides_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[sides.Side, sides.Side]]:
+    """Give base and head as the gate would make them in `folder`; base's files are gone by then unless `look` looks."""
+
+    def make(folder: Path, model: str, dataset: str, **told: Any) -> Any:
+        monkeypatch.chdir(folder)
+        look = told.pop("look", lambda base, head: (base, head))
+        told = {"ref": "main"} | told
+        model, dataset = (os.path.normpath(folder / path) for path in (model, dataset))
+        with sides.base_and_head((model,), dataset, **told) as (base, head):
+            return look(base, head)
+
+    return make
+
+
+@pytest.mark.parametrize("start", ["", "models/ours", "data"])
+def test_what_lies_in_the_repository_is_found_in_base_from_any_folder(
+    theirs: Path, sides_of: Callable[..., Any], start: str
+) -> None:
+    negate(theirs / "models" / "ours")
+    model, dataset = (os.path.relpath(theirs / path, theirs / start) for path in ("models/ours", "data/texts"))
+    base, head, weights = sides_of(
+        *(theirs / start, model, dataset),
+        look=lambda base, head: (
+            base,
+            head,
+            [load_file(Path(side.models[0], "model.safetensors")) for side in (base, head)],
+        ),
+    )
+    assert base.tree
+    assert base.models == (str(base.tree / "models" / "ours"),)
+    assert base.dataset == str(base.tree / "data" / "texts")
+    assert head.models == (str(theirs / "models" / "ours"),)
+    assert (weights[0]["classifier.weight"] == -weights[1]["classifier.weight"]).all()
+
+
+def test_a_link_in_the_repository_leads_base_where_it_led_then(theirs: Path, sides_of: Callable[..., Any]) -> None:
+    shutil.copytree(theirs / "models" / "ours", theirs / "models" / "next")
+    (theirs / "models" / "current").symlink_to("ours")
+    git(theirs, "add", ".")
+    git(theirs, "commit", "-qm", "link")
+    (theirs / "models" / "current").unlink()
+    (theirs / "models" / "current").symlink_to("next")
+    led = sides_of(
+        *(theirs, "models/current", "data/texts"),
+        look=lambda *both: [Path(side.models[0]).resolve().name for side in both],
+    )
+    assert led == ["ours", "next"]
+
+
+def test_what_lies_outside_the_repository_is_for_both(
+    theirs: Path, trained: Checkpoint, news: Dataset, sides_of: Callable[..., Any]
+) -> None:
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder))
+    assert (base.models, base.dataset) == (head.models, head.dataset)
+
+
+def test_what_is_named_for_base_is_taken_as_it_is_named(theirs: Path, sides_of: Callable[..., Any]) -> None:
+    git(theirs, "rm", "-qr", "--cached", ".")
+    git(theirs, "commit", "-qm", "nothing")
+    model, dataset = str(theirs / "models" / "ours"), str(theirs / "data" / "texts")
+    base, head = sides_of(theirs, model, dataset, base_models=(model,), base_dataset=dataset)
+    assert (base.models, base.dataset) == (head.models, head.dataset) == ((model,), dataset)
+
+
+def _untracked(folder: Path) -> None:
+    shutil.copytree(folder / "models" / "ours", folder / "models" / "new")
+
+
+def _ignored(folder: Path) -> None:
+    (folder / ".gitignore").write_text("*.safetensors\n")
+    _untracked(folder)
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "model", "dataset", "told"),
+    [
+        (_untracked, "new", "texts", "main has no models/new/config.json of its own .* with --base-model"),
+        (_ignored, "new", "texts", r"main has no models/new/\*.safetensors of its own .* with --base-model"),
+        (lambda _: None, "ours", "none", "main has no data/none/train.csv of its own .* with --base-dataset"),
+    ],
+    ids=["only at head", "weights ignored", "no dataset"],
+)
+def test_what_base_lacks_is_named(
+    theirs: Path, sides_of: Callable[..., Any], change: Callable[[Path], None], model: str, dataset: str, told: str
+) -> None:
+    change(theirs)
+    with pytest.raises(InputError, match=told):
+        sides_of(theirs, f"models/{model}", f"data/{dataset}")
+    assert len(git(theirs, "worktree", "list").splitlines()) == 1
+
+
+@pytest.mark.parametrize("file", ["models/ours/model.safetensors", "data/texts/test.csv"])
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_pointer_of_git_lfs_is_no_damage(theirs: Path, sides_of: Callable[..., Any], side: str, file: str) -> None:
+    whole = (theirs / file).read_bytes()
+    (theirs / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n")
+    if side == "base":
+        git(theirs, "commit", "-qam", "pointer")
+        (theirs / file).write_bytes(whole)
+    with pytest.raises(InputError, match=f"{side}'s {file} is a Git LFS pointer .*git lfs pull"):
+        sides_of(theirs, "models/ours", "data/texts")
+
+
+def test_modules_in_the_repository_are_base_s_own(
+    theirs: Path, trained: Checkpoint, news: Dataset, sides_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{theirs / 'plugins'}{os.pathsep}/elsewhere")
+    monkeypatch.syspath_prepend(str(theirs / "editable"))
+    monkeypatch.syspath_prepend(str(theirs / ".venv" / "lib" / "site-packages"))
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder))
+    assert head.path == (str(theirs / "plugins"), "/elsewhere", str(theirs / "editable"))
+    assert base.path == (str(base.tree / "plugins"), "/elsewhere", str(base.tree / "editable"))
+
+
+def test_modules_are_found_where_the_gate_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "plugins")
+    assert sides.module_path(None) == (str(tmp_path / "plugins"),)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as python -m does
+    assert sides.module_path(None) == (str(tmp_path / "plugins"), str(tmp_path))
+
+
+@pytest.mark.parametrize(("edited", "same"), [("helper.py", False), ("unrelated.py", True)])
+def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
+    *,
+    theirs: Path,
+    trained: Checkpoint,
+    news: Dataset,
+    sides_of: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    edited: str,
+    same: bool,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(theirs / "plugins"))
+    (theirs / "plugins" / edited).write_text("SCALE = 2\n")
+    subject = sides.Subject((16,), "mine", plugins=("outside",))
+
+    def fingerprints(*both: sides.Side) -> list[Any]:
+        found = []
+        for side in both:
+            with sides.Worker(side, subject, timeout_s=60, shown=True) as worker:
+                worker.send_open()
+                assert worker.receive() == {"models": ["tiny"], "variants": ["mine"]}
+                found.append(worker.ask("fingerprints")["same"])
+        return found
+
+    base, head = sides_of(theirs, str(trained.folder), str(news.folder), look=fingerprints)
+    assert (base["code"] == head["code"]) == same
+    assert {name for name in base if base[name] != head[name]} <= {"code"}

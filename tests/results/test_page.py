@@ -1,0 +1,554 @@
+"""The report: what it says, what it escapes, and how it looks in a real browser."""
+
+import io
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from garble import FIGURES
+
+from qbert.cli import main
+from qbert.errors import InputError
+from qbert.results import history, page
+
+MARKUP = "<script>document.title='run'</script><img src=x onerror=alert(1)> $x_1$ | * & \"quoted\""
+LENGTHS = (128, 384)
+VARIANTS = {
+    "fp32": (100.0, "fp32"),
+    "fp32-openvino": (50.0, "fp32"),
+    "int8-openvino": (14.0, "int8"),
+    "bf16": (40.0, "bf16"),
+}
+
+
+def benchmark(measured: str, model: str, max_length: int, variant: str, **info: Any) -> dict[str, Any]:
+    identity = {
+        "processor": "A processor",
+        "instruction_sets": ["avx2"],
+        "checkpoint_sha256": "c" * 64,
+        "dataset": "news",
+        "dataset_sha256": "d" * 64,
+        "definition": {"precision": VARIANTS.get(variant, (0, "int8"))[1]},
+        "versions": {"torch": "2.13"},
+        "threads": 1,
+    }
+    place = {"model": model, "trained": model != "untrained", "max_length": max_length, "variant": variant}
+    seconds = info.pop("seconds", 1.0)
+    stats = {"median": seconds, "q1": 0.98 * seconds, "q3": 1.03 * seconds}
+    info = FIGURES[measured] | {"p50_s": seconds, "p95_s": 1.1 * seconds} | info
+    if measured == "accuracy":
+        info["f1_drop"] = info["f1_baseline"] - info["f1"]
+    extra = place | {"identity": identity, "measured": measured} | info
+    return {"name": f"test_{measured}[{model}-{max_length}-{variant}]", "stats": stats, "extra_info": extra}
+
+
+def cell(model: str, max_length: int, variant: str, text: str = "a text", label: str = "sport") -> list[dict[str, Any]]:
+    milliseconds = VARIANTS[variant][0]
+    speedup = VARIANTS["fp32"][0] / milliseconds
+    drop = 0.004 if variant == "int8-openvino" else 0.0
+    flips = [
+        {"row": 7, "label": label, "baseline": label, "baseline_margin": 0.5, "variant": "health",
+         "variant_margin": 0.2, "text": text}
+    ]  # fmt: skip
+    found = [
+        benchmark(
+            *("latency", model, max_length, variant),
+            seconds=milliseconds * max_length / 384 / 1e3,
+            speedup=speedup,
+            speedup_low=0.97 * speedup,
+            speedup_high=1.02 * speedup,
+            baseline_p50_s=VARIANTS["fp32"][0] * max_length / 384 / 1e3,
+            floor_s=0.4 * milliseconds * max_length / 384 / 1e3,
+            share_of_limit=0.4,
+        )
+    ]
+    if model != "untrained":
+        found.append(
+            benchmark(
+                *("accuracy", model, max_length, variant),
+                f1=0.95 - drop,
+                f1_drop_low=drop - 0.006,
+                f1_drop_high=drop + 0.006,
+                flips=len(flips) if drop else 0,
+                flipped=flips if drop else [],
+            )
+        )
+    if max_length == max(LENGTHS):
+        found.append(benchmark("footprint", model, max_length, variant))
+    return found
+
+
+def run(*benchmarks: dict[str, Any], when: str = "2026-11-01T12:00:00+00:00") -> dict[str, Any]:
+    return {"datetime": when, "commit_info": {"id": "a" * 40}, "benchmarks": list(benchmarks)}
+
+
+def whole(**marked: str) -> dict[str, Any]:
+    return run(
+        *(one for model in ("served", "untrained") for length in LENGTHS for variant in VARIANTS
+          for one in cell(model, length, variant, **marked))
+    )  # fmt: skip
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Any]:
+    def write(*contents: dict[str, Any]) -> Any:
+        paths = []
+        for number, content in enumerate(contents):
+            paths.append(tmp_path / f"{number}.json")
+            paths[-1].write_text(json.dumps(content))
+        return history.load(paths)
+
+    return write
+
+
+def test_the_answer_comes_first_and_is_a_sentence(load: Callable[..., Any]) -> None:
+    html = page.render(load(whole()))
+    answer = (
+        "served, 384 tokens: int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29), 3.57 times faster than the "
+        "best fp32; weighted F1 0.9460, 0.0040 lower (95 %: 0.0020 higher to 0.0100 lower), 1 of 500 labels changed."
+    )
+    assert answer in html
+    assert "the model is untrained, so F1 means nothing." in html
+    assert html.index(answer) < html.index("<h2>")
+
+
+def test_a_variant_over_its_limit_is_not_the_answer(load: Callable[..., Any]) -> None:
+    content = whole()
+    for one in content["benchmarks"]:
+        if one["extra_info"]["variant"] == "int8-openvino" and "f1" in one["extra_info"]:
+            one["extra_info"] |= {"f1_drop": 0.02, "f1": 0.93}
+    runs = load(content)
+    assert "bf16 is 2.50 times faster" in page.answers(page.summarize(runs))[0]
+    assert "over the limit" in page.markdown(runs)
+
+
+def test_int8_that_is_only_stated_is_said(load: Callable[..., Any]) -> None:
+    content = run(*cell("served", 384, "fp32"), *cell("served", 384, "int8-openvino"))
+    for one in content["benchmarks"]:
+        one["extra_info"]["stated"] = one["extra_info"]["variant"] == "int8-openvino"
+    (row,) = [
+        line for line in page.markdown(load(content)).splitlines() if "| int8-openvino |" in line and "stated" in line
+    ]
+    assert row.endswith("int8 stated, not shown |")
+
+
+def test_undominated_are_those_that_nothing_beats_in_both(load: Callable[..., Any]) -> None:
+    table = page.summarize(load(whole()))
+    here = table[(table["model"] == "served") & (table["max_length"] == 384)]
+    assert here[here["undominated"]]["variant"].tolist() == ["int8-openvino", "bf16"]
+    assert not table[table["model"] == "untrained"]["undominated"].any()
+
+
+def test_several_runs_are_one_cell_with_their_range(load: Callable[..., Any]) -> None:
+    runs = [
+        run(benchmark("latency", "m", 128, "fp32", seconds=seconds, speedup=1.0), when=f"2026-11-{day}T12:00:00Z")
+        for seconds, day in ((0.1, 10), (0.4, 11), (0.2, 12))
+    ]
+    (row,) = page.summarize(load(*runs)).to_dict("records")
+    assert row["median_s"] == pytest.approx(0.2)
+    assert (row["low_s"], row["high_s"], row["runs"]) == (0.1, 0.4, 3)
+
+
+def test_the_newest_run_tells_what_latency_does_not(load: Callable[..., Any]) -> None:
+    new, old = (
+        run(benchmark("accuracy", "m", 128, "fp32", f1=f1, documents=9), when=f"2026-11-{day}T00:00:00Z")
+        for f1, day in ((0.9, "20"), (0.5, "10"))
+    )
+    assert page.summarize(load(new, old))["f1"].tolist() == [0.9]
+
+
+def test_runs_of_different_machines_are_refused(load: Callable[..., Any]) -> None:
+    other = run(benchmark("latency", "m", 128, "fp32"))
+    other["benchmarks"][0]["extra_info"]["identity"]["processor"] = "Another"
+    with pytest.raises(InputError, match=r"different machines, A processor .* and Another"):
+        page.render(load(run(benchmark("latency", "m", 128, "fp32")), other))
+
+
+def two_runs(**changed: Any) -> list[dict[str, Any]]:
+    """Give the run of a cell and another one in which `changed` figures or parts of its identity are other ones."""
+    runs = [run(*cell("served", 128, "int8-openvino")) for _ in range(2)]
+    for one in runs[1]["benchmarks"]:
+        info = one["extra_info"]
+        info |= {name: value for name, value in changed.items() if name in info}
+        info["identity"] |= {name: value for name, value in changed.items() if name in info["identity"]}
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"documents": 50}, "documents: 500, 50"),
+        ({"max_f1_drop": 0.1}, "F1 limit: 0.01, 0.1"),
+        ({"f1_guard": "interval"}, "F1 guard: point, interval"),
+        ({"dataset_sha256": "e" * 64}, "dataset: dddddddddddd, eeeeeeeeeeee"),
+        ({"checkpoint_sha256": "e" * 64}, "checkpoint: cccccccccccc, eeeeeeeeeeee"),
+        ({"threads": 2}, "threads: 1, 2"),
+        ({"versions": {"torch": "2.12"}}, "torch: 2.13, 2.12"),
+        ({"definition": {"precision": "int8", "options": 1}}, "definition options: none, 1"),
+    ],
+)
+def test_what_was_not_measured_alike_is_in_no_report(load: Callable[..., Any], changed: Any, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        page.summarize(load(*two_runs(**changed)))
+    assert f"({told})" in str(caught.value)
+    assert "served-128-int8-openvino is not in" in str(caught.value)
+    assert all(name in str(caught.value) for name in ("0.json", "1.json", "make a report of each"))
+
+
+@pytest.mark.parametrize("changed", [{"documents": 50}, {"dataset_sha256": "e" * 64}])
+def test_all_cells_of_a_report_are_of_one_dataset_and_its_documents(load: Callable[..., Any], changed: Any) -> None:
+    runs = two_runs(**changed)
+    for one in runs[1]["benchmarks"]:
+        one["extra_info"]["variant"] = "bf16"
+    with pytest.raises(InputError, match=r"served-128-bf16 is not in .*make a report of each"):
+        page.summarize(load(*runs))
+
+
+def test_runs_that_measured_alike_or_something_else_are_one_report(load: Callable[..., Any]) -> None:
+    first, second = two_runs()
+    assert page.summarize(load(first, second))["runs"].tolist() == [2]
+    first["benchmarks"], second["benchmarks"] = first["benchmarks"][:1], second["benchmarks"][1:]
+    (row,) = page.summarize(load(first, second)).to_dict("records")
+    assert (row["speedup"], row["f1"]) == (pytest.approx(100 / 14), 0.946)
+
+
+def test_a_row_is_of_the_newest_run_and_of_no_other(load: Callable[..., Any]) -> None:
+    older, newer = two_runs(speedup=28 / 14, speedup_low=1.9, speedup_high=2.2)
+    newer["datetime"] = "2026-11-02T12:00:00+00:00"
+    for one in newer["benchmarks"]:
+        for name in ("share_of_limit", "floor_s", "p95_s"):
+            one["extra_info"].pop(name, None)
+    (row,) = page.summarize(load(newer, older)).to_dict("records")
+    assert (row["speedup"], row["speedup_low"], row["speedup_high"]) == (2.0, 1.9, 2.2)
+    assert math.isnan(row["share_of_limit"]), "it would be of the older run"
+    assert math.isnan(row["p95_s"])
+
+
+def with_processes(**speedups: list[float]) -> dict[str, Any]:
+    """Give a run whose cells at 384 tokens have these speedups, one of each process."""
+    content = run(*(one for variant in VARIANTS for one in cell("served", 384, variant)))
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        info["identity"]["definition"]["runtime"] = info["variant"]
+        if (found := speedups.get(info["variant"].replace("-", "_"))) and info["measured"] == "latency":
+            info |= {"process_speedups": found, "speedup": math.prod(found) ** (1 / len(found))}
+            del info["speedup_low"], info["speedup_high"]
+    return content
+
+
+def test_the_first_two_that_cannot_be_told_apart_are_said(load: Callable[..., Any]) -> None:
+    best = {"fp32_openvino": [2.0, 2.02, 1.98]}
+    equal = page.summarize(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], bf16=[3.98, 4.02, 4.0], **best)))
+    (answer,) = page.answers(equal)
+    assert answer.startswith(
+        "served, 384 tokens: int8-openvino is 4.02 times faster than fp32 (3.83 to 4.21), 2.01 times"
+    )
+    assert re.search(r"2\.01 times faster than the best fp32 \(1\.9\d to 2\.0\d\)", answer)
+    assert answer.endswith("It and bf16 cannot be told apart in speed.")
+    apart = page.summarize(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], bf16=[2.98, 3.02, 3.0], **best)))
+    assert "told apart" not in page.answers(apart)[0]
+    assert re.search(
+        r"\| 2\.01 \(1\.9\d to 2\.0\d\) \|", page.markdown(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], **best)))
+    )
+
+
+def slowed_down() -> dict[str, Any]:
+    """Give a run during which the machine became slower: by its medians bf16 is slower than fp32-openvino."""
+    content = whole()
+    for one in content["benchmarks"]:
+        if one["extra_info"]["variant"] == "bf16" and one["extra_info"]["measured"] == "latency":
+            one["stats"] = {name: 1.4 * value for name, value in one["stats"].items()}
+            for name in ("p50_s", "p95_s", "baseline_p50_s", "floor_s"):
+                one["extra_info"][name] *= 1.4
+    return content
+
+
+def test_the_figures_of_a_row_rank_alike(load: Callable[..., Any]) -> None:
+    table = page.summarize(load(slowed_down()))
+    for _, group in table.groupby(["model", "max_length"]):
+        assert group.sort_values("median_s")["variant"].tolist()[1] == "fp32-openvino"
+        assert group.sort_values("latency_s")["variant"].tolist()[1] == "bf16"
+        assert group.sort_values("latency_s")["speedup"].is_monotonic_decreasing
+
+
+def test_a_change_of_pace_is_said(load: Callable[..., Any]) -> None:
+    runs = load(slowed_down())
+    told = "The machine's pace changed by 40% among the cells of served, 384 tokens."
+    assert told in page.markdown(runs)
+    assert told.replace("'", "&#39;") in page.render(runs)
+    assert "pace changed" not in page.markdown(load(whole()))
+
+
+def test_the_spreadsheet_has_the_medians_too(load: Callable[..., Any]) -> None:
+    table = pd.read_csv(io.StringIO(page.csv(load(slowed_down()))))
+    row = table[(table["model"] == "served") & (table["max_length"] == 384)].set_index("variant").loc["bf16"]
+    assert (row["latency_s"], row["median_s"]) == pytest.approx((0.040, 0.056))
+
+
+def noisy(*variants: str) -> dict[str, Any]:
+    content = whole()
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        if info["variant"] in variants and info["measured"] == "latency":
+            info |= {"speedup_low": 0.3 * info["speedup"], "speedup_high": 1.2 * info["speedup"]}
+    return content
+
+
+def test_an_interval_too_wide_is_told_in_words(load: Callable[..., Any]) -> None:
+    runs = load(noisy("bf16"))
+    assert "| 384 | bf16 | 40 | 2.50 (too noisy) |" in page.markdown(runs)
+    html = page.render(runs)
+    assert "2.50 (too noisy)" in html
+    assert "2.50 too noisy</text>" in html
+    assert "int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29)" in page.answers(page.summarize(runs))[0]
+
+
+def test_noise_that_hides_which_is_the_fastest_is_the_answer(load: Callable[..., Any]) -> None:
+    answer = page.answers(page.summarize(load(noisy("int8-openvino"))))[0]
+    assert answer == (
+        "served, 384 tokens: which of int8-openvino and bf16 is the fastest cannot be told, too noisy: int8-openvino."
+    )
+
+
+def test_the_fastest_beyond_doubt_is_named_whatever_its_noise(load: Callable[..., Any]) -> None:
+    content = noisy("int8-openvino")
+    content["benchmarks"] = [one for one in content["benchmarks"] if one["extra_info"]["variant"] != "bf16"]
+    answer = page.answers(page.summarize(load(content)))[0]
+    assert "int8-openvino is 7.14 times faster than fp32 (too noisy)" in answer
+
+
+@pytest.mark.skipif("QBERT_TEST_RUN" not in os.environ, reason="QBERT_TEST_RUN names no saved run of a default run")
+def test_a_run_of_another_machine_is_read_and_ranks_alike() -> None:
+    table = page.summarize(history.load([Path(os.environ["QBERT_TEST_RUN"])]))
+    assert len(table) > 1
+    for _, group in table.dropna(subset=["speedup"]).groupby(["model", "max_length"]):
+        assert group.sort_values("latency_s")["speedup"].is_monotonic_decreasing
+
+
+OBEYED = "\x1b]0;owned\x07\x1b[2J\x9b\r\u202e"
+
+
+def test_a_terminal_obeys_nothing_in_a_report(tmp_path: Path) -> None:
+    content = whole(text=OBEYED, label=OBEYED)
+    content["commit_info"]["id"] = OBEYED
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        info["model"] += OBEYED
+        info["variant"] += OBEYED if info["variant"] != "fp32" else ""
+        info["identity"] |= {"processor": OBEYED, "dataset": OBEYED, "versions": {OBEYED: OBEYED}}
+    source = tmp_path / f"{OBEYED.replace('/', '')}.json"
+    source.write_text(json.dumps(content))
+    written = {form: tmp_path / f"r.{form}" for form in ("html", "md", "csv")}
+    options = ["-o", written["html"], "--markdown", written["md"], "--csv", written["csv"]]
+    done = CliRunner().invoke(main, ["report", str(source), *map(str, options)])
+    assert done.exit_code == 0, done.output
+    for text in (done.output, *(path.read_bytes().decode() for path in written.values())):
+        assert "␛[2J" in text.replace("\\[", "[")
+        assert not set(OBEYED) - set("]0;owned[2J") & set(text)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        run(benchmark("latency", "m", 128, "fp32")),
+        run(benchmark("accuracy", "m", 128, "fp32", f1=0.9)),
+        run(benchmark("footprint", "m", 128, "fp32", disk_bytes=1e6)),
+        run(*(one for one in whole()["benchmarks"] if one["extra_info"]["measured"] != "accuracy")),
+        run(*(one for one in whole()["benchmarks"] if one["extra_info"]["variant"] == "int8-openvino")),
+    ],
+    ids=["one latency", "one accuracy", "one footprint", "no accuracy", "no fp32"],
+)
+def test_a_part_of_a_run_makes_a_page_too(load: Callable[..., Any], content: dict[str, Any]) -> None:
+    runs = load(content)
+    html = page.render(runs)
+    assert "nan" not in re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL).lower().replace("nanumgothic", "")
+    assert page.markdown(runs)
+    assert page.csv(runs).count("\n") > 1
+
+
+def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
+    content = whole(text=MARKUP, label=MARKUP)
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        info["model"] += MARKUP
+        info["variant"] += MARKUP if info["variant"] != "fp32" else ""
+        info["identity"] |= {"processor": MARKUP, "dataset": MARKUP, "versions": {MARKUP: MARKUP}}
+    runs = load(content)
+    html = page.render(runs)
+    assert html.count("<script") == 1
+    assert "<img" not in html
+    assert "<script" not in page.markdown(runs)
+    assert "<img" not in page.markdown(runs)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) in (0, 8, 11) for line in page.markdown(runs).splitlines())
+
+
+def test_the_page_needs_no_network(load: Callable[..., Any]) -> None:
+    html = page.render(load(whole()))
+    assert not re.findall(r'(?:src|href)="(?!#)', html)
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_two_drawings_share_no_id(load: Callable[..., Any]) -> None:
+    html = page.render(load(whole()))
+    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    assert len(drawings) == 7
+    ids = [set(re.findall(r'id="([^"]+)"', drawing)) for drawing in drawings]
+    assert sum(map(len, ids)) == len(set().union(*ids))
+    for drawing, own in zip(drawings, ids, strict=True):
+        assert set(re.findall(r"url\(#([^)]+)\)", drawing)) | set(re.findall(r'href="#([^"]+)"', drawing)) <= own
+
+
+def test_every_drawing_says_in_words_what_it_shows(load: Callable[..., Any]) -> None:
+    html = page.render(load(whole()))
+    words = re.findall(r'role="img" aria-label="([^"]+)"', html)
+    assert len(words) == 7
+    assert all("int8-openvino" in text for text in words)
+    assert "int8-openvino at 384 tokens 14 ms" in words[0]
+
+
+def test_many_flips_are_counted_and_not_all_shown(load: Callable[..., Any]) -> None:
+    content = whole()
+    for one in content["benchmarks"]:
+        if one["extra_info"].get("flipped"):
+            one["extra_info"]["flipped"] *= 300
+    html = page.render(load(content))
+    assert html.count('<td data-value="7">') == page.FLIPS_SHOWN
+    assert f"{600 - page.FLIPS_SHOWN} more are in the saved run" in html
+
+
+def test_the_command_writes_each_form(tmp_path: Path) -> None:
+    source = tmp_path / "run.json"
+    source.write_text(json.dumps(whole()))
+    arguments = [
+        str(source),
+        "-o",
+        str(tmp_path / "r.html"),
+        "--markdown",
+        str(tmp_path / "r.md"),
+        "--csv",
+        str(tmp_path / "r.csv"),
+    ]
+    done = CliRunner().invoke(main, ["report", *arguments])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("served, 384 tokens: int8-openvino")
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert "| 384 | int8-openvino | 14 |" in (tmp_path / "r.md").read_text()
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 1 + 2 * len(LENGTHS) * len(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.json", "-o", "r.html"], "missing.json cannot be read"),
+        (["damaged.json", "-o", "r.html"], "damaged.json cannot be used"),
+        (["run.json"], "name what to write"),
+        (["run.json", "-o", "no/such/folder/r.html"], "cannot be written"),
+    ],
+)
+def test_a_mistake_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(whole()))
+    (tmp_path / "damaged.json").write_text("{")
+    done = CliRunner().invoke(main, ["report", *arguments])
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    executable = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    if executable is None:
+        pytest.skip("no Chromium here")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser: Any, load: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Open the page with markup in its texts; whatever it says or asks for is an error."""
+    path = tmp_path / "report.html"
+    path.write_text(page.render(load(whole(text=MARKUP, label=MARKUP))), encoding="utf-8")
+    contexts = []
+
+    def show(width: int, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        shown = context.new_page()
+        shown.said = []
+        shown.on("console", lambda message: shown.said.append(message.text))
+        shown.on("pageerror", lambda error: shown.said.append(str(error)))
+        shown.on("request", lambda request: shown.said.append(request.url) if request.url != path.as_uri() else None)
+        shown.goto(path.as_uri())
+        return shown
+
+    yield show
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_a_phone_and_a_desk(opened: Callable[..., Any], width: int) -> None:
+    shown = opened(width)
+    assert shown.said == []
+    assert shown.title() == "qbert report: served, untrained"
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = shown.evaluate("[...document.querySelectorAll('figure svg')].map(one => one.getBoundingClientRect().width)")
+    assert len(sizes) == 7
+    assert all(300 < size <= width for size in sizes)
+    smallest = shown.evaluate(
+        "Math.min(...[...document.querySelectorAll('svg text')].map(one => one.getBoundingClientRect().height))"
+    )
+    assert smallest > 7, "letters of a drawing are too small to read"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_in_the_light_and_in_the_dark(opened: Callable[..., Any], scheme: str) -> None:
+    shown = opened(1280, scheme)
+
+    def luminance(selector: str, name: str) -> float:
+        colour = shown.evaluate(f"getComputedStyle(document.querySelector('{selector}'))['{name}']")
+        channels = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    ground = luminance("body", "backgroundColor")
+    assert (ground < 0.1) == (scheme == "dark")
+    for selector, name in ((".answer", "color"), ("figcaption", "color"), ("svg text", "fill")):
+        lighter, darker = sorted((ground, luminance(selector, name)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, selector
+
+
+def test_a_click_on_a_heading_sorts(opened: Callable[..., Any]) -> None:
+    shown = opened(1280)
+
+    def column() -> list[float]:
+        texts = shown.evaluate(
+            "[...document.querySelector('table').tBodies[0].rows].map(row => row.cells[2].textContent)"
+        )
+        return [float(text) for text in texts]
+
+    before = column()
+    shown.click("text=latency ms >> nth=0")
+    assert column() == sorted(before)
+    shown.click("text=latency ms >> nth=0")
+    assert column() == sorted(before, reverse=True)
+    assert shown.said == []
+
+
+def test_it_prints(opened: Callable[..., Any]) -> None:
+    shown = opened(1280)
+    assert shown.pdf(format="A4").startswith(b"%PDF")
