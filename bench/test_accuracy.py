@@ -20,6 +20,7 @@ from qbert.terminal import shown
 if TYPE_CHECKING:
     import pandas as pd
 
+    from qbert.settings import Settings
     from qbert.suite import Cell
 
 
@@ -28,16 +29,17 @@ if TYPE_CHECKING:
 def test_accuracy(
     cell: "Cell",
     benchmark: Any,
-    documents: "pd.DataFrame",
+    qbert_documents: "pd.DataFrame",
+    qbert_settings: "Settings",
     pytestconfig: pytest.Config,
-    attempt: Callable[[], AbstractContextManager[None]],
+    qbert_attempt: Callable[[], AbstractContextManager[None]],
     *,
-    named: bool,
+    qbert_named: bool,
 ) -> None:
     """F1 drops by no more than the limit, or the cell is marked; a round is a document."""
     cell.label_benchmark(benchmark, "accuracy")
     classifier, encoder, max_length = cell.classifier, cell.encoder, cell.max_length
-    rows = dataset.text_rows(documents)
+    rows = dataset.text_rows(qbert_documents)
     texts = itertools.cycle(rows)
     logits = []
 
@@ -47,34 +49,35 @@ def test_accuracy(
     def classify(*text: str) -> None:
         logits.append(answer(*text))
 
-    with attempt(), latency.one_core():
+    with qbert_attempt(), latency.one_core():
         for text in rows[: accuracy.WARM_UP_DOCUMENTS]:
             accuracy.check_finite(answer(*text), cell.name)
     with latency.one_core():
         benchmark.pedantic(classify, setup=lambda: (next(texts), {}), rounds=len(rows))
-    with attempt():
+    with qbert_attempt():
         accuracy.check_finite(np.concatenate(logits), cell.name)
     if benchmark.disabled:
         return  # one document was classified: it works, and there is nothing to judge
 
     first = np.concatenate(logits[: len(rows)])
-    with attempt(), latency.one_core():
-        audit.check_again(answer, rows, list(documents.index), first, cell.name)
-    comparison, flips = cell.judge(documents, first)
-    options = pytestconfig.option
-    limit = cell.variant.max_f1_drop if options.max_f1_drop is None else options.max_f1_drop
+    with qbert_attempt(), latency.one_core():
+        audit.check_again(answer, rows, list(qbert_documents.index), first, cell.name)
+    comparison, flips = cell.judge(qbert_documents, first)
+    drop = qbert_settings.max_f1_drop
+    limit = cell.variant.max_f1_drop if drop is None else drop
+    guard = qbert_settings.f1_guard
     over = ""
     if not cell.is_baseline:
-        over = accuracy.guard(comparison, flips, limit=limit, by=options.f1_guard, what=cell.name)
+        over = accuracy.guard(comparison, flips, limit=limit, by=guard, what=cell.name)
     benchmark.extra_info.update(
         dataclasses.asdict(comparison),
         **accuracy.percentiles(benchmark.stats.stats.data),
         max_f1_drop=limit,
-        f1_guard=options.f1_guard,
+        f1_guard=guard,
         flipped=flips,
-        answers=cell.answers(documents, first),
+        answers=cell.answers(qbert_documents, first),
         over_limit=bool(over),
-        named=named,
+        named=qbert_named,
     )
-    if over and (named or options.strict_guard):
+    if over and (qbert_named or pytestconfig.option.qbert_strict_guard):
         pytest.fail(shown(over), pytrace=False)

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.own_process
-def test_footprint(cell: "Cell", benchmark: Any, attempt: Callable[[], AbstractContextManager[None]]) -> None:
+def test_footprint(cell: "Cell", benchmark: Any, qbert_attempt: Callable[[], AbstractContextManager[None]]) -> None:
     """One process, on one core."""
     benchmark.group = cell.group("footprint")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
-    with attempt(), latency.one_core():
+    with qbert_attempt(), latency.one_core():
         found = benchmark.pedantic(
             footprint.measure, args=(cell.variant, cell.folder, encoding, footprint.PAUSES), rounds=1
         )

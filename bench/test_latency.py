@@ -23,19 +23,21 @@ def test_latency(
     cell: "Cell",
     benchmark: Any,
     pytestconfig: pytest.Config,
-    attempt: Callable[[], AbstractContextManager[None]],
-    timers: latency.Timers,
+    qbert_attempt: Callable[[], AbstractContextManager[None]],
+    qbert_timers: latency.Timers,
 ) -> None:
     """A round is one call; the baseline is called between them, so that the speedup is of one moment."""
     cell.label_benchmark(benchmark, "latency")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
     classifier = cell.classifier
     rounds: list[float] = []
-    with attempt():
+    with qbert_attempt():
         accuracy.check_finite(classifier(encoding), cell.name)
         if not benchmark.disabled:
             options = pytestconfig.option
-            timed = timers.time(cell, seconds=options.seconds_per_cell, min_rounds=options.benchmark_min_rounds)
+            timed = qbert_timers.time(
+                cell, seconds=options.qbert_seconds_per_cell, min_rounds=options.benchmark_min_rounds
+            )
             rounds = timed.rounds
             percentiles = accuracy.percentiles(rounds)
             benchmark.extra_info.update(percentiles, **timed.figures(), **cell.limit(percentiles["p50_s"]))

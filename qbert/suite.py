@@ -20,6 +20,7 @@ from qbert.checkpoint import Checkpoint, Encoder, locate
 from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, answers, predicted
+from qbert.settings import DEFAULTS
 from qbert.terminal import say, silent
 from qbert.variants import BASELINE, Classifier, Variant
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 UNTRAINED = "bert-base"
 """The built-in model of random weights; every other built-in one is trained on the dataset at first use."""
-DEFAULT_MODELS = ("bert-tiny", UNTRAINED)
-DEFAULT_MAX_LENGTHS = (128, 256, 384)
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,9 @@ class Suite:
     def __init__(
         self,
         dataset: Dataset,
-        models: Sequence[str] = DEFAULT_MODELS,
+        models: Sequence[str] = DEFAULTS.models,
         *,
-        max_lengths: Sequence[int] = DEFAULT_MAX_LENGTHS,
+        max_lengths: Sequence[int] = DEFAULTS.max_lengths,
         experiments: int = 1,
         fine_tune: bool = False,
     ) -> None:

@@ -1,23 +1,21 @@
 """Base against head in one job: pairs of processes that alternate on one core, until each cell's verdict is sure."""
 
-import fnmatch
 import math
 import time
-import tomllib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta, Struct
 
-from qbert import __version__, accuracy, parse, stats
+from qbert import __version__, accuracy, stats
 from qbert import variants as table
-from qbert.errors import CannotRunError, InputError, reason
+from qbert.errors import CannotRunError, InputError
 from qbert.gate.sides import Side, Subject, Worker
 from qbert.results import compare
+from qbert.settings import Limit
 from qbert.stats import CONFIDENCE
 from qbert.terminal import counted, progress, say
 
@@ -49,30 +47,6 @@ class Budget:
     def seconds(self, cells: int) -> float:
         """Return the time for the pairs of so many cells."""
         return self.max_seconds or max(LEAST_SECONDS, SECONDS_A_CELL * cells)
-
-
-Most = Annotated[float, Meta(ge=0, lt=1e12)]
-
-
-class Limit(Struct, frozen=True, forbid_unknown_fields=True):
-    """A row of `[[tool.qbert.gate.limits]]`: which cells, and what head may take there at most."""
-
-    model: str = "*"
-    max_length: Annotated[int, Meta(ge=1)] | None = None
-    variant: str = "*"
-    max_latency_ms: Most = math.inf
-    max_f1_drop: Annotated[float, Meta(ge=-1, le=1)] = math.inf
-    """Against fp32 of the same side."""
-    max_disk_mb: Most = math.inf
-    max_memory_mb: Most = math.inf
-
-    def covers(self, model: str, max_length: int, variant: str) -> bool:
-        """Whether it is for this cell."""
-        return (
-            fnmatch.fnmatchcase(model, self.model)
-            and self.max_length in (None, max_length)
-            and fnmatch.fnmatchcase(variant, self.variant)
-        )
 
 
 @dataclass
@@ -132,34 +106,6 @@ class Cell:
         for name, value in zip(("change", "change_low", "change_high"), shown.pop("change"), strict=True):
             shown[name] = math.expm1(value) if math.isfinite(value) else None
         return shown | {side: float(np.median(shown[side])) if shown[side] else None for side in ("base_s", "head_s")}
-
-
-class _Settings(Struct, forbid_unknown_fields=True):
-    """The table `[tool.qbert.gate]`."""
-
-    limits: list[Limit] = []
-
-
-def limits(pyproject: Path) -> list[Limit]:
-    """Return the rows of `[[tool.qbert.gate.limits]]` in `pyproject`; none where there is no such file or table.
-
-    Raises:
-        InputError: the file is no TOML, or a row has an unknown key or a value of the wrong kind.
-    """
-    if not pyproject.exists():
-        return []
-    try:
-        table = tomllib.loads(parse.read_bytes(pyproject, "it holds the gate's limits").decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{pyproject} is no TOML: {reason(error)}") from error
-    for name in ("tool", "qbert", "gate"):
-        table = table.get(name, {}) if isinstance(table, dict) else table
-    return parse.convert(
-        table,
-        _Settings,
-        f"{pyproject}: [tool.qbert.gate]",
-        f"it holds rows of [[tool.qbert.gate.limits]]: {', '.join(Limit.__struct_fields__)}",
-    ).limits
 
 
 def run(

@@ -68,6 +68,20 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
     return ""
 
 
+def match_names(session: Any, runs: Sequence[Mapping[str, Any]], names: Iterable[str]) -> None:  # noqa: ANN401  pytest-benchmark has no types
+    """Give the cells of the previous `runs` the full names that they have in this `session`, whose tests' are `names`.
+
+    The folder of the cases is another in a clone, in an installed package, and in another environment.
+    """
+    here = {name.rpartition("/")[2]: name for name in names}
+    for run, compared in zip(runs, session.compared_mapping.values(), strict=True):
+        for benchmark in run["benchmarks"]:
+            name = here.get(benchmark["fullname"].rpartition("/")[2])
+            if name and "measured" in benchmark.get("extra_info", {}):
+                compared[name] = compared.pop(benchmark["fullname"])
+                benchmark["fullname"] = name
+
+
 def finish(
     session: Any,  # noqa: ANN401  pytest-benchmark has no types
     runs: Sequence[Mapping[str, Any]],

@@ -385,40 +385,6 @@ def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], ar
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("[tool", "is no TOML"),
-        ("tool = 3", "Expected `object`, got `int`"),
-        ("[tool.qbert.gate]\nlimit = 3", "unknown field `limit`"),
-        ("[tool.qbert.gate]\nlimits = 3", "Expected `array`, got `int` - at `$.limits`"),
-        ("[[tool.qbert.gate.limits]]\nmax_disk = 3", "unknown field `max_disk`"),
-        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = '3'", "Expected `float`, got `str` - at `$.limits[0].max_disk_mb`"),
-        ("[[tool.qbert.gate.limits]]\nmax_length = true", "Expected `int | null`, got `bool`"),
-        ("[[tool.qbert.gate.limits]]\nmax_latency_ms = nan", "`$.limits[0].max_latency_ms`"),
-        ("[[tool.qbert.gate.limits]]\nmax_memory_mb = inf", "`$.limits[0].max_memory_mb`"),
-        ("[[tool.qbert.gate.limits]]\nmax_f1_drop = 2", "`$.limits[0].max_f1_drop`"),
-    ],
-)
-def test_limits_that_are_none_are_named(tmp_path: Path, text: str, told: str) -> None:
-    path = tmp_path / "pyproject.toml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"pyproject\.toml") as caught:
-        run.limits(path)
-    assert told in str(caught.value)
-
-
-def test_limits_cover_what_their_patterns_say(tmp_path: Path) -> None:
-    path = tmp_path / "pyproject.toml"
-    path.write_text('[[tool.qbert.gate.limits]]\nvariant = "int8-*"\nmax_length = 128\nmax_latency_ms = 5\n')
-    (limit,) = run.limits(path)
-    assert limit.max_latency_ms == 5
-    assert limit.covers("any", 128, "int8-dynamic")
-    assert not limit.covers("any", 256, "int8-dynamic")
-    assert not limit.covers("any", 128, "fp32")
-    assert run.limits(tmp_path / "missing.toml") == []
-
-
 def cells(**changed: Any) -> list[run.Cell]:
     return [run.Cell("m", 1, "v", "m", 0.025, verdict="same"), run.Cell("m", 2, "v", "m", 0.025, **changed)]
 

@@ -1,0 +1,183 @@
+"""The command `qbert gate`."""
+
+import json
+import os
+import signal
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qbert.cli import options
+from qbert.errors import InputError
+from qbert.terminal import echo
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+CALIBRATED = (0.02, 0.03, 0.05, 0.10)
+CALIBRATION_PAIRS = 16
+CALIBRATION_SECONDS = 6 * 3600  # nobody said when to stop: all pairs
+
+
+@click.command()
+@click.option("--base-ref", metavar="REF", help="Base's code: this commit, branch or tag of the repository here.")
+@click.option(
+    "--base-python",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="PATH",
+    help="Base's interpreter and libraries.",
+)
+@click.option("--base-model", multiple=True, metavar="MODEL", help="Base's models, one for each --model.")
+@click.option("--base-dataset", metavar="DIR", help="Base's dataset.")
+@click.option(
+    "--model", "models", multiple=True, metavar="MODEL", help="Checkpoint folder, hub id or built-in model; repeatable."
+)
+@click.option("--dataset", metavar="DIR", help="Real text, and what F1 is of.")
+@click.option("--variants", metavar="LIST", help="Names with commas between.")
+@click.option("--max-lengths", metavar="LIST", help="Tokens: 128,256,384.")
+@click.option("--documents", type=click.IntRange(min=1), metavar="N", help="Judge F1 by a sample of N test documents.")
+@options.min_effect_option
+@options.min_f1_effect_option
+@click.option(
+    "--max-pairs", type=click.IntRange(1, 200), metavar="N", help="Pairs of processes at most.  [default: 40]"
+)
+@click.option(
+    "--max-seconds",
+    type=options.Number(min=1),
+    metavar="S",
+    help="Time for pairs at most.  [default: by the number of cells]",
+)
+@click.option(
+    "--timeout",
+    type=options.Number(min=0.1),
+    default=60,
+    show_default=True,
+    metavar="S",
+    help="A side that does not answer for S seconds while timing is hanging.",
+)
+@click.option("--strict", is_flag=True, help="End with 3 where any verdict is inconclusive.")
+@click.option("--calibrate", is_flag=True, help="Hold this machine against itself: what it can find.")
+@options.json_option
+@options.markdown_option
+@click.pass_context
+def gate(
+    ctx: click.Context,
+    base_ref: str | None,
+    base_python: str | None,
+    base_model: tuple[str, ...],
+    base_dataset: str | None,
+    models: tuple[str, ...],
+    *,
+    dataset: str | None,
+    variants: str | None,
+    max_lengths: str | None,
+    documents: int | None,
+    min_effect: float,
+    min_f1_effect: float,
+    max_pairs: int | None,
+    max_seconds: float | None,
+    timeout: float,
+    strict: bool,
+    calibrate: bool,
+    json_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Hold head, which is what is here, against base: latency by pairs of processes, F1 by the same documents.
+
+    With --base-ref, what lies in the repository (modules, a --model, a --dataset) is on base's side that commit's own.
+
+    Ends with 0 where nothing was shown to be worse, 1 with a regression, 2 with a mistake in how it was called, 3 where
+    it could decide nothing (--strict: not everything), 4 where the sides cannot be compared or one of them cannot run.
+    What is not told stands in pyproject.toml, [tool.qbert]; limits of cells in [[tool.qbert.gate.limits]].
+    """
+    import contextlib
+
+    from qbert import dataset as datasets
+    from qbert.gate import run as gates
+    from qbert.gate import sides
+    from qbert.results import tables, verdicts
+    from qbert.training import GEOMETRIES
+
+    named = base_ref or base_python or base_model or base_dataset
+    if not (named or calibrate):
+        raise InputError(
+            "name what to hold against: --base-ref, --base-python, --base-model, --base-dataset, or --calibrate"
+        )
+    if named and calibrate:
+        raise InputError(
+            "--calibrate holds this machine against itself: leave out "
+            "--base-ref, --base-python, --base-model, --base-dataset"
+        )
+    settings = options.settings_here(
+        models=models,
+        dataset=dataset,
+        variants=variants,
+        max_lengths=max_lengths and options.lengths(max_lengths),
+    )
+    models = tuple(_absolute(model, GEOMETRIES) for model in settings.models)
+    models = models if base_model else tuple(dict.fromkeys(models))
+    if base_model and len(base_model) != len(models):
+        raise InputError(f"--base-model is given {len(base_model)} times for {len(models)} models: give one for each")
+    dataset = _absolute(settings.dataset, [datasets.BUILT_IN])
+    may_differ = {"versions"} if base_python else set()
+    if base_ref or base_model:
+        may_differ.add("checkpoint_sha256")  # the commit's own, too, be they in it or trained by it
+    subject = sides.Subject(
+        settings.max_lengths,
+        settings.variant_list,
+        documents,
+        (*(ctx.parent or ctx).params.get("plugins", ()), *settings.plugins),
+    )
+    budget = gates.Budget(
+        min_effect,
+        min_f1_effect,
+        max_pairs or (CALIBRATION_PAIRS if calibrate else gates.Budget.max_pairs),
+        max_seconds or (CALIBRATION_SECONDS if calibrate else None),
+        timeout,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
+        base, head = stack.enter_context(
+            sides.base_and_head(
+                models,
+                dataset,
+                ref=base_ref,
+                python=base_python,
+                base_models=tuple(_absolute(model, GEOMETRIES) for model in base_model),
+                base_dataset=base_dataset and _absolute(base_dataset, [datasets.BUILT_IN]),
+            )
+        )
+        try:
+            found = gates.run(
+                *(base, head, subject, budget),
+                limits=settings.gate.limits,
+                may_differ=may_differ,
+                every_pair=calibrate,
+                against_itself=calibrate,
+                strict=strict,
+            )
+        except sides.SideError as error:
+            echo(f"Error: {error}", err=True)
+            ctx.exit(gates.NOT_COMPARABLE)
+        except KeyboardInterrupt:
+            ctx.exit(128 + signal.SIGINT)
+    options.write(json_file, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    if calibrate:
+        tables.show(verdicts.calibration(gates.calibrated(found, CALIBRATED), found))
+        return
+    title, caption = verdicts.answer(found["cells"]), verdicts.gate_caption(found)
+    tables.show(verdicts.verdicts(found["cells"], title=title, caption=caption))
+    options.write(markdown, verdicts.verdicts_markdown(found["cells"], title=title, caption=caption.replace("\n", " ")))
+    ctx.exit(found["exit_code"])
+
+
+def _end(number: int, _: "FrameType | None") -> None:
+    """Leave as after an error, so that no process and no worktree is left behind."""
+    raise SystemExit(128 + number)
+
+
+def _absolute(source: str, built_in: Collection[str]) -> str:
+    """Return `source` so that it means the same in another folder, where it is one; links in it are not followed."""
+    return os.path.abspath(source) if source not in built_in and Path(source).is_dir() else source  # noqa: PTH100

@@ -1,0 +1,96 @@
+"""Options and types that commands share, and the settings that commands take."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qbert import settings
+from qbert.cache import write_file
+from qbert.errors import InputError
+from qbert.stats import MIN_EFFECT, MIN_F1_EFFECT
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def settings_here(**given: Any) -> settings.Settings:  # noqa: ANN401  of each setting's own type
+    """Return the settings of the folder here, but for what the command line has `given`; import their plugins.
+
+    Raises:
+        InputError: the table `[tool.qbert]` cannot be used.
+    """
+    path = settings.nearest(Path.cwd())
+    found = settings.read(path).but(**given)
+    if path:
+        settings.import_plugins(found, path.parent)
+    return found
+
+
+class Percentage(click.ParamType):  # type: ignore[type-arg]
+    """A share, given as `2.5%`."""
+
+    name = "percentage"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Return the share that `value` names."""
+        if isinstance(value, float):
+            return value
+        try:
+            share = float(value.removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 < share < 1 or not value.endswith("%"):
+            self.fail(f"{value!r} is no percentage above 0 and below 100, such as 2.5%", param, ctx)
+        return share
+
+
+class Number(click.FloatRange):
+    """A number within bounds; nan and infinity are within none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Return the number that `value` names."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
+
+
+min_effect_option = click.option(
+    "--min-effect",
+    type=Percentage(),
+    default=MIN_EFFECT,
+    show_default=False,
+    metavar="PERCENT",
+    help="What is smaller is nobody's regression.  [default: 2.5%]",
+)
+min_f1_effect_option = click.option(
+    "--min-f1-effect",
+    type=Number(min=0, max=1, min_open=True),
+    default=MIN_F1_EFFECT,
+    show_default=True,
+    metavar="DROP",
+    help="A smaller drop of F1 is nobody's regression.",
+)
+json_option = click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write all figures to FILE.")
+markdown_option = click.option(
+    "--markdown", type=FILE, metavar="FILE", help="Write the table to FILE, for a pull request."
+)
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Return the maximum lengths of the comma-separated list `text`, in tokens."""
+    try:
+        lengths = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        lengths = ()
+    if not lengths or min(lengths) < 1:
+        raise InputError(f"--max-lengths {text!r}: give numbers of tokens with commas between, such as 128,256")
+    return lengths
+
+
+def write(path: Path | None, text: str) -> None:
+    """Write `text` to `path`, where a person named one."""
+    if path is None:
+        return
+    write_file(path, lambda place: place.write_text(text, encoding="utf-8"))

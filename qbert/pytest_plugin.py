@@ -1,0 +1,487 @@
+"""The pytest plugin: options, fixtures and hooks of the cases in bench/, and of a team's own.
+
+pytest loads it in every project of an environment that it is installed in. So it imports nothing that takes time until
+a case is collected, its options begin with `--qbert-`, and its hooks leave other tests and their benchmarks alone.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qbert.errors import TRACEBACK, CannotRunError, pip_install, sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qbert.latency import Timers
+    from qbert.settings import Settings
+    from qbert.suite import Cell, Suite
+
+CASES = "qbert.bench"
+"""The package of the cases; in a clone, the folder bench/."""
+
+
+def positive(kind: type) -> Any:  # noqa: ANN401  argparse's
+    """Return an argparse type that takes numbers above 0."""
+
+    def parse(text: str) -> Any:  # noqa: ANN401  a `kind`
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"  # argparse: invalid positive int value: '0'
+    return parse
+
+
+def drop(text: str) -> float:
+    """Parse an F1 drop; one below 0 asks for a gain."""
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Parse a comma-separated list of maximum lengths, in tokens."""
+    return tuple(dict.fromkeys(positive(int)(part) for part in text.split(",")))
+
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "model": {
+        "action": "append",
+        "metavar": "MODEL",
+        "help": "checkpoint folder, hub id or built-in model; repeatable",
+    },
+    "dataset": {"metavar": "DIR", "help": "folder with train.csv, test.csv and label.json"},
+    "variants": {"metavar": "LIST", "help": "names with commas between; also 'default' and 'all'"},
+    "max-lengths": {"type": lengths, "metavar": "LIST", "help": "tokens: 128,256,384"},
+    "documents": {
+        "type": positive(int),
+        "metavar": "N",
+        "help": "judge by a sample of N test documents, not by all",
+    },
+    "max-f1-drop": {
+        "type": drop,
+        "metavar": "DROP",
+        "help": "greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)",
+    },
+    "f1-guard": {
+        "choices": ["point", "interval"],
+        "help": "judge the F1 drop (point) or its interval's upper end",
+    },
+    "strict-guard": {
+        "action": "store_true",
+        "help": "fail for every variant over its limit, not only for those that are named",
+    },
+    "seconds-per-cell": {
+        "type": positive(float),
+        "default": 1.5,
+        "metavar": "S",
+        "help": "time to measure each latency cell for",
+    },
+    "experiments": {
+        "type": positive(int),
+        "default": 1,
+        "metavar": "N",
+        "help": "training seeds of each built-in model",
+    },
+}
+"""By their short names: `--qbert-NAME` everywhere, `--NAME` in this project's clone and for `qbert bench`."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options, under names that are no other project's."""
+    add_options(parser, "--qbert-")
+
+
+def add_options(parser: pytest.Parser, prefix: str) -> None:
+    """Add OPTIONS as `prefix` and name; a name that another plugin or conftest.py has stays theirs."""
+    group = parser.getgroup("qbert", "qbert: quantized BERT text classifiers")
+    for name, how in OPTIONS.items():
+        with contextlib.suppress(ValueError):
+            group.addoption(f"{prefix}{name}", dest=f"qbert_{name.replace('-', '_')}", **how)
+
+
+@dataclass
+class State:
+    """What a session knows of its cases."""
+
+    suite: "Suite | None" = None
+    """Made when the first case is collected."""
+    mistake: str = ""
+    """What a person did wrong, found while a file was collected."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+    """Benchmarks as pytest-benchmark saves them."""
+    previous: list[dict[str, Any]] = field(default_factory=list)
+    """The runs that --benchmark-compare names."""
+    compared: list[str] = field(default_factory=list)
+    """What is to be said of this run beside the previous ones."""
+    failed: list[str] = field(default_factory=list)
+    """Node ids of what failed, and what fails the run besides."""
+    cannot: dict[str, str] = field(default_factory=dict)
+    """Why a cell was left out, by the cell's name."""
+    settings: "Settings | None" = None
+
+
+STATE = pytest.StashKey[State]()
+PARALLEL = "qbert_parallel"
+"""Where a process of pytest-xdist tells the one that started it that it would have to time something."""
+
+
+def _state(config: pytest.Config) -> State:
+    return config.stash.setdefault(STATE, State())
+
+
+def _is_of_cases(config: pytest.Config) -> bool:
+    """Whether the command line names the cases of this package, so that pytest-benchmark's options are for them."""
+    folder = (Path(__file__).parent / CASES.rpartition(".")[2]).resolve()
+    paths = [str(argument).partition("::")[0] for argument in config.args]
+    return any(path.startswith(CASES) or Path(path).resolve().is_relative_to(folder) for path in paths)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks of cases; of a run of this package's own cases, check pytest-benchmark's options."""
+    config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
+    config.addinivalue_line("markers", "own_process: cells of the greatest length alone, each run in its own process")
+    if _is_of_cases(config):
+        _check_options(config)
+
+
+def _check_options(config: pytest.Config) -> None:
+    options = config.option
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
+    if getattr(options, "benchmark_histogram", None) and importlib.util.find_spec("pygal") is None:
+        raise pytest.UsageError(f"--benchmark-histogram needs pygal, not installed: {pip_install('histogram')}")
+    if getattr(options, "benchmark_compare_fail", None) and not options.benchmark_compare:
+        raise pytest.UsageError("--benchmark-compare-fail judges what --benchmark-compare compares: give that too")
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_benchmark_compare_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+) -> None:
+    """Keep the previous run, to compare more of it than times."""
+    _state(config).previous.append(compared_benchmark)
+    if not _is_of_cases(config):
+        return
+    from qbert.results import previous
+
+    if why := previous.unusable([compared_benchmark], disabled=False):
+        raise pytest.UsageError(why)
+    compared_benchmark["machine_info"] = machine_info  # what differs is said of each cell, and not as two dictionaries
+
+
+def settings_of(config: pytest.Config) -> "Settings":
+    """Return the session's settings: of the command line, of `[tool.qbert]` in the rootdir, or the defaults."""
+    state = _state(config)
+    if state.settings is None:
+        from qbert import settings
+
+        options = config.option
+        state.settings = settings.read(config.rootpath / settings.PYPROJECT).but(
+            models=tuple(options.qbert_model or ()),
+            dataset=options.qbert_dataset,
+            variants=options.qbert_variants,
+            max_lengths=options.qbert_max_lengths,
+            max_f1_drop=options.qbert_max_f1_drop,
+            f1_guard=options.qbert_f1_guard,
+        )
+    return state.settings
+
+
+def suite_of(config: pytest.Config) -> "Suite":
+    """Return the session's suite, made when the first case is collected."""
+    state = _state(config)
+    if state.suite is None:
+        from qbert import dataset
+        from qbert.settings import import_plugins
+        from qbert.suite import Suite
+
+        settings = settings_of(config)
+        import_plugins(settings, config.rootpath)
+        state.suite = Suite(
+            dataset.load(settings.dataset),
+            settings.models,
+            max_lengths=settings.max_lengths,
+            experiments=config.option.qbert_experiments,
+        )
+    return state.suite
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each cell where our fixture `cell` is used, and not another project's of that name."""
+    if not {"cell", "qbert_suite"} <= set(metafunc.fixturenames):
+        return
+    config, state = metafunc.config, _state(metafunc.config)
+    cells: list[Any] = []
+    if hasattr(config, "workerinput"):
+        config.workeroutput[PARALLEL] = True  # type: ignore[attr-defined]  # pytest-xdist's
+    elif not state.mistake:
+        try:
+            cells = list(_cells(metafunc))
+        except Exception as error:  # of any kind: while a file is collected, it would come with a traceback
+            if os.environ.get(TRACEBACK):
+                raise
+            state.mistake = _shown(sentence(error))
+    metafunc.parametrize(("model", "max_length", "variant"), cells)
+
+
+def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
+    from qbert import variants
+
+    trained_only, longest_only = (
+        metafunc.definition.get_closest_marker(marker) is not None for marker in ("trained_models", "own_process")
+    )
+    suite = suite_of(metafunc.config)
+    for model in suite.models.values():
+        if model.trained or not trained_only:
+            for max_length in [max(suite.max_lengths)] if longest_only else suite.max_lengths:
+                for variant in variants.select(settings_of(metafunc.config).variant_list):
+                    name = f"{model.name}-{max_length}-{variant.name}"
+                    yield pytest.param(model.name, max_length, variant.name, id=name)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say what is wrong before anything is run, and find each case's place in the previous runs."""
+    state = _state(config)
+    if state.mistake:
+        raise pytest.UsageError(state.mistake)
+    if state.suite is None:
+        return
+    if not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
+    benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
+    if config.option.benchmark_compare and not config.option.collectonly:
+        from qbert.results import previous
+
+        if why := previous.unusable(state.previous, disabled=benchmarks.disabled or benchmarks.skip):
+            raise pytest.UsageError(why)
+        previous.match_names(benchmarks, state.previous, [item.nodeid for item in items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  pytest-xdist's
+    """Note that a process of pytest-xdist would have to time something."""
+    if getattr(node, "workeroutput", {}).get(PARALLEL):
+        _state(
+            node.config
+        ).mistake = (
+            "the cells are timed, and what runs beside them would be, too: leave out pytest-xdist's -n (or give -n 0)"
+        )
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-benchmark saves and compares
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    """Hold this run against the previous ones, and leave one that failed unsaved."""
+    benchmarks = session.config.pluginmanager.getplugin("pytest-benchmark")
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    state = _state(session.config)
+    if benchmarks and reporter and state.suite:
+        from qbert.results import previous
+
+        ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
+        state.failed = [report.nodeid for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]
+        state.compared, failed = previous.finish(
+            benchmarks, state.previous, whole=ended, max_f1_drop=settings_of(session.config).max_f1_drop
+        )
+        state.failed += failed
+        if failed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if state.failed or not ended:
+            state.compared += previous.leave_unsaved(benchmarks)
+    result = yield
+    if state.mistake and reporter and not state.suite:  # told by pytest-xdist's processes
+        session.exitstatus = pytest.ExitCode.USAGE_ERROR
+    return result
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Save what failed, and which boot of the machine this run is of."""
+    state = _state(config)
+    if state.suite:
+        from qbert import machine
+
+        output_json["qbert"] = {"failed": state.failed, "boot": machine.boot()}
+
+
+def _shown(text: str) -> str:
+    from qbert.terminal import shown
+
+    return shown(text)
+
+
+def failed(why: str) -> BaseException:
+    """Return what fails a test with a sentence."""
+    return pytest.fail.Exception(why, pytrace=False)
+
+
+@contextlib.contextmanager
+def in_a_sentence(cannot: Callable[[str], BaseException] = failed) -> Iterator[None]:
+    """Fail, with a sentence and without a traceback, where something is raised within.
+
+    Where that is a variant which cannot run the model, raise what `cannot` makes of the reason.
+    """
+    try:
+        yield
+    except Exception as error:  # of any kind: the outer net of the cells
+        if os.environ.get(TRACEBACK):
+            raise
+        give_up = cannot if isinstance(error, CannotRunError) else failed
+        raise give_up(_shown(sentence(error))) from None
+
+
+@pytest.fixture(scope="session")
+def qbert_suite(pytestconfig: pytest.Config) -> "Suite":
+    """Return the session's suite: dataset, models and maximum lengths."""
+    return suite_of(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def qbert_settings(pytestconfig: pytest.Config) -> "Settings":
+    """Return the session's settings: of the command line, of `[tool.qbert]`, or the defaults."""
+    return settings_of(pytestconfig)
+
+
+@pytest.fixture
+def qbert_named(qbert_settings: "Settings", variant: str) -> bool:
+    """Whether the variant itself was named, and not brought along by 'default' or 'all'."""
+    from qbert import variants
+
+    return variant in variants.named(qbert_settings.variant_list)
+
+
+@pytest.fixture
+def qbert_attempt(
+    pytestconfig: pytest.Config, model: str, max_length: int, variant: str, *, qbert_named: bool
+) -> Callable[[], AbstractContextManager[None]]:
+    """Return the context for what the variant may be unable to do: if it was brought along, that is no failure."""
+    from qbert.variants import BASELINE
+
+    def left_out(why: str) -> BaseException:
+        _state(pytestconfig).cannot.setdefault(f"{model}-{max_length}-{variant}", why)
+        return pytest.skip.Exception(why)
+
+    return lambda: in_a_sentence(failed if qbert_named or variant == BASELINE else left_out)
+
+
+@pytest.fixture
+def cell(
+    request: pytest.FixtureRequest,
+    qbert_suite: "Suite",
+    model: str,
+    max_length: int,
+    variant: str,
+    qbert_attempt: Callable[[], AbstractContextManager[None]],
+) -> "Cell":
+    """One model, maximum length and variant: built, or what it takes to build it in another process."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    own_process = request.node.get_closest_marker("own_process")
+    with capture.global_and_fixture_disabled():  # shows the progress of a training
+        with in_a_sentence():
+            built = qbert_suite.cell(model, max_length, variant)
+            _ = built.checkpoint if own_process else built.baseline
+        with qbert_attempt():
+            _ = built.folder if own_process else built.classifier
+    return built
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Take a cell's figures for the table."""
+    funcargs = getattr(item, "funcargs", {})
+    benchmark = funcargs.get("benchmark")
+    if "qbert_suite" in funcargs and benchmark and benchmark.stats and not benchmark.has_error:
+        _state(item.config).results.append(benchmark.stats.as_dict(include_data=False))
+
+
+@pytest.fixture(scope="session")
+def qbert_timers() -> "Iterator[Timers]":
+    """Give the processes that time latency; they end with the session."""
+    from qbert.latency import Timers
+
+    with contextlib.closing(Timers()) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def qbert_documents(pytestconfig: pytest.Config, qbert_suite: "Suite") -> "pd.DataFrame":
+    """Return the test documents to judge by."""
+    with in_a_sentence():
+        return qbert_suite.dataset.documents(pytestconfig.option.qbert_documents)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+    """End with the table of the cells, and with what was left out or is worse than in the previous run."""
+    state = _state(config)
+    benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
+    if benchmarks and state.suite:
+        benchmarks.performance_regressions.clear()  # among what is told below; it would raise for them
+    try:
+        yield
+    finally:  # pytest-benchmark may raise here, as where a histogram cannot be written
+        if state.suite:
+            _summarize(terminalreporter, config, state)
+        elif state.mistake:
+            terminalreporter.write_line(f"ERROR: {state.mistake}", red=True)
+
+
+def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: State) -> None:
+    from rich.text import Text
+
+    from qbert.results import history, tables
+
+    assert state.suite is not None  # noqa: S101  the caller looked
+    if state.results:
+        caption = (
+            "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
+            "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
+            "interval. Of limit: of what this core can do."
+        )
+        title = f"qbert: {state.suite.dataset.name}, batch 1, one thread"
+        table = tables.summary(history.cells(state.results), title=title, caption=caption + odds(state.results))
+        reporter.write_line("")
+        tables.show(table)
+    if lines := marks(state, strict=config.option.qbert_strict_guard):
+        tables.show(Text("\n".join(["", *lines]), style="yellow"))
+    if state.compared:
+        reporter.section("this run and the previous one")
+        for line in state.compared:
+            reporter.write_line(line, red=True)
+
+
+def odds(results: list[dict[str, Any]]) -> str:
+    """Return how often the F1 guard errs in the cell with the most flips, on a line of its own."""
+    from qbert import accuracy
+    from qbert.variants import BASELINE
+
+    judged = [one["extra_info"] for one in results if "f1_guard" in one["extra_info"]]
+    judged = [info for info in judged if info["variant"] != BASELINE and info["f1_guard"] == "point"]
+    if not judged:
+        return ""
+    most = max(judged, key=lambda info: info["flips"])
+    return f"\n{accuracy.odds(most['documents'], most['flips'], most['max_f1_drop'])} (the most flips of all cells)."
+
+
+def marks(state: State, *, strict: bool) -> list[str]:
+    """Return what is told of variants that 'default' or 'all' brought along, and is no failure."""
+    from qbert.results import tables
+
+    passed = [] if strict else [one["extra_info"] for one in state.results]
+    over = [tables.over_limit(info) for info in passed if info.get("over_limit") and not info["named"]]
+    if over:
+        over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")
+    cells = {
+        why: ", ".join(name for name in state.cannot if state.cannot[name] == why) for why in state.cannot.values()
+    }
+    return over + [f"{names} left out: {why}" for why, names in cells.items()]

@@ -1,0 +1,144 @@
+"""The table `[tool.qbert]` of the user's pyproject.toml: what a command takes where the command line says nothing."""
+
+import fnmatch
+import importlib
+import math
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, structs
+
+from qbert import parse
+from qbert.errors import InputError, reason
+
+PYPROJECT = "pyproject.toml"
+TABLE = "tool", "qbert"
+
+Length = Annotated[int, Meta(ge=1)]
+Drop = Annotated[float, Meta(ge=-1, le=1)]
+AtMost = Annotated[float, Meta(ge=0, lt=1e12)]
+
+
+class Limit(Struct, frozen=True, forbid_unknown_fields=True):
+    """A row of `[[tool.qbert.gate.limits]]`: which cells, and what head may take there at most."""
+
+    model: str = "*"
+    max_length: Length | None = None
+    variant: str = "*"
+    max_latency_ms: AtMost = math.inf
+    max_f1_drop: Drop = math.inf
+    """Against fp32 of the same side."""
+    max_disk_mb: AtMost = math.inf
+    max_memory_mb: AtMost = math.inf
+
+    def covers(self, model: str, max_length: int, variant: str) -> bool:
+        """Whether it is for this cell."""
+        return (
+            fnmatch.fnmatchcase(model, self.model)
+            and self.max_length in (None, max_length)
+            and fnmatch.fnmatchcase(variant, self.variant)
+        )
+
+
+class Gate(Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `[tool.qbert.gate]`."""
+
+    limits: tuple[Limit, ...] = ()
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `[tool.qbert]`, and what holds where neither it nor the command line says otherwise."""
+
+    models: tuple[str, ...] = ("bert-tiny", "bert-base")
+    dataset: str = "news_mini"
+    variants: str | tuple[str, ...] = "default"
+    max_lengths: Annotated[tuple[Length, ...], Meta(min_length=1)] = (128, 256, 384)
+    max_f1_drop: Drop | None = None
+    f1_guard: Literal["point", "interval"] = "point"
+    plugins: tuple[str, ...] = ()
+    gate: Gate = Gate()
+
+    def but(self, **given: Any) -> "Settings":  # noqa: ANN401  of each setting's own type
+        """Return these settings with those of `given`, of the command line, that say something."""
+        return structs.replace(self, **{name: value for name, value in given.items() if value not in (None, (), [])})
+
+    @property
+    def variant_list(self) -> str:
+        """The variants' names with commas between."""
+        return self.variants if isinstance(self.variants, str) else ",".join(self.variants)
+
+
+DEFAULTS = Settings()
+
+
+def nearest(folder: Path) -> Path | None:
+    """Return the pyproject.toml in `folder` or the nearest one above it; None where there is none."""
+    places = (place / PYPROJECT for place in (folder, *folder.parents))
+    return next((path for path in places if path.is_file()), None)
+
+
+def read(path: Path | None) -> Settings:
+    """Return the table `[tool.qbert]` in the file `path`; the defaults where there is no file or table.
+
+    Models and a dataset that are folders are named from where the file lies, and become absolute.
+
+    Raises:
+        InputError: the file is no TOML, or the table has an unknown key or a value of another type.
+    """
+    if path is None or not path.is_file():
+        return DEFAULTS
+    try:
+        table: Any = tomllib.loads(parse.read_bytes(path, "it may hold the table [tool.qbert]").decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is no TOML ({reason(error)}): mend it, since it may hold [tool.qbert]") from error
+    for name in TABLE:
+        table = table.get(name, {}) if isinstance(table, dict) else table
+    if isinstance(table, dict) and isinstance(table.get("models"), str):
+        table = table | {"models": [table["models"]]}
+    names = ", ".join(Settings.__struct_fields__)
+    remedy = f"it has the keys {names}; a row of gate.limits has {', '.join(Limit.__struct_fields__)}"
+    found = parse.convert(table, Settings, f"{path}: [tool.qbert]", remedy)
+    return structs.replace(
+        found, models=_from(path.parent, found.models), dataset=_from(path.parent, [found.dataset])[0]
+    )
+
+
+def _from(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """Return `names`, those that are folders as seen from `folder` made absolute; built-in ones stay."""
+    from qbert.dataset import BUILT_IN
+    from qbert.training import GEOMETRIES
+
+    return tuple(
+        str((folder / name).absolute()) if name not in {BUILT_IN, *GEOMETRIES} and (folder / name).is_dir() else name
+        for name in names
+    )
+
+
+def import_plugins(settings: Settings, folder: Path) -> None:
+    """Import the modules that add variants, which may lie in `folder`, beside pyproject.toml.
+
+    Raises:
+        InputError: one cannot be imported.
+    """
+    if settings.plugins and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    for name in settings.plugins:
+        import_plugin(name, f"{folder / PYPROJECT}: [tool.qbert] plugins:")
+
+
+def import_plugin(name: str, named_by: str) -> None:
+    """Import the module `name`, which adds variants; `named_by` says where a person named it.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    try:
+        importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # a module may raise anything, and may end the process
+        why = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {reason(error)}"
+        raise InputError(
+            f"{named_by} {name} cannot be imported ({why}): give a module that Python finds from here"
+        ) from error
