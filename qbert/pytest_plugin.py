@@ -155,9 +155,14 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_options(config)
 
 
+def _has_benchmarks(config: pytest.Config) -> bool:
+    """Whether pytest-benchmark is on, by whatever name it was loaded."""
+    return any(map(config.pluginmanager.hasplugin, ("benchmark", "pytest_benchmark.plugin")))
+
+
 def _check_options(config: pytest.Config) -> None:
     options = config.option
-    if not config.pluginmanager.hasplugin("benchmark"):
+    if not _has_benchmarks(config):
         raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
     if getattr(options, "benchmark_histogram", None) and importlib.util.find_spec("pygal") is None:
         raise pytest.UsageError(f"--benchmark-histogram needs pygal, not installed: {pip_install('histogram')}")
@@ -250,14 +255,26 @@ def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
                     yield pytest.param(model.name, max_length, variant.name, id=name)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say what is wrong before anything is run, and find each case's place in the previous runs."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Say what is wrong before anything is run, and keep the cells in order: pytest-randomly would mix the models."""
+    places = {item: place for place, item in enumerate(items) if "qbert_suite" in getattr(item, "fixturenames", ())}
+    yield
+    cells = iter(sorted((item for item in items if item in places), key=places.__getitem__))
+    items[:] = [next(cells) if item in places else item for item in items]
+    _check_collected(config, items)
+
+
+def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Raise what a person has done wrong, and find each case's place in the previous runs."""
     state = _state(config)
+    if getattr(config, "workeroutput", {}).get(PARALLEL):
+        items.clear()
     if state.mistake:
         raise pytest.UsageError(state.mistake)
     if state.suite is None:
         return
-    if not config.pluginmanager.hasplugin("benchmark"):
+    if not _has_benchmarks(config):
         raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
     benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
     if config.option.benchmark_compare and not config.option.collectonly:
@@ -400,7 +417,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Take a cell's figures for the table."""
     funcargs = getattr(item, "funcargs", {})
     benchmark = funcargs.get("benchmark")
-    if "qbert_suite" in funcargs and benchmark and benchmark.stats and not benchmark.has_error:
+    is_ours = "qbert_suite" in funcargs and benchmark and "measured" in benchmark.extra_info
+    if is_ours and benchmark.stats and not benchmark.has_error:
         _state(item.config).results.append(benchmark.stats.as_dict(include_data=False))
 
 
@@ -467,6 +485,7 @@ def odds(results: list[dict[str, Any]]) -> str:
 
     judged = [one["extra_info"] for one in results if "f1_guard" in one["extra_info"]]
     judged = [info for info in judged if info["variant"] != BASELINE and info["f1_guard"] == "point"]
+    judged = [info for info in judged if info["flips"] and 2 * info["max_f1_drop"] < 1]  # else the guard cannot err
     if not judged:
         return ""
     most = max(judged, key=lambda info: info["flips"])
