@@ -14,7 +14,7 @@ import click
 from rich.markup import escape
 
 from qbert import __version__
-from qbert.cli import results
+from qbert.cli import init, results
 from qbert.cli.results import Number
 from qbert.errors import TRACEBACK, CannotRunError, InputError, reason, sentence
 from qbert.terminal import echo, shown
@@ -78,6 +78,7 @@ for command in (
     results.history,
     results.report,
     results.reproduce,
+    init.init,
 ):
     main.add_command(command)
 
