@@ -13,7 +13,7 @@ import click
 from rich.markup import escape
 
 from qbert import __version__
-from qbert.cli import bench, gate, reproduce, results
+from qbert.cli import bench, gate, init, reproduce, results
 from qbert.cli.options import Number
 from qbert.errors import TRACEBACK, CannotRunError, InputError, sentence
 from qbert.settings import import_plugin
@@ -73,6 +73,7 @@ for command in (
     results.history,
     results.report,
     reproduce.reproduce,
+    init.init,
 ):
     main.add_command(command)
 

@@ -178,10 +178,10 @@ def commit(ref: str) -> Iterator[Commit]:
     Raises:
         InputError: there is no repository, or no such commit.
     """
-    root = _git("rev-parse", "--show-toplevel")
+    root = git("rev-parse", "--show-toplevel")
     if not root:
         raise InputError("--base-ref needs a git repository, and there is none here")
-    found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     if not found:
         raise InputError(f"--base-ref {ref} is no commit of this repository: fetch it, or name another")
     _remove_left_trees()
@@ -190,11 +190,11 @@ def commit(ref: str) -> Iterator[Commit]:
         with FileLock(place / LOCK):
             tree = place / TREE
             try:
-                if _git("worktree", "add", "--detach", str(tree), found) is None:
+                if git("worktree", "add", "--detach", str(tree), found) is None:
                     raise InputError(f"git cannot check {ref} out into {tree}")
                 yield Commit(ref, Path(root).resolve(), tree)
             finally:
-                _git("worktree", "remove", "--force", "--force", str(tree))
+                git("worktree", "remove", "--force", "--force", str(tree))
 
 
 PLACE, TREE, LOCK = "qbert-base-", "tree", "lock"
@@ -203,15 +203,15 @@ PLACE, TREE, LOCK = "qbert-base-", "tree", "lock"
 
 def _remove_left_trees() -> None:
     """Remove what gates that were killed have left of this repository's commits."""
-    for line in (_git("worktree", "list", "--porcelain") or "").splitlines():
+    for line in (git("worktree", "list", "--porcelain") or "").splitlines():
         tree = Path(line.removeprefix("worktree "))
         place = tree.parent
         if tree.name != TREE or not place.name.startswith(PLACE) or not (place / LOCK).is_file():
             continue
         with contextlib.suppress(OSError), FileLock(place / LOCK, timeout=0):  # a Timeout is an OSError
-            _git("worktree", "remove", "--force", "--force", str(tree))
+            git("worktree", "remove", "--force", "--force", str(tree))
             shutil.rmtree(place, ignore_errors=True)
-    _git("worktree", "prune")  # those whose folder somebody else has removed
+    git("worktree", "prune")  # those whose folder somebody else has removed
 
 
 @contextlib.contextmanager
@@ -279,7 +279,7 @@ def module_path(repository: Path | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*named, *here]))
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     """Return what git prints; None where it fails."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607

@@ -1,0 +1,97 @@
+"""`qbert init`: what a repository needs to keep its classifier fast, shown before it is written."""
+
+import sys
+import textwrap
+from pathlib import Path
+
+import click
+
+from qbert.cli.options import lengths
+from qbert.errors import InputError
+from qbert.terminal import echo
+
+
+@click.command()
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("bert-tiny",),
+    show_default=True,
+    metavar="MODEL",
+    help="Checkpoint folder, hub id or built-in model; repeatable.",
+)
+@click.option(
+    "--dataset",
+    default="news_mini",
+    show_default=True,
+    metavar="DIR",
+    help="Folder with train.csv, test.csv and label.json.",
+)
+@click.option("--variants", default="default", show_default=True, metavar="LIST", help="Names with commas between.")
+@click.option("--max-lengths", default="128,256,384", show_default=True, metavar="LIST", help="Tokens.")
+@click.option("--yes", is_flag=True, help="Write without asking.")
+def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str, *, yes: bool) -> None:
+    """Set a git repository up: settings, a workflow that gates pull requests, and what .gitignore needs.
+
+    The options fill the table [tool.qbert] of pyproject.toml. Everything is shown before it is written. Nothing is
+    overwritten: a table or a workflow that is there stays as it is.
+    """
+    from qbert import init as setup
+    from qbert import variants as table
+    from qbert.dataset import BUILT_IN
+    from qbert.training import GEOMETRIES
+
+    root = setup.repository(Path.cwd())
+    if unknown := sorted(table.named(variants) - set(table.VARIANTS)):
+        raise InputError(f"--variants {variants}: there is no {', '.join(unknown)}; `qbert variants` lists them")
+    settings = setup.Settings(
+        tuple(dict.fromkeys(model if model in GEOMETRIES else _model(model, root) for model in models)),
+        dataset if dataset == BUILT_IN else _dataset(dataset, root),
+        variants,
+        lengths(max_lengths),
+    )
+    plan = setup.plan(root, settings)
+    echo(f"The repository is {root}.")
+    for sentence in plan.kept:
+        echo(f"{sentence}.")
+    if not plan.changes:
+        echo("There is nothing to do.")
+        return
+    for change in plan.changes:
+        echo(f"\n{change.path.relative_to(root)}, {'a new file' if change.before is None else 'at its end'}:\n")
+        echo(textwrap.indent(change.added.strip("\n"), "    "))
+    echo("")
+    for sentence in plan.advice:
+        echo(f"Note: {sentence}.\n")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InputError("nothing was written, as there is no terminal to ask at: give --yes to have it written")
+        click.confirm("Write this?", abort=True)
+        if setup.plan(root, settings) != plan:
+            raise InputError(f"files in {root} have changed meanwhile, so nothing was written: run it again")
+    for change in plan.changes:
+        change.write()
+    echo("Written; look at it with git status, and commit it.")
+
+
+def _model(source: str, root: Path) -> str:
+    """Return how the table names the model."""
+    from qbert import init as setup
+
+    folder = Path(source)
+    if folder.is_dir():
+        return setup.inside(folder, root, "--model")
+    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise InputError(f"--model {source} is no folder: give a checkpoint's folder or a hub id")
+    return source
+
+
+def _dataset(source: str, root: Path) -> str:
+    """Return how the table names the dataset."""
+    from qbert import init as setup
+    from qbert.dataset import BUILT_IN, FILES
+
+    if not Path(source).is_dir():
+        raise InputError(f"--dataset {source} is no folder: give one with {', '.join(FILES)}, or {BUILT_IN}")
+    return setup.inside(Path(source), root, "--dataset")
