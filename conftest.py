@@ -2,11 +2,10 @@
 
 import pytest
 
-pytest_plugins = ["qbert.pytest_plugin"]
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--model` and the others beside `--qbert-model`."""
-    from qbert.pytest_plugin import add_options  # not before pytest has seen it as a plugin
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Load the plugin, whether or not it is installed, and add `--model` and the others beside `--qbert-model`."""
+    pluginmanager.import_plugin("qbert.pytest_plugin")
+    from qbert.pytest_plugin import add_options
 
     add_options(parser, "--")

@@ -38,13 +38,11 @@ def test_accuracy(
 ) -> None:
     """F1 drops by no more than the limit, or the cell is marked; a round is a document."""
     cell.label_benchmark(benchmark, "accuracy")
-    classifier, encoder, max_length = cell.classifier, cell.encoder, cell.max_length
     rows = dataset.text_rows(qbert_documents)
     texts = itertools.cycle(rows)
     logits = []
 
-    def answer(*text: str) -> audit.Logits:
-        return classifier(encoder(*text, max_length=max_length))
+    answer = cell.text_classifier()
 
     def classify(*text: str) -> None:
         logits.append(answer(*text))

@@ -416,7 +416,7 @@ def cell(
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Take a cell's figures for the table."""
     funcargs = getattr(item, "funcargs", {})
-    benchmark = funcargs.get("benchmark")
+    benchmark: Any = funcargs.get("benchmark")
     is_ours = "qbert_suite" in funcargs and benchmark and "measured" in benchmark.extra_info
     if is_ours and benchmark.stats and not benchmark.has_error:
         _state(item.config).results.append(benchmark.stats.as_dict(include_data=False))

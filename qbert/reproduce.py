@@ -1,5 +1,6 @@
 """The published experiment's table, done anew: time per document and weighted F1 before and after quantization."""
 
+import hashlib
 import json
 import math
 import time
@@ -15,16 +16,18 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
-from qbert.cache import write_file
+from qbert.cache import cache_dir, write_file
 from qbert.dataset import text_rows
 from qbert.latency import one_core
 from qbert.results import tables
 from qbert.stats import CONFIDENCE
+from qbert.terminal import progress
+from qbert.variants import BASELINE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qbert.suite import Cell
+    from qbert.suite import Cell, Suite
 
 PUBLISHED = {384: (1.066, 0.686), 256: (0.669, 0.431), 128: (0.336, 0.201)}
 """Seconds per document before and after, by maximum length: the first of three trainings of bert-base-chinese on Sogou
@@ -58,22 +61,41 @@ class Training:
     documents: int
 
 
+def run(suite: "Suite", variant: str) -> list[Training]:
+    """Measure each training of `suite` as fp32 and as `variant`; those that were measured before are read again."""
+    documents = suite.dataset.documents(None)
+    trainings = []
+    for max_length in suite.max_lengths:
+        for model in suite.models.values():
+            before, after = (suite.cell(model.name, max_length, name) for name in (BASELINE, variant))
+            identity = [cell.describe(cell.classifier.evidence)["identity"] for cell in (before, after)]
+            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+            path = cache_dir() / "reproductions" / f"{key}.json"
+            training = kept(path, identity)
+            if training is None:
+                what = f"{max_length} tokens, training {model.seed + 1} of {len(suite.models)}"
+                with progress(what, len(documents)) as advance:
+                    training = measure(before, after, documents, advance)
+                keep(path, identity, training)
+            trainings.append(training)
+    return trainings
+
+
 def measure(before: "Cell", after: "Cell", documents: "pd.DataFrame", advance: Callable[[int], None]) -> Training:
     """Classify each document with both, in turns of a few, so that both see the same machine at the same moment."""
     rows = text_rows(documents)
-    cells = (before, after)
+    runs = [cell.text_classifier() for cell in (before, after)]
     seconds: list[list[float]] = [[], []]
     logits: list[list[npt.NDArray[np.float32]]] = [[], []]
-    runs = [_runner(cell) for cell in cells]
     with one_core():
         for begin in range(0, len(rows), TURN):
             turn = rows[begin : begin + TURN]
             for side in (0, 1) if begin // TURN % 2 == 0 else (1, 0):
                 for text in turn[:SETTLING]:
-                    runs[side](text)
+                    runs[side](*text)
                 for text in turn:
                     start = time.perf_counter()
-                    found = runs[side](text)
+                    found = runs[side](*text)
                     seconds[side].append(time.perf_counter() - start)
                     logits[side].append(found)
             advance(min(begin + TURN, len(rows)))
@@ -96,11 +118,6 @@ def measure(before: "Cell", after: "Cell", documents: "pd.DataFrame", advance: C
         flips=comparison.flips,
         documents=comparison.documents,
     )
-
-
-def _runner(cell: "Cell") -> Callable[[tuple[str, ...]], npt.NDArray[np.float32]]:
-    classifier, encoder, max_length = cell.classifier, cell.encoder, cell.max_length
-    return lambda text: classifier(encoder(*text, max_length=max_length))
 
 
 def ratio_of_means(

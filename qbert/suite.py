@@ -6,7 +6,7 @@ import json
 import math
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,9 +134,9 @@ class Suite:
             return
         say(f"training {model.name} at {max_length} tokens on {self.dataset.name}, once")
         # A process of its own has all cores, and leaves this one's threads and memory as every later run finds them.
-        command = ["-m", "qbert", "train", "--base", model.source, "--max-length", str(max_length)]
-        command += ["--seed", str(model.seed), "--dataset", str(self.dataset.folder), "--output", str(stage)]
-        done = children.run(*command, stdout=subprocess.DEVNULL)
+        place = {"dataset": str(self.dataset.folder), "base": model.source, "folder": str(stage)}
+        wanted = json.dumps(place | {"max_length": max_length, "seed": model.seed})
+        done = children.run("-m", training.__name__, wanted, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise InputError(f"training {model.name} failed with exit code {done.returncode}: see the message above")
 
@@ -251,6 +251,11 @@ class Cell:
     def encoder(self) -> Encoder:
         """The tokenizer."""
         return self.checkpoint.encoder
+
+    def text_classifier(self) -> Callable[..., npt.NDArray[np.float32]]:
+        """Return the function from one text (or the two of a pair) to logits, `(1, num_labels)`."""
+        classifier, encoder, max_length = self.classifier, self.encoder, self.max_length
+        return lambda *text: classifier(encoder(*text, max_length=max_length))
 
     def judge(
         self,

@@ -1,7 +1,9 @@
 """Train a text classifier: fine-tune a pretrained checkpoint, or a small BERT from scratch."""
 
 import dataclasses
+import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from qbert import machine
 from qbert.cache import build_folder, is_filled
 from qbert.checkpoint import Checkpoint, locate, quiet_transformers, write_record
+from qbert.children import end_with_parent
 from qbert.dataset import Dataset, text_rows
+from qbert.dataset import load as load_dataset
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
 from qbert.parse import read_bytes
-from qbert.terminal import progress
+from qbert.terminal import echo, progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -318,3 +322,19 @@ def _run(
     found = predicted(logits, model.config.problem_type)  # type: ignore[arg-type]
     score = f1_score(dataset.indicators(dataset.test), found, average="weighted", zero_division=0)
     return {"training_loss": round(float(loss), 4), "test_weighted_f1": round(float(score), 4)}
+
+
+def main(wanted: str) -> None:
+    """Train as the JSON object `wanted` says: `dataset` (a folder), `base`, `folder`, `max_length` and `seed`."""
+    options = json.loads(wanted)
+    folder, dataset, base = Path(options.pop("folder")), options.pop("dataset"), options.pop("base")
+    try:
+        train(load_dataset(dataset), base, folder, **options)
+    except InputError as error:
+        echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    main(sys.argv[1])

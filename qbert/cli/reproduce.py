@@ -37,15 +37,12 @@ def reproduce(
     What is done is kept: an interrupted run goes on where it stopped.
     """
     import dataclasses
-    import hashlib
 
     from qbert import dataset as datasets
     from qbert import reproduce
     from qbert import variants as table
-    from qbert.cache import cache_dir
     from qbert.results import tables
     from qbert.suite import UNTRAINED, Suite
-    from qbert.terminal import progress
 
     table.get(variant)
     if variant == table.BASELINE:
@@ -56,22 +53,8 @@ def reproduce(
         )
     loaded = datasets.load(dataset)
     suite = Suite(loaded, [base], max_lengths=options.lengths(max_lengths), experiments=trainings, fine_tune=True)
-    documents = loaded.documents(None)
-    done = []
-    for max_length in suite.max_lengths:
-        for model in suite.models.values():
-            before, after = (suite.cell(model.name, max_length, name) for name in (table.BASELINE, variant))
-            identity = [cell.describe(cell.classifier.evidence)["identity"] for cell in (before, after)]
-            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-            path = cache_dir() / "reproductions" / f"{key}.json"
-            training = reproduce.kept(path, identity)
-            if training is None:
-                what = f"{max_length} tokens, training {model.seed + 1} of {trainings}"
-                with progress(what, len(documents)) as advance:
-                    training = reproduce.measure(before, after, documents, advance)
-                reproduce.keep(path, identity, training)
-            done.append(training)
-    title = f"{base} on {loaded.name}, {len(documents)} documents one by one: fp32 before, {variant} after"
+    done = reproduce.run(suite, variant)
+    title = f"{base} on {loaded.name}, {len(loaded.test)} documents one by one: fp32 before, {variant} after"
     tables.show(reproduce.table(done, title=title))
     options.write(json_file, json.dumps([dataclasses.asdict(one) for one in done], indent=1) + "\n")
     options.write(markdown, reproduce.markdown(done, title=title))

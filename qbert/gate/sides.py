@@ -152,6 +152,11 @@ class Commit:
         places = [self.tree / one.relative_to(self.repository) for one in inside]
         return str(next((place for place in places if place.exists()), places[-1])) if places else path
 
+    def _submodule(self, inside: Path) -> Path | None:
+        """Return the submodule that the path `inside` this commit's tree leads into; None where it is in none."""
+        kinds = {one: git("-C", str(self.tree), "ls-files", "--stage", str(one)) for one in (inside, *inside.parents)}
+        return next((one for one, said in kinds.items() if said and said.startswith(SUBMODULE)), None)
+
     def own(self, folder: str, needed: Sequence[str], option: str) -> str:
         """Return this commit's own of what head has in `folder`; `option` names another in its stead.
 
@@ -164,11 +169,16 @@ class Commit:
         if place.is_relative_to(self.tree) and (
             lacking := [pattern for pattern in needed if not any(place.glob(pattern))]
         ):
-            raise InputError(
-                f"{self.ref} has no {place.relative_to(self.tree) / lacking[0]} of its own (not committed there, or "
-                f"ignored): commit it, or name base's with {option}"
-            )
+            inside = place.relative_to(self.tree)
+            why = "not committed there, or ignored): commit it, or"
+            if module := self._submodule(inside):
+                why = f"{module} is a submodule, of which it holds the commit's number alone): check that out and"
+            raise InputError(f"{self.ref} has no {inside / lacking[0]} of its own ({why} name base's with {option}")
         return str(place)
+
+
+SUBMODULE = "160000 "
+"""The mode by which git lists one."""
 
 
 @contextlib.contextmanager
@@ -183,7 +193,8 @@ def commit(ref: str) -> Iterator[Commit]:
         raise InputError("--base-ref needs a git repository, and there is none here")
     found = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     if not found:
-        raise InputError(f"--base-ref {ref} is no commit of this repository: fetch it, or name another")
+        deepen = "git fetch --unshallow" if git("rev-parse", "--is-shallow-repository") == "true" else "git fetch"
+        raise InputError(f"--base-ref {ref} is no commit of this repository: fetch it ({deepen}), or name another")
     _remove_left_trees()
     with tempfile.TemporaryDirectory(prefix=PLACE) as name:
         place = Path(name).resolve()
