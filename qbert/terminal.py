@@ -1,6 +1,7 @@
 """What a person sees: text from data as text, and how far something is, as a bar or off a terminal in lines."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -89,18 +90,35 @@ def silent() -> Iterator[None]:
             os.close(copy)
 
 
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep from the terminal what transformers, and what it imports, report while loading."""
+    from transformers.utils import logging as reports
+
+    bars = reports.is_progress_bar_enabled()
+    reports.disable_progress_bar()
+    try:
+        with quiet():
+            logging.disable(logging.ERROR)  # what goes wrong is raised as well
+            yield
+    finally:
+        if bars:
+            reports.enable_progress_bar()
+
+
 AT_ONCE_S = 2.0
 """What takes less tells no progress where no bar is drawn."""
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show on standard error how far `what` is: a bar on a terminal, elsewhere a line at every 10 %.
+    """Show on standard error how far `what` is: a bar on a terminal or in a notebook, elsewhere a line at every 10 %.
 
     Yield the function that says where it is: `(completed, what)`, the second where it reads otherwise by now.
     """
     on = console(stderr=True)
-    if not on.is_terminal:
+    # In a notebook rich draws a bar with ipywidgets alone.
+    if not (importlib.util.find_spec("ipywidgets") if on.is_jupyter else on.is_terminal):
         yield _lines(what, total)
         return
     bar = Progress(

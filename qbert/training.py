@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from qbert import machine
 from qbert.cache import build_folder, is_filled
-from qbert.checkpoint import Checkpoint, locate, quiet_transformers, write_record
+from qbert.checkpoint import Checkpoint, locate
 from qbert.dataset import Dataset, text_rows
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
 from qbert.parse import read_bytes
-from qbert.terminal import progress
+from qbert.record import write_record
+from qbert.terminal import progress, quiet_transformers
 
 if TYPE_CHECKING:
     import pandas as pd

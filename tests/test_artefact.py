@@ -17,10 +17,11 @@ from click.testing import CliRunner
 
 from qbert import cache, variants
 from qbert.artefact import Artefact
-from qbert.checkpoint import Checkpoint, Encoding
+from qbert.checkpoint import Checkpoint
 from qbert.cli import main
 from qbert.dataset import Dataset
 from qbert.errors import InputError, pip_install
+from qbert.tokenizer import Encoding
 from qbert.variants import VARIANTS, Classifier, Variant, eager, onnxruntime, openvino
 from qbert.variants.base import CONVERTERS
 
