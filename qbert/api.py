@@ -232,14 +232,14 @@ def benchmark(
 
     with tempfile.TemporaryDirectory() as place:
         saved = Path(place) / "run.json"
-        arguments = _bench_arguments(model, dataset, variants, max_lengths, seconds_per_cell)
+        arguments = bench_arguments(model, dataset, variants, max_lengths, seconds_per_cell)
         said = _bench([*arguments, f"--benchmark-json={saved}"])
         if not saved.is_file() or not saved.stat().st_size:
             raise InputError(f"nothing was measured: {said}")
         return history.load([saved])
 
 
-def _bench_arguments(
+def bench_arguments(
     model: str | os.PathLike[str] | Sequence[str],
     dataset: str | os.PathLike[str],
     variants: str | Sequence[str],
