@@ -9,18 +9,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.segment import Segment
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
 CONTROLS = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
@@ -40,18 +36,26 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo(shown(text), err=err)
 
 
-class _Console(Console):
-    """A console on which text from data cannot pass for control codes."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield the segments of `renderable`."""
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else shown(text), style, control)
-
-
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> "Console":
     """Return rich's console; colours only on a terminal and without NO_COLOR."""
-    return _Console(stderr=stderr, highlight=False)
+    return _class()(stderr=stderr, highlight=False)
+
+
+@cache
+def _class() -> "type[Console]":
+    """Return a console's class; a service draws nothing, so rich is imported here."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Safe(Console):
+        """A console on which text from data cannot pass for control codes."""
+
+        def render(self, renderable: "RenderableType", options: "ConsoleOptions | None" = None) -> "Iterator[Segment]":
+            """Yield the segments of `renderable`."""
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else shown(text), style, control)
+
+    return Safe
 
 
 def say(what: str) -> None:
@@ -121,6 +125,15 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
     if not (importlib.util.find_spec("ipywidgets") if on.is_jupyter else on.is_terminal):
         yield _lines(what, total)
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
