@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from qbert.errors import InputError
 
 if TYPE_CHECKING:
-    from qbert.api import Prediction, ServedClassifier, benchmark, evaluate, load, quantize, runs, train
+    from qbert.api import benchmark, evaluate, load, quantize, runs, train
+    from qbert.serving import Prediction, TextClassifier
     from qbert.variants import Classifier, Variant, register
 
 __version__ = "0.1.0"
@@ -16,7 +17,7 @@ __all__ = [
     "Classifier",
     "InputError",
     "Prediction",
-    "ServedClassifier",
+    "TextClassifier",
     "Variant",
     "benchmark",
     "evaluate",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _MODULES = {"Classifier": "qbert.variants", "Variant": "qbert.variants", "register": "qbert.variants"}
+_MODULES |= {"Prediction": "qbert.serving", "TextClassifier": "qbert.serving"}
 """Where a name of `__all__` is, if not in qbert.api. Each is imported when it is first asked for."""
 
 # ONNX Runtime's wheels look up a telemetry host and keep a device id, unless told before their first import. Child

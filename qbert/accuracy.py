@@ -13,13 +13,13 @@ from scipy import optimize
 from scipy import stats as scipy_stats
 
 from qbert import stats
-from qbert.checkpoint import Encoder
 from qbert.dataset import Dataset, text_rows
 from qbert.errors import CannotRunError
 from qbert.labels import MULTI_LABEL, Indicators, predicted, unpacked
 from qbert.latency import one_core
 from qbert.stats import CONFIDENCE
 from qbert.terminal import counted
+from qbert.tokenizer import Encoder
 
 if TYPE_CHECKING:
     import pandas as pd

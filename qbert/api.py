@@ -1,1 +1,313 @@
-"""What a notebook and a service call."""
+"""What a notebook and a service call; each function does what the command of its name does."""
+
+import collections
+import functools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from qbert.errors import InputError, lacking
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qbert.serving import TextClassifier
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
+
+MOST_CHARACTERS = 100_000
+"""The longest text that a loaded classifier takes unless told: some fifty pages, 0.1 s of tokenizing."""
+
+
+def _needs(extra: str) -> Callable[[Callable[Given, Answer]], Callable[Given, Answer]]:
+    """Have a function say how to install what it lacks: `extra` brings it."""
+
+    def decorate(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
+        @functools.wraps(function)
+        def call(*args: Given.args, **kwargs: Given.kwargs) -> Answer:
+            try:
+                return function(*args, **kwargs)
+            except ModuleNotFoundError as error:
+                raise lacking(error, f"qbert.{function.__name__}", extra) from error
+
+        return call
+
+    return decorate
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    max_length: int | None = None,
+    max_characters: int | None = MOST_CHARACTERS,
+    verify: bool = True,
+) -> "TextClassifier":
+    """Return the classifier in a folder that `qbert quantize` wrote.
+
+    Args:
+        folder: the artefact.
+        max_length: tokens at which texts are cut off; unless told, as many as the model was trained at.
+        max_characters: the longest text that it takes; None for any.
+        verify: whether the files are held against their checksums first (0.75 s for each GB on AMD Zen 3).
+
+    Raises:
+        InputError: the folder is no artefact, is damaged, cannot run here, or does not take `max_length` tokens.
+    """
+    from qbert.artefact import Artefact
+    from qbert.serving import TextClassifier
+
+    artefact = Artefact.open(Path(folder))
+    classifier = artefact.load(verify=verify)
+    return TextClassifier.of(
+        artefact, artefact.variant, classifier, max_length=max_length, max_characters=max_characters
+    )
+
+
+@_needs("quantize")
+def quantize(
+    model: str | os.PathLike[str],
+    variant: str,
+    output: str | os.PathLike[str],
+    *,
+    dataset: str | os.PathLike[str] | None = None,
+    max_length: int | None = None,
+) -> Path:
+    """Write a model as one variant to the folder `output`, which `load` reads, and return that.
+
+    Args:
+        model: checkpoint folder, hub id or built-in model.
+        variant: its name, one of `qbert variants`.
+        output: the folder to write.
+        dataset: folder of the dataset that a calibrated variant sees, or a built-in model learns.
+        max_length: tokens at which texts are cut off; unless told, as many as the model was trained at.
+
+    Raises:
+        InputError: something cannot be used, the variant cannot run here, or `output` is there already.
+    """
+    from qbert import variants
+    from qbert.cache import build_folder, is_filled
+
+    source, target, texts = os.fspath(model), Path(output), None if dataset is None else os.fspath(dataset)
+    chosen = variants.get(variant)
+    if is_filled(target):
+        raise InputError(f"{target} exists already: remove it or name another folder")
+    from qbert.cli import _calibration, _check_trained, _checkpoint
+
+    checkpoint = _checkpoint(source, texts, max_length)
+    _check_trained(source, trained=checkpoint.trained)
+    seen = _calibration(chosen, source, texts)
+    build_folder(target, lambda stage: variants.write_artefact(chosen, checkpoint, stage, seen, max_length))
+    return target
+
+
+@_needs("train")
+def train(
+    dataset: str | os.PathLike[str],
+    base: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    max_length: int = 384,
+    seed: int = 0,
+    vocab: str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    warmup: float | None = None,
+) -> dict[str, float]:
+    """Fine-tune `base` on a dataset, or train it from scratch; write the checkpoint to `output`.
+
+    Args:
+        dataset: folder of the dataset.
+        base: hub id or folder with weights, or, from scratch, `bert-tiny`, `-mini`, `-small`, `-medium`, `-base`.
+        output: the folder to write.
+        max_length: tokens at which texts are cut off.
+        seed: of whatever is drawn.
+        vocab: file of a WordPiece vocabulary to use instead of learning one.
+        epochs: pretrained: 3; from scratch: until 6,400 texts were seen, at least 3.
+        learning_rate: pretrained: 5e-5; from scratch: 1e-3.
+        batch_size: pretrained: 32; from scratch: 16.
+        warmup: share of the steps over which the learning rate rises; pretrained: 0.2; from scratch: 0.1.
+
+    Returns:
+        The metrics: `test_weighted_f1`, `seconds` and what else the training measured.
+
+    Raises:
+        InputError: something cannot be used, or `output` is there already.
+    """
+    import dataclasses
+
+    from qbert import dataset as datasets
+    from qbert import training
+
+    loaded = datasets.load(os.fspath(dataset))
+    recipe = training.recipe_for(os.fspath(base), len(loaded.train))
+    recipe = dataclasses.replace(
+        recipe,
+        epochs=recipe.epochs if epochs is None else epochs,
+        learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
+        batch_size=recipe.batch_size if batch_size is None else batch_size,
+        warmup=recipe.warmup if warmup is None else warmup,
+    )
+    checkpoint = training.train(
+        loaded,
+        os.fspath(base),
+        Path(output),
+        max_length=max_length,
+        seed=seed,
+        vocab=None if vocab is None else Path(vocab),
+        recipe=recipe,
+    )
+    return checkpoint.record["metrics"]
+
+
+@_needs("bench")
+def evaluate(
+    model: str | os.PathLike[str],
+    dataset: str | os.PathLike[str] = "news_mini",
+    *,
+    variants: str | Sequence[str] = "default",
+    max_length: int | None = None,
+    documents: int | None = None,
+) -> "pd.DataFrame":
+    """Classify a dataset's test documents with each variant: a row for each, with F1, F1 drop, flips and times.
+
+    Args:
+        model: checkpoint folder, hub id or built-in model.
+        dataset: folder of the dataset.
+        variants: names, also `default` and `all`.
+        max_length: tokens at which texts are cut off; unless told, as many as the model was trained at.
+        documents: judge by a sample of so many test documents, not by all.
+
+    Returns:
+        Columns `model`, `max_length`, `variant`, those of accuracy.Comparison (`f1`, `f1_drop`, `flips` and so on),
+        `p50_s` and, where there are enough documents, `p95_s` and `p99_s`, `flipped` (the documents), `identity` (what
+        was measured on what), and `cannot`: why a variant that `default` or `all` brought along cannot run.
+
+    Raises:
+        InputError: something cannot be used, or a variant that was named cannot run.
+    """
+    import pandas as pd
+
+    from qbert import evaluation
+
+    names = _listed(variants)
+    found = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents)
+    for row in found.results:
+        if "cannot" in row and row["variant"] in names.split(","):
+            raise InputError(row["cannot"])
+    return pd.DataFrame(found.results)
+
+
+@_needs("bench")
+def benchmark(
+    model: str | os.PathLike[str] | Sequence[str],
+    dataset: str | os.PathLike[str] = "news_mini",
+    *,
+    variants: str | Sequence[str] = "default",
+    max_lengths: Sequence[int] = (128, 256, 384),
+    seconds_per_cell: float | None = None,
+) -> "pd.DataFrame":
+    """Measure as `qbert bench` does, in a process of its own: a row for each model, length and variant.
+
+    Args:
+        model: checkpoint folder, hub id or built-in model, or several.
+        dataset: folder of the dataset.
+        variants: names, also `default` and `all`.
+        max_lengths: tokens.
+        seconds_per_cell: time to measure each latency cell for; 1.5 unless told.
+
+    Returns:
+        The columns of `runs`.
+
+    Raises:
+        InputError: something cannot be used, or nothing could be measured.
+    """
+    from qbert.results import history
+
+    with tempfile.TemporaryDirectory() as place:
+        saved = Path(place) / "run.json"
+        arguments = bench_arguments(model, dataset, variants, max_lengths, seconds_per_cell)
+        said = _bench([*arguments, f"--benchmark-json={saved}"])
+        if not saved.is_file() or not saved.stat().st_size:
+            raise InputError(f"nothing was measured: {said}")
+        return history.load([saved])
+
+
+def bench_arguments(
+    model: str | os.PathLike[str] | Sequence[str],
+    dataset: str | os.PathLike[str],
+    variants: str | Sequence[str],
+    max_lengths: Sequence[int],
+    seconds_per_cell: float | None,
+) -> list[str]:
+    """Return the arguments of `qbert bench` that ask for these cells."""
+    models = [os.fspath(model)] if isinstance(model, str | os.PathLike) else model
+    arguments = [f"--model={name}" for name in models]
+    arguments += [f"--dataset={os.fspath(dataset)}", f"--variants={_listed(variants)}"]
+    arguments.append(f"--max-lengths={','.join(map(str, max_lengths))}")
+    if seconds_per_cell is not None:
+        arguments.append(f"--seconds-per-cell={seconds_per_cell}")
+    return arguments
+
+
+def _bench(arguments: Sequence[str]) -> str:
+    """Run `qbert bench` with a bar of how far it is; return the last line that it said."""
+    from qbert import children
+    from qbert.terminal import progress
+
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    with (
+        progress("benchmark", 100) as advance,
+        subprocess.Popen(  # noqa: S603  our own command
+            [sys.executable, "-m", "qbert", "bench", *arguments],
+            **children.tied(PYTHONPATH=path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        last: collections.deque[str] = collections.deque(maxlen=1)
+        for line in process.stdout or ():
+            last.extend(text for text in [line.strip()] if text)
+            if done := re.search(r"\[ *(\d+)%\]$", line.rstrip()):  # pytest's, at the end of a line
+                advance(int(done[1]))
+    return last[0] if last else f"exit code {process.returncode}"
+
+
+@_needs("report")
+def runs(*saved: str | os.PathLike[str]) -> "pd.DataFrame":
+    """Return saved runs, a row for each cell of each run: what `qbert history` and `qbert report` read.
+
+    Args:
+        saved: files of `--benchmark-json`, or one folder that `--benchmark-autosave` filled; unless told, .benchmarks.
+
+    Returns:
+        Columns `file`, `when`, `machine`, `dataset`, `commit`, `model`, `max_length`, `variant`, `median_s`, `speedup`
+        with its interval, `f1`, `f1_drop`, `disk_bytes` and others, missing where a run did not measure them. Runs of a
+        folder that cannot be read, or whose guards failed, are left out, and a warning says so.
+
+    Raises:
+        InputError: nothing is there, or a named file is no run of this suite.
+    """
+    import warnings
+
+    from qbert.results import history
+
+    paths = [Path(path) for path in saved] or [history.STORAGE]
+    if len(paths) == 1 and not paths[0].is_file():
+        table, left_out = history.stored(paths[0])
+        for sentence in left_out:
+            warnings.warn(f"left out: {sentence}", stacklevel=2)
+        return table
+    return history.load(paths)
+
+
+def _listed(names: str | Sequence[str]) -> str:
+    return names if isinstance(names, str) else ",".join(names)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from msgspec import Struct
 
-from qbert import checkpoint
-from qbert.checkpoint import RECORD, Encoding, Rows
 from qbert.errors import InputError, reason
 from qbert.labels import SINGLE_LABEL, ProblemType
 from qbert.parse import read_json
+from qbert.record import RECORD, Rows
+from qbert.tokenizer import Encoding, check_length
 
 if TYPE_CHECKING:
     from qbert.variants import Classifier
@@ -34,6 +34,7 @@ class Record(Struct):
     problem_type: ProblemType = SINGLE_LABEL
     """Artefacts made before several labels were told apart have none."""
     untrained: bool = False
+    versions: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Artefact:
     """Whether a text has one label or any number of them."""
     trained: bool = True
     """Whether its head was trained, so that its labels mean something."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of Python and the libraries that made it."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
@@ -78,6 +81,7 @@ class Artefact:
             truncation_side=record.truncation_side,
             problem_type=record.problem_type,
             trained=not record.untrained,
+            versions=record.versions,
         )
 
     @cached_property
@@ -102,7 +106,7 @@ class Artefact:
     def check_length(self, max_length: int) -> None:
         """Raise InputError where `max_length` is beyond the model's positions or leaves no room for text."""
         special = self.tokenizer.num_special_tokens_to_add(is_pair=False)
-        checkpoint.check_length(self.folder, self.positions, special, max_length)
+        check_length(self.folder, self.positions, special, max_length)
 
     def load(self, *, verify: bool = True) -> "Classifier":
         """Return the classifier; unless `verify` is false, its files are held against their checksums first.

@@ -1,37 +1,25 @@
 """Find, check and read Hugging Face checkpoints: a folder on disk, or a model on the hub."""
 
-import contextlib
 import hashlib
-import itertools
-import json
-import logging
 import math
-import os
 import re
-import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-import numpy as np
-import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from qbert.errors import InputError, reason
 from qbert.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 from qbert.parse import read_json
-from qbert.terminal import quiet
+from qbert.record import RECORD, Rows
+from qbert.terminal import quiet_transformers
+from qbert.tokenizer import Encoder, check_length
 
 if TYPE_CHECKING:
     from qbert.dataset import Dataset
-
-Encoding = dict[str, npt.NDArray[np.int64]]
-"""The tokenizer's output for one text: arrays of shape `(1, length)`."""
-
-RECORD = "qbert.json"
-"""What made a folder of ours: beside a checkpoint's or an artefact's own files."""
 
 CLASSIFIER = "ForSequenceClassification"
 """How the name of an architecture ends whose head tells labels of a text apart."""
@@ -52,7 +40,6 @@ TOKENIZER_FILES = (
 
 Depth = Annotated[int, Meta(ge=1, le=1 << 10)]
 Width = Annotated[int, Meta(ge=1, le=1 << 17)]
-Rows = Annotated[int, Meta(ge=1, le=1 << 24)]
 
 
 class Configuration(Struct):
@@ -100,22 +87,6 @@ class Record(TypedDict, total=False):
     dataset_sha256: str
     seed: int
     versions: dict[str, str]
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep from the terminal what transformers, and what it imports, report while loading."""
-    from transformers.utils import logging as reports
-
-    bars = reports.is_progress_bar_enabled()
-    reports.disable_progress_bar()
-    try:
-        with quiet():
-            logging.disable(logging.ERROR)  # what goes wrong is raised as well
-            yield
-    finally:
-        if bars:
-            reports.enable_progress_bar()
 
 
 def locate(source: str) -> Path:
@@ -340,7 +311,7 @@ class Checkpoint:
         return [path for path in (self.folder / "config.json", *self.weight_files, *tokenizer) if path.is_file()]
 
     @cached_property
-    def encoder(self) -> "Encoder":
+    def encoder(self) -> Encoder:
         """The tokenizer of this checkpoint, giving what its model takes."""
         return Encoder.open(self.folder, self.skeleton.forward)
 
@@ -457,71 +428,3 @@ def _layers(names: Iterable[str], known: Iterable[str], body: str) -> set[str]:
 
     of_layers = {any_layer(name) for name in known if any_layer(name) != name.removeprefix(body)}
     return {name for name in names if any_layer(name) in of_layers}
-
-
-def check_length(folder: Path, positions: int, special: int, *max_lengths: int) -> None:
-    """Do so for the model in `folder`, which takes `positions` tokens, `special` of them beside the text's own."""
-    for max_length in max_lengths:
-        if max_length > positions:
-            raise InputError(f"max_length {max_length} is beyond {folder}'s {positions} positions: take less")
-        if max_length <= special:
-            raise InputError(f"max_length {max_length} holds no text beside {special} special tokens: take more")
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Turns one text into what the model takes."""
-
-    tokenizer: Any
-    inputs: tuple[str, ...]
-    """The arrays that both the tokenizer gives and the model takes."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
-
-    @classmethod
-    def open(cls, folder: Path, forward: Any) -> "Encoder":  # noqa: ANN401
-        """Read the tokenizer in `folder` for a model whose method `forward` is given."""
-        import inspect
-
-        from transformers import AutoTokenizer
-
-        try:
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-                tokenizer("a", "a", truncation=True, max_length=tokenizer.num_special_tokens_to_add(pair=True) + 2)
-        except Exception as error:  # the tokenizers library raises no more than that on a damaged file
-            raise InputError(
-                f"the tokenizer in {folder} cannot be read ({reason(error)}): save it beside the weights"
-            ) from error
-        parameters = inspect.signature(forward).parameters
-        inputs = tuple(name for name in tokenizer.model_input_names if name in parameters)
-        if "input_ids" not in inputs:
-            raise InputError(f"the tokenizer in {folder} gives no input_ids: save it beside the weights again")
-        return cls(tokenizer, inputs)
-
-    def __call__(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
-        """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        with self._lock:  # the length is the tokenizer's own, which another thread would change
-            tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
-        return {name: np.array([tokens[name]], dtype=np.int64) for name in self.inputs}
-
-    def fill(self, dataset: "Dataset", max_length: int) -> Encoding:
-        """Return an encoding of exactly `max_length` tokens: test documents joined until they fill it.
-
-        Raises:
-            InputError: the tokenizer leaves nothing of the texts.
-        """
-        columns = [dataset.test[name] for name in ("text", "text_pair") if name in dataset.test]
-        count = 1
-        while count <= 2 * max_length + len(dataset.test):
-            joined = [" ".join(itertools.islice(itertools.cycle(column), count)) for column in columns]
-            encoding = self(*joined, max_length=max_length)
-            if encoding["input_ids"].shape[1] == max_length:
-                return encoding
-            count *= 2
-        raise InputError(f"the tokenizer leaves nothing of the texts of {dataset.name}: is it the right one?")
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write what made `folder` into it."""
-    text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
-    (folder / RECORD).write_text(text + os.linesep, encoding="utf-8")

@@ -18,7 +18,7 @@ from qbert import children
 from qbert.errors import CannotRunError
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Encoding
+    from qbert.tokenizer import Encoding
     from qbert.variants import Variant
 
 

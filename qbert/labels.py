@@ -52,6 +52,8 @@ def answers(labels: Indicators, predicted: Indicators, logits: npt.NDArray[np.fl
 
 def scores(logits: npt.NDArray[np.floating[Any]], problem_type: str) -> npt.NDArray[np.floating[Any]]:
     """Return the probability of each label, from 0 to 1, in the shape of `logits`."""
-    from scipy import special
-
-    return np.asarray(special.expit(logits) if problem_type == MULTI_LABEL else special.softmax(logits, axis=-1))
+    if problem_type == MULTI_LABEL:
+        positive = np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without an overflow
+        return np.asarray(positive)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

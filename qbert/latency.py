@@ -18,9 +18,9 @@ from qbert import audit, children
 from qbert.errors import TRACEBACK, CannotRunError, InputError
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Encoder, Encoding
     from qbert.dataset import Dataset
     from qbert.suite import Cell
+    from qbert.tokenizer import Encoder, Encoding
     from qbert.variants import Classifier
 
 PROCESSES = 3

@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from qbert import accuracy, children, machine, roofline, sources, training, variants
 from qbert.cache import build_kept, cache_dir
-from qbert.checkpoint import Checkpoint, Encoder, locate
+from qbert.checkpoint import Checkpoint, locate
 from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, answers, predicted
 from qbert.settings import DEFAULTS
 from qbert.terminal import say, silent
+from qbert.tokenizer import Encoder
 from qbert.variants import BASELINE, Classifier, Variant
 
 if TYPE_CHECKING:

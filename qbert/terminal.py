@@ -1,6 +1,7 @@
 """What a person sees: text from data as text, and how far something is, as a bar or off a terminal in lines."""
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
@@ -8,18 +9,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.segment import Segment
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
 CONTROLS = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
@@ -39,18 +36,26 @@ def echo(text: str, *, err: bool = False) -> None:
     click.echo(shown(text), err=err)
 
 
-class _Console(Console):
-    """A console on which text from data cannot pass for control codes."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield the segments of `renderable`."""
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else shown(text), style, control)
-
-
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> "Console":
     """Return rich's console; colours only on a terminal and without NO_COLOR."""
-    return _Console(stderr=stderr, highlight=False)
+    return _class()(stderr=stderr, highlight=False)
+
+
+@cache
+def _class() -> "type[Console]":
+    """Return a console's class; a service draws nothing, so rich is imported here."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Safe(Console):
+        """A console on which text from data cannot pass for control codes."""
+
+        def render(self, renderable: "RenderableType", options: "ConsoleOptions | None" = None) -> "Iterator[Segment]":
+            """Yield the segments of `renderable`."""
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else shown(text), style, control)
+
+    return Safe
 
 
 def say(what: str) -> None:
@@ -89,20 +94,46 @@ def silent() -> Iterator[None]:
             os.close(copy)
 
 
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep from the terminal what transformers, and what it imports, report while loading."""
+    from transformers.utils import logging as reports
+
+    bars = reports.is_progress_bar_enabled()
+    reports.disable_progress_bar()
+    try:
+        with quiet():
+            logging.disable(logging.ERROR)  # what goes wrong is raised as well
+            yield
+    finally:
+        if bars:
+            reports.enable_progress_bar()
+
+
 AT_ONCE_S = 2.0
 """What takes less tells no progress where no bar is drawn."""
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show on standard error how far `what` is: a bar on a terminal, elsewhere a line at every 10 %.
+    """Show on standard error how far `what` is: a bar on a terminal or in a notebook, elsewhere a line at every 10 %.
 
     Yield the function that says where it is: `(completed, what)`, the second where it reads otherwise by now.
     """
     on = console(stderr=True)
-    if not on.is_terminal:
+    # In a notebook rich draws a bar with ipywidgets alone.
+    if not (importlib.util.find_spec("ipywidgets") if on.is_jupyter else on.is_terminal):
         yield _lines(what, total)
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),

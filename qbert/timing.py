@@ -15,7 +15,7 @@ from qbert.errors import sentence
 from qbert.latency import WARM_UP_S, one_core, time_call
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Encoding
+    from qbert.tokenizer import Encoding
     from qbert.variants import Classifier
 
 KEPT = 16  # answers of timed calls that are asked for again, at most

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from qbert import machine
 from qbert.cache import build_folder, is_filled
-from qbert.checkpoint import Checkpoint, locate, quiet_transformers, write_record
+from qbert.checkpoint import Checkpoint, locate
 from qbert.children import end_with_parent
 from qbert.dataset import Dataset, text_rows
 from qbert.dataset import load as load_dataset
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
 from qbert.parse import read_bytes
-from qbert.terminal import echo, progress
+from qbert.record import write_record
+from qbert.terminal import echo, progress, quiet_transformers
 
 if TYPE_CHECKING:
     import pandas as pd

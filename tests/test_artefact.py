@@ -1,9 +1,11 @@
 """What serves is shared by threads, shows what it claims, and loads nothing that was changed or may be another's."""
 
+import ast
 import dataclasses
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -17,10 +19,11 @@ from click.testing import CliRunner
 
 from qbert import cache, variants
 from qbert.artefact import Artefact
-from qbert.checkpoint import Checkpoint, Encoding
+from qbert.checkpoint import Checkpoint
 from qbert.cli import main
 from qbert.dataset import Dataset
 from qbert.errors import InputError, pip_install
+from qbert.tokenizer import Encoding
 from qbert.variants import VARIANTS, Classifier, Variant, eager, onnxruntime, openvino
 from qbert.variants.base import CONVERTERS
 
@@ -245,8 +248,8 @@ def test_loading_does_without_what_only_making_needs(
 @pytest.mark.parametrize(
     ("name", "hidden", "extra"),
     [
-        ("int8-dynamic-onednn", "torch", ""),
-        ("int8-dynamic-onednn", "transformers", ""),
+        ("int8-dynamic-onednn", "torch", "train"),
+        ("int8-dynamic-onednn", "transformers", "train"),
         ("int8-onnxruntime", "onnxruntime", "onnxruntime"),
         ("int8-openvino", "openvino", "openvino"),
     ],
@@ -491,3 +494,106 @@ def test_the_answer_to_line_n_is_line_n(artefact: Path) -> None:
     told = [json.loads(answer) for answer in predict("--json")]
     assert [answer["text"] for answer in told] == lines
     assert {row for row, answer in enumerate(told) if answer["label"] is None and answer["scores"] == {}} == blank
+
+
+def block(folder: Path, number: int) -> str:
+    """The n-th block of Python in the README of the artefact."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)[number]
+
+
+EXPLAINED = ("fp32", "int8-onnxruntime", "int8-onnxruntime-trimmed", "fp32-openvino", "int8-openvino")
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_the_readmes_lines_without_qbert_give_the_scores_that_qbert_gives(
+    name: str, trained: Checkpoint, news: Dataset, tmp_path: Path
+) -> None:
+    folder = artefact_of(name, trained, news, tmp_path / "artefact")
+    text = str(news.test["text"][3])
+    hidden = "import sys; sys.modules['qbert'] = None\n"
+    lines = block(folder, 1).replace('"..."', repr(text))
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + lines], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    opened = Artefact.open(folder)
+    (logits,) = opened.load()(opened.encoder(text, max_length=opened.max_length))
+    assert list(told) == list(opened.labels)
+    assert list(told.values()) == pytest.approx(logits.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["int8-dynamic-onednn", "int8-onnxruntime"])
+def test_the_readmes_lines_with_qbert_classify(name: str, trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    folder = artefact_of(name, trained, news, tmp_path / "artefact")
+    done = subprocess.run(
+        [sys.executable, "-c", block(folder, 0).replace('"..."', '"体育"')],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(cache.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() in trained.labels
+
+
+def test_the_readme_says_what_the_artefact_is(artefact: Path, trained: Checkpoint) -> None:
+    said = (artefact / "README.md").read_text(encoding="utf-8")
+    record = json.loads((artefact / "qbert.json").read_text(encoding="utf-8"))
+    assert said.startswith("# tiny as int8-dynamic-onednn\n")
+    made_with = f"torch {record['versions']['torch']}"
+    for fact in (*trained.labels, "64 tokens", "512 at most", made_with, "pytest-qbert[train]"):
+        assert fact in said
+    assert "No other library runs it" in said
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_for_torchinductor_run(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    folder = artefact_of("fp32-inductor", trained, news, tmp_path / "artefact")
+    done = subprocess.run(
+        [sys.executable, "-c", block(folder, 1)], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_config_json_names_the_labels_even_where_transformers_would_make_them_up(
+    trained: Checkpoint, pairs: Dataset, tmp_path: Path
+) -> None:
+    import transformers
+
+    configuration = transformers.AutoConfig.from_pretrained(trained.folder)
+    configuration.id2label, configuration.label2id = {0: "LABEL_0", 1: "LABEL_1"}, {"LABEL_0": 0, "LABEL_1": 1}
+    two = tmp_path / "two"
+    transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(two)
+    transformers.AutoTokenizer.from_pretrained(trained.folder).save_pretrained(two)
+    assert "id2label" not in json.loads((two / "config.json").read_text())
+    folder = artefact_of("int8-dynamic-onednn", Checkpoint.open(two), pairs, tmp_path / "artefact")
+    assert json.loads((folder / "config.json").read_text())["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}
+
+
+def test_an_openvino_artefact_made_before_the_graph_was_renamed_still_loads(
+    trained: Checkpoint, news: Dataset, tmp_path: Path
+) -> None:
+    folder = artefact_of("fp32-openvino", trained, news, tmp_path / "artefact")
+    encoding = trained.encoder("体育新闻", max_length=16)
+    expected = Artefact.open(folder).load()(encoding)
+    for suffix in ("xml", "bin"):
+        (folder / f"openvino_model.{suffix}").rename(folder / f"model.{suffix}")
+    cache.seal(folder)
+    assert np.array_equal(Artefact.open(folder).load()(encoding), expected)
+
+
+@pytest.mark.slow
+def test_optimum_intel_loads_an_openvino_artefact(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    intel = pytest.importorskip("optimum.intel", reason="optimum-intel does not install beside this transformers")
+    import transformers
+
+    folder = artefact_of("int8-openvino", trained, news, tmp_path / "artefact")
+    model = intel.OVModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = str(news.test["text"][3])
+    logits = model(**tokenizer(text, truncation=True, max_length=64, return_tensors="pt")).logits
+    opened = Artefact.open(folder)
+    expected = opened.load()(opened.encoder(text, max_length=64))
+    assert model.config.id2label == dict(enumerate(trained.labels))
+    assert logits.numpy() == pytest.approx(expected, abs=0.05)  # it may compute in bf16

@@ -31,7 +31,7 @@ def test_an_export_depends_on_what_it_imports_and_not_on_other_runtimes(module: 
     found = sources.files(module)
     of_variants = {name.removeprefix("qbert.variants.") for name in found if name.startswith("qbert.variants.")}
     assert needs <= of_variants
-    assert {"qbert.checkpoint", "qbert.machine", module} <= set(found)
+    assert {"qbert.machine", module} <= set(found)
     runtimes = {"openvino", "onnxruntime", "inductor", "native.convert"} - {module.removeprefix("qbert.variants.")}
     assert not runtimes & of_variants
     assert not {"qbert.cli", "qbert.results.page", "qbert.gate.run"} & set(found)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from qbert import __version__
 from qbert.cli import bench, gate, init, reproduce, results
 from qbert.cli.options import Number
-from qbert.errors import TRACEBACK, CannotRunError, InputError, sentence
+from qbert.errors import TRACEBACK, InputError, lacking, sentence
 from qbert.settings import import_plugin
 from qbert.terminal import echo, shown
 
@@ -27,6 +27,20 @@ if TYPE_CHECKING:
 
 
 DEFAULT_MAX_LENGTH = 384
+EXTRAS = {
+    "train": "train",
+    "predict": "train",  # of a checkpoint; an artefact needs its runtime alone
+    "quantize": "quantize",
+    "compare": "report",
+    "history": "report",
+    "report": "report",
+    "evaluate": "bench",
+    "bench": "bench",
+    "gate": "bench",
+    "machine": "bench",
+    "reproduce": "bench",
+}
+"""The extra of this project that brings all which a command needs."""
 
 
 class Command(click.Group):
@@ -37,7 +51,7 @@ class Command(click.Group):
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             try:
-                return super().invoke(ctx)
+                return self._invoke(ctx)
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
             except Exception as error:  # the outer net: whatever is raised is told in a sentence
@@ -45,11 +59,17 @@ class Command(click.Group):
                     raise
                 raise click.UsageError(shown(sentence(error))) from error
 
+    def _invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name = ctx.invoked_subcommand or ""
+            raise lacking(error, f"qbert {name}", EXTRAS.get(name, "all")) from error
+
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    from qbert.dataset import DatasetWarning
-
-    if issubclass(category, DatasetWarning):  # a library's warnings are not for the person at the terminal
+    datasets = sys.modules.get("qbert.dataset")
+    if datasets and issubclass(category, datasets.DatasetWarning):  # a library's are not for the person at the terminal
         echo(f"warning: {message}", err=True)
 
 
@@ -204,52 +224,18 @@ def evaluate(
     A variant that cannot be made or run for this model says why; the others are judged. Exit code 2 only if LIST names
     it, and not where 'default' or 'all' bring it along.
     """
-    import dataclasses
-
-    from qbert import accuracy as judging
-    from qbert import dataset as datasets
-    from qbert import variants as table
+    from qbert import evaluation
     from qbert.cache import write_file
     from qbert.results import tables
-    from qbert.suite import Suite
-    from qbert.terminal import counted, progress
+    from qbert.terminal import counted
 
-    chosen = table.select(variants)
-    loaded = datasets.load(dataset)
-    max_length = max_length or _served(model)
-    suite = Suite(loaded, [model], max_lengths=[max_length])
-    (name,) = suite.models
-    _check_trained(model, trained=suite.models[name].trained)
-    rows = loaded.documents(documents)
-    results: list[dict[str, Any]] = []
-    suite.checkpoint(suite.models[name], max_length)  # what is the model's fault is no variant's
-    for variant in sorted(chosen, key=lambda variant: variant.name != table.BASELINE):
-        cell = suite.cell(name, max_length, variant.name)
-        try:
-            classifier = cell.classifier
-            with progress(variant.name, len(rows)) as advance:
-                logits, seconds = judging.run(classifier, cell.encoder, rows, max_length, advance)
-            judging.check_finite(logits, cell.name)
-        except CannotRunError as error:
-            if cell.is_baseline:
-                raise
-            results.append({"model": name, "max_length": max_length, "variant": variant.name, "cannot": str(error)})
-            continue
-        comparison, flips = cell.judge(rows, logits)
-        times = judging.percentiles(seconds)
-        results.append(cell.describe(classifier.evidence) | dataclasses.asdict(comparison) | times | {"flipped": flips})
+    found = evaluation.evaluate(model, dataset, variants, max_length, documents)
     if json_file:
-        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(found.results, indent=1, ensure_ascii=False) + "\n"
         write_file(json_file, lambda place: place.write_text(text, encoding="utf-8"))
-    tables.show(
-        tables.accuracy(
-            results,
-            title=f"{name} on {loaded.name}, {counted(len(rows), 'document')}, {counted(max_length, 'token')} at most",
-        )
-    )
-    wanted = table.named(variants)
-    if failed := [result["variant"] for result in results if "cannot" in result and result["variant"] in wanted]:
-        raise InputError(f"{', '.join(failed)} cannot be judged on {model}, as said above: leave out what cannot run")
+    judged_by = f"{counted(found.documents, 'document')}, {counted(found.max_length, 'token')} at most"
+    tables.show(tables.accuracy(found.results, title=f"{found.model} on {found.dataset}, {judged_by}"))
+    found.check_named(variants)
 
 
 @main.command()
@@ -260,16 +246,9 @@ def evaluate(
 @_served_length
 def quantize(model: str, variant: str, output: Path, dataset: str | None, max_length: int | None) -> None:
     """Write MODEL as one variant to a folder that `qbert predict` and `load_artefact` read."""
-    from qbert import variants as table
-    from qbert.cache import build_folder, is_filled
+    from qbert import api
 
-    chosen = table.get(variant)
-    if is_filled(output):
-        raise InputError(f"{output} exists already: remove it or name another folder")
-    checkpoint = _checkpoint(model, dataset, max_length)
-    _check_trained(model, trained=checkpoint.trained)
-    seen = _calibration(chosen, model, dataset)
-    build_folder(output, lambda stage: table.write_artefact(chosen, checkpoint, stage, seen, max_length))
+    api.quantize(model, variant, output, dataset=dataset, max_length=max_length)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
 
@@ -303,18 +282,14 @@ def predict(
     between, and none where there is none. The answer to a blank line has neither label nor score (null in JSON), so
     that the n-th answer is to the n-th line.
     """
-    import numpy as np
-
-    from qbert import labels
+    from qbert.labels import MULTI_LABEL
+    from qbert.serving import TextClassifier
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
-    classifier, opened = _open(model, variant, dataset, max_length, verify=not no_verify)
-    encoder, names = opened.encoder, opened.labels
-    max_length = max_length or opened.max_length
-    opened.check_length(max_length)
-    _check_trained(model, trained=opened.trained)
-    several = opened.problem_type == labels.MULTI_LABEL
+    classifier, opened, name = _open(model, variant, dataset, max_length, verify=not no_verify)
+    served = TextClassifier.of(opened, name, classifier, max_length=max_length)
+    several = served.problem_type == MULTI_LABEL
     key = "labels" if several else "label"
     with _reading(sys.stdin) as lines:
         for text in texts or lines:
@@ -323,20 +298,14 @@ def predict(
                 blank = json.dumps({"text": text.rstrip("\r\n"), key: None, "scores": {}}, ensure_ascii=False)
                 echo(blank if as_json else "\t\t")
                 continue
-            logits = classifier(encoder(first, second or None, max_length=max_length))
-            if not np.isfinite(logits).all():
-                raise InputError(f"{model} answers with nan or infinity to {first[:60]!r}: train or quantize it again")
-            scores = labels.scores(logits, opened.problem_type)[0]
-            ranked = scores.argsort()[::-1]
-            is_found = labels.predicted(logits, opened.problem_type)[0]
-            found = [names[label] for label in ranked if is_found[label]]
+            found = served(first, second if second.strip() else None)
             if as_json:
-                told: dict[str, Any] = {key: found if several else found[0]}
-                told["scores"] = {names[label]: round(float(scores[label]), 6) for label in ranked}
+                told: dict[str, Any] = {key: list(found.labels) if several else found.label}
+                told["scores"] = {label: round(score, 6) for label, score in found.scores.items()}
                 echo(json.dumps({"text": text.rstrip("\r\n")} | told, ensure_ascii=False))
             else:
-                scored = ",".join(f"{scores[label]:.4f}" for label in ranked if is_found[label])
-                echo(f"{','.join(found)}\t{scored}\t{first[:60]}")
+                scored = ",".join(f"{found.scores[label]:.4f}" for label in found.labels)
+                echo(f"{','.join(found.labels)}\t{scored}\t{first[:60]}")
 
 
 @main.command()
@@ -345,7 +314,7 @@ def variants() -> None:
     from rich.table import Table
 
     from qbert import variants as table
-    from qbert.results import tables
+    from qbert.terminal import console
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("variant", "runtime", "here", "needs"):
@@ -354,7 +323,7 @@ def variants() -> None:
         reason = row.missing()
         here = "no" if reason else "yes" if row.default else "by name"
         drawn.add_row(escape(row.name), escape(row.runtime), here, escape(reason or row.needs))
-    tables.show(drawn)
+    console().print(drawn)
 
 
 @main.command()
@@ -431,8 +400,8 @@ def _checkpoint(model: str, dataset: str | None, max_length: int | None) -> "Che
 
 def _open(
     model: str, variant: str | None, dataset: str | None, max_length: int | None, *, verify: bool
-) -> "tuple[Classifier, Checkpoint | Artefact]":
-    """Return the classifier of an artefact, or of a checkpoint run as `variant`, and its folder."""
+) -> "tuple[Classifier, Checkpoint | Artefact, str]":
+    """Return the classifier of an artefact, or of a checkpoint run as `variant`, its folder, and the variant's name."""
     from qbert import variants as table
     from qbert.artefact import Artefact
     from qbert.checkpoint import Checkpoint
@@ -440,8 +409,9 @@ def _open(
     if "variant" not in Checkpoint(Path(model)).record:
         checkpoint = _checkpoint(model, dataset, max_length)
         chosen = table.get(variant or table.BASELINE)
-        return table.build(chosen, checkpoint, _calibration(chosen, model, dataset), max_length), checkpoint
+        seen = _calibration(chosen, model, dataset)
+        return table.build(chosen, checkpoint, seen, max_length), checkpoint, chosen.name
     artefact = Artefact.open(Path(model))
     if variant not in (None, artefact.variant):
         raise InputError(f"{model} holds the variant {artefact.variant}: leave out --variant {variant}")
-    return artefact.load(verify=verify), artefact
+    return artefact.load(verify=verify), artefact, artefact.variant

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from qbert import machine
 from qbert.cache import check_files
-from qbert.checkpoint import RECORD
 from qbert.errors import InputError
+from qbert.record import RECORD
 from qbert.variants import eager, inductor, native, onnxruntime, openvino
 from qbert.variants.base import CONVERTERS, Classifier, Variant
 from qbert.variants.build import accepted_options, build, load, load_folder, prepare, write_artefact
@@ -119,7 +119,6 @@ for row in (
             options={"int8": precision == "int8"},
             packages=("onnx", "onnxruntime"),
             packages_to_load=("onnxruntime",),
-            extra="onnxruntime",
             needs="onnxruntime",
         )
         for precision in ("fp32", "int8")
@@ -135,7 +134,6 @@ for row in (
             calibrated="int8" in precision,
             packages=("openvino", "nncf") if "int8" in precision else ("openvino",),
             packages_to_load=("openvino",),
-            extra="openvino",
             needs="openvino" + (", bf16 instructions" if "bf16" in precision else ""),
             unsupported=openvino.lacks_bf16 if "bf16" in precision else lambda: "",
         )
@@ -150,7 +148,6 @@ for row in (
         options={"int8": True},
         packages=("onnx", "onnxruntime"),
         packages_to_load=("onnxruntime",),
-        extra="onnxruntime",
         needs="onnxruntime",
         default=False,  # for texts that fill the maximum length: shorter ones are padded
     ),
@@ -165,7 +162,6 @@ for row in (
             calibrated=precision == "int8",
             packages=("openvino", "nncf") if precision == "int8" else ("openvino",),
             packages_to_load=("openvino",),
-            extra="openvino",
             needs="openvino",
             default=False,  # likewise
         )
@@ -213,7 +209,6 @@ for row in (
         calibrated=True,
         packages=("torchao",),
         packages_to_load=("torch",),
-        extra="torchao",
         needs="torchao, a C++ compiler",
         unsupported=inductor.lacks_x86,
         unmakeable=inductor.lacks_compiler,
@@ -227,7 +222,6 @@ for row in (
         inductor.export_torchao,
         packages=("torchao",),
         packages_to_load=("torch",),
-        extra="torchao",
         needs="torchao, a C++ compiler",
         unmakeable=inductor.lacks_compiler,
         default=False,

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert.errors import pip_install
+from qbert.errors import EXTRAS, pip_install
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from qbert.checkpoint import Encoding
+    from qbert.tokenizer import Encoding
 
     Run = Callable[[Encoding], npt.NDArray[np.float32]]
 
 CONVERTERS = ("torch", "transformers")
-"""What every variant is made with, and PyTorch eager's are run with: dependencies of this project."""
+"""What every variant is made with, and PyTorch eager's are run with."""
 MAX_F1_DROP = 0.01  # what users of quantized classifiers commonly accept; 500 documents can just tell it from 0
 
 
@@ -79,8 +79,6 @@ class Variant:
     """What has to be installed to make it, beside torch and transformers, which make every variant."""
     packages_to_load: tuple[str, ...] | None = None
     """What has to be installed to load what was made; `packages` unless told."""
-    extra: str = ""
-    """The extra of this project that brings them."""
     needs: str = "nothing more"
     """What it needs, in words."""
     unsupported: Callable[[], str] = lambda: ""
@@ -113,8 +111,8 @@ class Variant:
         needed = to_load if made else (*CONVERTERS, *self.packages)
         absent = [name for name in needed if importlib.util.find_spec(name) is None]
         if absent:
-            ours = self.extra or set(absent) <= set(CONVERTERS)
-            command = pip_install(self.extra) if ours else f"pip install {' '.join(self.packages)}"
+            extras = dict.fromkeys(EXTRAS.get(name, "") for name in absent)
+            command = pip_install(*extras) if all(extras) else f"pip install {' '.join(absent)}"
             return f"{' and '.join(absent)} not installed: {command}"
         return self.unsupported() or ("" if made else self.unmakeable())
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from qbert import machine, sources
 from qbert.cache import build_kept, cache_dir, seal
-from qbert.checkpoint import Checkpoint, write_record
 from qbert.errors import CannotRunError, InputError, reason
+from qbert.record import write_record
 from qbert.terminal import say, silent
-from qbert.variants import eager
+from qbert.variants import eager, readme
 from qbert.variants.base import Classifier, Variant, qualified
 
 if TYPE_CHECKING:
+    from qbert.checkpoint import Checkpoint
     from qbert.dataset import Dataset
 
 CALIBRATION_DOCUMENTS = 192  # NNCF's default of 300 takes longer and flips as many labels of SST-2 and MRPC
@@ -24,13 +25,13 @@ UNTRAINED_DOCUMENTS = 24  # ranges of random weights: only the time that they ta
 
 
 def build(
-    variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None, max_length: int | None = None
+    variant: Variant, checkpoint: "Checkpoint", dataset: "Dataset | None" = None, max_length: int | None = None
 ) -> Classifier:
     """Return `checkpoint` as `variant` runs it: prepare and load."""
     return load(variant, checkpoint, prepare(variant, checkpoint, dataset, max_length))
 
 
-def load(variant: Variant, checkpoint: Checkpoint, folder: Path) -> Classifier:
+def load(variant: Variant, checkpoint: "Checkpoint", folder: Path) -> Classifier:
     """Return what prepare left in `folder`, after one call.
 
     Raises:
@@ -47,7 +48,7 @@ def load(variant: Variant, checkpoint: Checkpoint, folder: Path) -> Classifier:
 
 
 def prepare(
-    variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None" = None, max_length: int | None = None
+    variant: Variant, checkpoint: "Checkpoint", dataset: "Dataset | None" = None, max_length: int | None = None
 ) -> Path:
     """Return the folder that `variant` is loaded from: the checkpoint's, or what its export wrote, kept in the cache.
 
@@ -62,7 +63,8 @@ def prepare(
     made_of = [
         checkpoint.sha256,
         qualified(variant.export),
-        sources.sha256(variant.export.__module__, __name__),  # what edited code would make is made anew
+        # What edited code would make is made anew.
+        sources.sha256(variant.export.__module__, __name__, "qbert.checkpoint"),
         _options(variant, checkpoint, max_length),
         _calibration(variant, checkpoint, dataset),
         machine.instruction_sets(),
@@ -81,12 +83,12 @@ def prepare(
 
 def write_artefact(
     variant: Variant,
-    checkpoint: Checkpoint,
+    checkpoint: "Checkpoint",
     folder: Path,
     dataset: "Dataset | None" = None,
     max_length: int | None = None,
 ) -> None:
-    """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer, record, checksums.
+    """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer; and what tells of it.
 
     What the cache has of it is copied, not made again.
     """
@@ -95,29 +97,28 @@ def write_artefact(
         _export(variant, checkpoint, folder, dataset, max_length)
     else:
         shutil.copytree(prepare(variant, checkpoint, dataset, max_length), folder, dirs_exist_ok=True)
-    write_record(
-        folder,
-        {
-            "calibration": calibration,
-            "checkpoint_sha256": checkpoint.sha256,
-            "definition": variant.definition,
-            "inputs": checkpoint.encoder.inputs,
-            "labels": checkpoint.labels,
-            "max_length": max_length or checkpoint.max_length,
-            "module": _own_module(variant),
-            "problem_type": checkpoint.problem_type,
-            "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
-            "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
-            "untrained": not checkpoint.trained,
-            "variant": variant.name,
-            "versions": machine.versions(*variant.packages),
-        },
-    )
+    record = {
+        "calibration": calibration,
+        "checkpoint_sha256": checkpoint.sha256,
+        "definition": variant.definition,
+        "inputs": checkpoint.encoder.inputs,
+        "labels": checkpoint.labels,
+        "max_length": max_length or checkpoint.max_length,
+        "module": _own_module(variant),
+        "problem_type": checkpoint.problem_type,
+        "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
+        "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
+        "untrained": not checkpoint.trained,
+        "variant": variant.name,
+        "versions": machine.versions(*variant.packages),
+    }
+    write_record(folder, record)
+    (folder / readme.README).write_text(readme.text(variant, checkpoint.folder.name, record), encoding="utf-8")
     seal(folder)
 
 
 def _export(
-    variant: Variant, checkpoint: Checkpoint, folder: Path, dataset: "Dataset | None", max_length: int | None
+    variant: Variant, checkpoint: "Checkpoint", folder: Path, dataset: "Dataset | None", max_length: int | None
 ) -> None:
     export, options = variant.export or eager.export, _options(variant, checkpoint, max_length)
     if dataset is not None and variant.calibrated:
@@ -133,7 +134,17 @@ def _export(
     except Exception as error:  # likewise
         raise CannotRunError(_cannot(variant, "be made of", checkpoint, error)) from error
     checkpoint.config.save_pretrained(folder)
+    _name_labels(folder / "config.json", checkpoint)
     checkpoint.encoder.tokenizer.save_pretrained(folder)
+
+
+def _name_labels(path: Path, checkpoint: "Checkpoint") -> None:
+    """Have the config.json at `path` name the labels: transformers leaves out those that it would make up itself."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["id2label"] = dict(enumerate(checkpoint.labels))
+    config["label2id"] = {name: label for label, name in enumerate(checkpoint.labels)}
+    config["problem_type"] = checkpoint.problem_type
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _own_module(variant: Variant) -> str:
@@ -142,7 +153,7 @@ def _own_module(variant: Variant) -> str:
     return next((name for name in modules if not name.startswith("qbert.")), "")
 
 
-def _cannot(variant: Variant, what: str, checkpoint: Checkpoint, error: Exception) -> str:
+def _cannot(variant: Variant, what: str, checkpoint: "Checkpoint", error: Exception) -> str:
     family = checkpoint.config.model_type
     return f"variant {variant.name} cannot {what} {checkpoint.folder}, a {family} ({reason(error)}): leave it out"
 
@@ -154,18 +165,18 @@ def accepted_options(function: Callable[..., Any], options: Mapping[str, Any]) -
     return {name: value for name, value in options.items() if every or name in parameters}
 
 
-def _options(variant: Variant, checkpoint: Checkpoint, max_length: int | None) -> dict[str, Any]:
+def _options(variant: Variant, checkpoint: "Checkpoint", max_length: int | None) -> dict[str, Any]:
     """Return what `variant` passes to its export, calibration documents aside."""
     return accepted_options(
         variant.export or eager.export, {"max_length": max_length or checkpoint.max_length, **variant.options}
     )
 
 
-def _documents(checkpoint: Checkpoint) -> int:
+def _documents(checkpoint: "Checkpoint") -> int:
     return CALIBRATION_DOCUMENTS if checkpoint.trained else UNTRAINED_DOCUMENTS
 
 
-def _calibration(variant: Variant, checkpoint: Checkpoint, dataset: "Dataset | None") -> dict[str, Any] | None:
+def _calibration(variant: Variant, checkpoint: "Checkpoint", dataset: "Dataset | None") -> dict[str, Any] | None:
     """Return what identifies the documents that `variant` is calibrated on, where it is."""
     if not variant.calibrated:
         return None

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbert import machine
-from qbert.checkpoint import Checkpoint, Encoding, quiet_transformers
 from qbert.errors import InputError, reason
-from qbert.terminal import quiet
+from qbert.terminal import quiet, quiet_transformers
+from qbert.tokenizer import Encoding
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import torch
 
+    from qbert.checkpoint import Checkpoint
     from qbert.variants.base import Classifier
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the engine qnnpack warns of nothing that a person could change
@@ -49,10 +50,12 @@ def load(folder: Path, dtype: str = "float32") -> "Classifier":
     """Return the checkpoint in `folder`, run in `dtype`."""
     import torch
 
+    from qbert.checkpoint import Checkpoint
+
     return classifier(Checkpoint(folder).load(dtype=getattr(torch, dtype)))
 
 
-def export(checkpoint: Checkpoint, folder: Path, dtype: str = "float32") -> None:
+def export(checkpoint: "Checkpoint", folder: Path, dtype: str = "float32") -> None:
     """Write the weights of `checkpoint` to `folder` as `dtype`."""
     import torch
 
@@ -60,7 +63,7 @@ def export(checkpoint: Checkpoint, folder: Path, dtype: str = "float32") -> None
         checkpoint.load(dtype=getattr(torch, dtype)).save_pretrained(folder)
 
 
-def export_dynamic(checkpoint: Checkpoint, folder: Path, *, engine: str, per_channel: bool) -> None:
+def export_dynamic(checkpoint: "Checkpoint", folder: Path, *, engine: str, per_channel: bool) -> None:
     """Quantize every nn.Linear of `checkpoint` and write the weights to `folder`."""
     import torch
     from safetensors.torch import save_file
@@ -178,7 +181,7 @@ def positional(model: Any, names: Sequence[str]) -> Any:  # noqa: ANN401  torch 
     return Positional().eval()
 
 
-def example(checkpoint: Checkpoint) -> "tuple[torch.Tensor, ...]":
+def example(checkpoint: "Checkpoint") -> "tuple[torch.Tensor, ...]":
     """Return the arrays of a short encoding, for exporters to trace with."""
     import torch
 

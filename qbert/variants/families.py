@@ -1,10 +1,12 @@
 """Where the architectures keep the parts of an encoder: one name of ours for each, and theirs."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qbert.checkpoint import Checkpoint
 from qbert.errors import CannotRunError
+
+if TYPE_CHECKING:
+    from qbert.checkpoint import Checkpoint
 
 BERT = {
     "embeddings.word": "embeddings.word_embeddings",
@@ -60,7 +62,7 @@ FAMILIES = {
 """By `model_type`; in each the head sees the first token alone."""
 
 
-def of(checkpoint: Checkpoint, variant: str) -> Family:
+def of(checkpoint: "Checkpoint", variant: str) -> Family:
     """Return the family of `checkpoint`.
 
     Raises:

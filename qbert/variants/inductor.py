@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from qbert import machine
 from qbert.cache import cache_dir, check_trusted
-from qbert.checkpoint import Checkpoint, Encoding
 from qbert.errors import InputError, reason
+from qbert.tokenizer import Encoding
 from qbert.variants import eager
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from qbert.checkpoint import Checkpoint
     from qbert.variants.base import Classifier
 
 PACKAGE = "model.pt2"
@@ -44,7 +45,7 @@ def lacks_x86() -> str:
     return "" if machine.is_x86() else "torchao's X86InductorQuantizer is for x86"
 
 
-def export(checkpoint: Checkpoint, folder: Path, *, dtype: str = "float32") -> None:
+def export(checkpoint: "Checkpoint", folder: Path, *, dtype: str = "float32") -> None:
     """Compile `checkpoint` in `dtype`."""
     import torch
 
@@ -52,7 +53,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, dtype: str = "float32") -> N
     _compile(model, checkpoint, folder)
 
 
-def export_static(checkpoint: Checkpoint, folder: Path, *, calibration: Sequence[Encoding]) -> None:
+def export_static(checkpoint: "Checkpoint", folder: Path, *, calibration: Sequence[Encoding]) -> None:
     """Compile `checkpoint` with int8 linear layers whose activations have the ranges that `calibration` showed.
 
     Source: the PyTorch 2 export quantization tutorial for x86 CPUs, with its default configuration.
@@ -72,7 +73,7 @@ def export_static(checkpoint: Checkpoint, folder: Path, *, calibration: Sequence
     _compile(model, checkpoint, folder)
 
 
-def export_torchao(checkpoint: Checkpoint, folder: Path) -> None:
+def export_torchao(checkpoint: "Checkpoint", folder: Path) -> None:
     """Compile `checkpoint` with torchao's dynamic int8: a scale for each token and for each output channel."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     from torchao.utils import unwrap_tensor_subclass
@@ -129,7 +130,7 @@ def _evidence(package: Path) -> dict[str, Any]:
     }
 
 
-def _export(model: Any, checkpoint: Checkpoint) -> Any:  # noqa: ANN401  torch modules and programs
+def _export(model: Any, checkpoint: "Checkpoint") -> Any:  # noqa: ANN401  torch modules and programs
     """Return `model` as a program of torch.export, of any length."""
     import torch
 
@@ -141,7 +142,7 @@ def _export(model: Any, checkpoint: Checkpoint) -> Any:  # noqa: ANN401  torch m
         return torch.export.export(model, arrays, dynamic_shapes=shapes.dynamic_shapes(model, arrays))
 
 
-def _compile(model: Any, checkpoint: Checkpoint, folder: Path) -> None:  # noqa: ANN401  a torch module
+def _compile(model: Any, checkpoint: "Checkpoint", folder: Path) -> None:  # noqa: ANN401  a torch module
     """Compile `model` into `folder`, with its weights packed for the processor at hand."""
     import torch
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbert import machine
-from qbert.checkpoint import Checkpoint, Encoding
 from qbert.errors import CannotRunError, InputError, reason
+from qbert.tokenizer import Encoding
 from qbert.variants import eager, trimmed
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from qbert.checkpoint import Checkpoint
     from qbert.variants.base import Classifier
 
 GRAPH = "model.onnx"
@@ -31,7 +32,7 @@ FUSIBLE = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta
 """The architectures whose every layer the optimizer fuses; others run as they were exported."""
 
 
-def export(checkpoint: Checkpoint, folder: Path, *, int8: bool) -> None:
+def export(checkpoint: "Checkpoint", folder: Path, *, int8: bool) -> None:
     """Write the fused graph of `checkpoint`, quantized where `int8`, and the count of what runs in it.
 
     Raises:
@@ -40,12 +41,12 @@ def export(checkpoint: Checkpoint, folder: Path, *, int8: bool) -> None:
     _export(checkpoint, checkpoint.load(attn_implementation="eager"), folder, int8=int8)
 
 
-def export_trimmed(checkpoint: Checkpoint, folder: Path, *, int8: bool, max_length: int) -> None:
+def export_trimmed(checkpoint: "Checkpoint", folder: Path, *, int8: bool, max_length: int) -> None:
     """Do so of the trimmed graph, for `max_length` tokens."""
     _export(checkpoint, trimmed.load(checkpoint, attn_implementation="eager"), folder, int8=int8, max_length=max_length)
 
 
-def _export(checkpoint: Checkpoint, model: Any, folder: Path, *, int8: bool, max_length: int | None = None) -> None:  # noqa: ANN401  a torch module
+def _export(checkpoint: "Checkpoint", model: Any, folder: Path, *, int8: bool, max_length: int | None = None) -> None:  # noqa: ANN401  a torch module
     from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
     from onnxruntime.transformers import optimizer
 
@@ -92,7 +93,7 @@ def _quantize(fused: Path, quantized: Path) -> None:
     )
 
 
-def _trace(checkpoint: Checkpoint, model: Any, path: Path) -> None:  # noqa: ANN401  a torch module
+def _trace(checkpoint: "Checkpoint", model: Any, path: Path) -> None:  # noqa: ANN401  a torch module
     """Write `model`, which is that of `checkpoint`, to `path` as ONNX, its length left open."""
     import torch
 

@@ -8,40 +8,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbert import machine
-from qbert.checkpoint import Checkpoint, Encoding
 from qbert.errors import InputError, reason
+from qbert.tokenizer import Encoding
 from qbert.variants import eager, trimmed
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from qbert.checkpoint import Checkpoint
     from qbert.variants.base import Classifier
 
-GRAPH = "model.xml"
+GRAPH = "openvino_model.xml"
+"""As optimum-intel calls it."""
+FORMER_GRAPH = "model.xml"
+"""What it was called in artefacts made before."""
 PRODUCTS = {"FullyConnected", "MatMul", "ScaledDotProductAttention"}
 ALPHAS = (0.95, 0.7)
 """How far outliers are moved: NNCF's default, and what suits other models (MiniLM on SST-2: half the flips)."""
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
-def export(checkpoint: Checkpoint, folder: Path) -> None:
+def export(checkpoint: "Checkpoint", folder: Path) -> None:
     """Write the graph of `checkpoint` in fp32."""
     _save(_convert(checkpoint, checkpoint.load()), folder)
 
 
-def export_trimmed(checkpoint: Checkpoint, folder: Path, *, max_length: int) -> None:
+def export_trimmed(checkpoint: "Checkpoint", folder: Path, *, max_length: int) -> None:
     """Write the trimmed graph of `checkpoint` in fp32, for `max_length` tokens."""
     _save(_convert(checkpoint, trimmed.load(checkpoint)), folder, max_length)
 
 
-def export_int8(checkpoint: Checkpoint, folder: Path, *, calibration: Sequence[Encoding]) -> None:
+def export_int8(checkpoint: "Checkpoint", folder: Path, *, calibration: Sequence[Encoding]) -> None:
     """Write the graph of `checkpoint`, quantized."""
     _save(_quantize(checkpoint, _convert(checkpoint, checkpoint.load()), calibration), folder)
 
 
 def export_int8_trimmed(
-    checkpoint: Checkpoint, folder: Path, *, calibration: Sequence[Encoding], max_length: int
+    checkpoint: "Checkpoint", folder: Path, *, calibration: Sequence[Encoding], max_length: int
 ) -> None:
     """Write the trimmed graph of `checkpoint`, quantized, for `max_length` tokens."""
     model = _quantize(checkpoint, _convert(checkpoint, trimmed.load(checkpoint)), calibration)
@@ -54,7 +58,7 @@ def _save(model: Any, folder: Path, max_length: int | None = None) -> None:  # n
     module().save_model(model, folder / GRAPH, compress_to_fp16=False)
 
 
-def _quantize(checkpoint: Checkpoint, model: Any, calibration: Sequence[Encoding]) -> Any:  # noqa: ANN401  openvino.Models
+def _quantize(checkpoint: "Checkpoint", model: Any, calibration: Sequence[Encoding]) -> Any:  # noqa: ANN401  openvino.Models
     """Return `model`, the graph of `checkpoint`, with the ranges of its activations as `calibration` showed them.
 
     NNCF has to be told that it is a transformer. Else it quantizes what attention cannot bear, for 3 % of speed
@@ -115,12 +119,13 @@ def load(folder: Path, *, hint: str) -> "Classifier":
     Raises:
         InputError: the graph is damaged.
     """
+    graph = folder / GRAPH
+    if not graph.exists() and (folder / FORMER_GRAPH).exists():
+        graph = folder / FORMER_GRAPH
     try:
-        return classifier(compile_model(folder / GRAPH, hint))
+        return classifier(compile_model(graph, hint))
     except RuntimeError as error:
-        raise InputError(
-            f"{folder / GRAPH} is damaged ({reason(error, -1)}): make it again with qbert quantize"
-        ) from error
+        raise InputError(f"{graph} is damaged ({reason(error, -1)}): make it again with qbert quantize") from error
 
 
 def classifier(compiled: Any) -> "Classifier":  # noqa: ANN401  a CompiledModel
@@ -185,7 +190,7 @@ def module() -> Any:  # noqa: ANN401
     return openvino
 
 
-def _convert(checkpoint: Checkpoint, model: Any) -> Any:  # noqa: ANN401  a torch module, and an openvino.Model
+def _convert(checkpoint: "Checkpoint", model: Any) -> Any:  # noqa: ANN401  a torch module, and an openvino.Model
     """Return the graph of `model`, which is `checkpoint`'s, its length left open."""
     openvino = module()
     example = dict(zip(checkpoint.encoder.inputs, eager.example(checkpoint), strict=True))

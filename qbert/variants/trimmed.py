@@ -5,15 +5,18 @@ attention's output and feed-forward of the first one. And a graph whose length i
 work out at each call; shorter texts are padded.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert.checkpoint import Checkpoint, Encoding
+from qbert.tokenizer import Encoding
 from qbert.variants import families
 
+if TYPE_CHECKING:
+    from qbert.checkpoint import Checkpoint
 
-def load(checkpoint: Checkpoint, **options: Any) -> Any:  # noqa: ANN401  a torch module; options of from_pretrained
+
+def load(checkpoint: "Checkpoint", **options: Any) -> Any:  # noqa: ANN401  a torch module; options of from_pretrained
     """Return the model of `checkpoint`, its last layer computed for the first token alone.
 
     Raises:

@@ -3,16 +3,18 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qbert.checkpoint import Checkpoint
 from qbert.errors import CannotRunError
 from qbert.variants import families
 from qbert.variants.native.compiler import load_library
 from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry
+
+if TYPE_CHECKING:
+    from qbert.checkpoint import Checkpoint
 
 Array = npt.NDArray[Any]
 
@@ -21,7 +23,7 @@ COUNT_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")
 SPELLINGS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
 
-def export(checkpoint: Checkpoint, folder: Path) -> None:
+def export(checkpoint: "Checkpoint", folder: Path) -> None:
     """Write the weights of `checkpoint` to `folder`: products in int8, word embeddings in bf16, the rest in fp32.
 
     Raises:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert.checkpoint import Encoding
 from qbert.errors import InputError, reason
+from qbert.tokenizer import Encoding
 from qbert.variants.native.compiler import load_library
 
 if TYPE_CHECKING:

@@ -1,0 +1,137 @@
+"""What the folder of an artefact says of itself: README.md, with the lines that load it, with and without qbert."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qbert.errors import EXTRAS, pip_install_released
+from qbert.labels import MULTI_LABEL
+from qbert.variants.base import Variant, qualified
+
+README = "README.md"
+
+ENCODED = """
+tokenizer.enable_truncation({max_length}, direction="{truncation_side}")
+tokenizer.{padding}
+text = tokenizer.encode("...")
+arrays = {{"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}}
+"""
+
+ONNX_RUNTIME = (
+    """import json
+import numpy as np
+from onnxruntime import InferenceSession
+from tokenizers import Tokenizer
+
+session = InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+tokenizer = Tokenizer.from_file("tokenizer.json")
+"""
+    + ENCODED
+    + """logits = session.run(None, {{node.name: np.array([arrays[node.name]]) for node in session.get_inputs()}})[0][0]
+labels = json.load(open("config.json", encoding="utf-8"))["id2label"]
+print({{labels[str(number)]: float(logit) for number, logit in enumerate(logits)}})
+"""
+)
+
+OPENVINO = (
+    """import json
+import numpy as np
+import openvino
+from tokenizers import Tokenizer
+
+model = openvino.Core().compile_model("openvino_model.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "{hint}"}})
+tokenizer = Tokenizer.from_file("tokenizer.json")
+"""
+    + ENCODED
+    + """logits = model({{port.any_name: np.array([arrays[port.any_name]]) for port in model.inputs}})[0][0]
+labels = json.load(open("config.json", encoding="utf-8"))["id2label"]
+print({{labels[str(number)]: float(logit) for number, logit in enumerate(logits)}})
+"""
+)
+
+TRANSFORMERS = """import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(".", dtype=torch.{dtype})
+tokenizer = AutoTokenizer.from_pretrained(".")
+
+with torch.inference_mode():
+    logits = model(**tokenizer("...", truncation=True, max_length={max_length}, return_tensors="pt")).logits[0]
+print({{model.config.id2label[number]: float(logit) for number, logit in enumerate(logits)}})
+"""
+
+TORCHINDUCTOR = """import torch
+from transformers import AutoTokenizer
+
+model = torch._inductor.aoti_load_package("model.pt2")
+tokenizer = AutoTokenizer.from_pretrained(".")
+
+arrays = tokenizer("...", truncation=True, max_length={max_length}, return_tensors="pt")
+with torch.inference_mode():
+    print(model(*(arrays[name] for name in {inputs})))
+"""
+
+OPTIMUM = """from optimum.intel import OVModelForSequenceClassification
+
+model = OVModelForSequenceClassification.from_pretrained(".")
+"""
+
+WITHOUT_QBERT = {
+    "qbert.variants.eager.load": TRANSFORMERS,
+    "qbert.variants.inductor.load": TORCHINDUCTOR,
+    "qbert.variants.onnxruntime.load": ONNX_RUNTIME,
+    "qbert.variants.openvino.load": OPENVINO,
+}
+"""By the function that loads it, what loads the same without qbert, run in the folder."""
+NONE = "No other library runs it: the int8 weights are in a safetensors file, in a layout that is qbert's own.\n"
+
+
+def text(variant: Variant, model: str, record: Mapping[str, Any]) -> str:
+    """Return the README of the artefact that `variant` made of the checkpoint `model`; `record` is its qbert.json."""
+    labels = ", ".join(record["labels"])
+    several = "any number of labels a text" if record["problem_type"] == MULTI_LABEL else "one label a text"
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    side = "end" if record["truncation_side"] == "right" else "beginning"
+    needed = variant.packages if variant.packages_to_load is None else variant.packages_to_load
+    return f"""# {model} as {variant.name}
+
+A text classifier for CPUs, written by `qbert quantize`: {model} in {variant.precision}, run by {variant.runtime}.
+
+- labels: {labels} ({several})
+- texts are cut off at {record["max_length"]} tokens, at their {side}; it takes {record["positions"]} at most
+- made with {versions}
+
+`qbert.json` says what it was made of, `files.sha256` holds the checksums (`sha256sum -c files.sha256`).
+
+## Load it
+
+With qbert (`{pip_install_released(*dict.fromkeys(EXTRAS[name] for name in needed if name in EXTRAS))}`):
+
+```python
+import qbert
+
+classifier = qbert.load(".")
+print(classifier("...").label)
+```
+
+Without:
+
+{_without(variant, record)}"""
+
+
+def _without(variant: Variant, record: Mapping[str, Any]) -> str:
+    template = WITHOUT_QBERT.get(qualified(variant.load))
+    if template is None:
+        return NONE
+    padding = f"enable_padding(length={record['positions']})" if variant.of_one_length else "no_padding()"
+    lines = template.format(
+        dtype=variant.options.get("dtype", "float32"),
+        hint=variant.options.get("hint", "f32"),
+        inputs=tuple(record["inputs"]),
+        max_length=record["max_length"],
+        padding=padding,
+        truncation_side=record["truncation_side"],
+    )
+    told = f"```python\n{lines}```\n"
+    if template is OPENVINO:
+        told += f"\nOr with optimum-intel, whose tokenizer is that of transformers:\n\n```python\n{OPTIMUM}```\n"
+    return told

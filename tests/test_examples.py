@@ -1,0 +1,149 @@
+"""The examples do what they say: the service under a few hundred requests with bad ones among them, the notebook."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import qbert
+from qbert.checkpoint import Checkpoint
+from qbert.dataset import Dataset
+from qbert.serving import TextClassifier
+from qbert.variants import VARIANTS
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+VARIANT = "int8-dynamic-onednn" if VARIANTS["int8-onnxruntime"].missing() else "int8-onnxruntime"
+
+
+@pytest.fixture(scope="module")
+def served(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> TextClassifier:
+    return qbert.load(qbert.quantize(trained.folder, VARIANT, tmp_path_factory.mktemp("served") / "artefact"))
+
+
+@pytest.fixture(scope="module")
+def service(served: TextClassifier) -> Iterator[str]:
+    """The address of a running service."""
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--app-dir",
+        str(EXAMPLES),
+        "serve:app",
+        "--port",
+        "0",
+        "--no-access-log",
+    ]
+    variables = {"QBERT_MODEL": str(served.folder), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=os.environ | variables, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            told = []
+            for line in process.stderr:
+                told.append(line)
+                if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                    break
+            else:
+                pytest.fail("".join(told))
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(process.stderr.read)  # so that the pipe never fills
+                yield found[1]
+                process.terminate()
+        finally:
+            process.kill()
+
+
+LONGEST = "a" * 10_000
+BAD = [
+    ({"json": {"texts": [""]}}, 422, "blank"),
+    ({"json": {"texts": ["体育", "  "]}}, 422, "text 1 (from 0): the text is blank"),
+    ({"json": {"texts": [LONGEST + "a"]}}, 422, "10,001 characters"),
+    ({"json": {"texts": [7]}}, 422, "valid string"),
+    ({"json": {"texts": "体育"}}, 422, "valid list"),
+    ({"json": {"texts": []}}, 422, "at least 1"),
+    ({"json": {"texts": ["体育"] * 33}}, 422, "at most 32"),
+    ({"json": {"text": "体育"}}, 422, "Field required"),
+    ({"json": None}, 422, ""),
+    ({"content": b"{"}, 422, "JSON"),
+    ({"content": b'{"texts": ["\\ud800"]}'}, 422, ""),
+    ({"content": b"\xff\xfe"}, 422, "JSON"),
+    ({"content": b" " * ((1 << 20) + 1)}, 413, "send at most 1048576"),
+    ({"content": iter([b'{"texts": ["a"]}'])}, 411, "content-length"),
+]
+
+
+@pytest.mark.parametrize(("request_", "status", "said"), BAD)
+def test_a_bad_request_is_refused_with_its_reason(
+    service: str, request_: dict[str, object], status: int, said: str
+) -> None:
+    answer = httpx.post(f"{service}/classify", headers={"content-type": "application/json"}, **request_)
+    assert answer.status_code == status, answer.text
+    assert said in answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_the_longest_text_and_the_most_texts_are_answered(service: str) -> None:
+    for texts in ([LONGEST], ["体育"] * 32):
+        assert len(httpx.post(f"{service}/classify", json={"texts": texts}, timeout=30).json()) == len(texts)
+
+
+def test_the_health_check_says_what_is_served(service: str, served: TextClassifier) -> None:
+    answer = httpx.get(f"{service}/health")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert (told["variant"], told["labels"]) == (VARIANT, list(served.labels))
+    assert told["versions"] == served.versions
+
+
+def test_every_one_of_some_hundred_requests_at_once_gets_its_own_answer(
+    service: str, served: TextClassifier, news: Dataset
+) -> None:
+    texts = list(news.test["text"])
+    expected = served.many(texts)
+
+    def ask(number: int) -> bool:
+        with httpx.Client(base_url=service, timeout=60) as client:
+            if number % 5 == 4:
+                bad, status, _ = BAD[number % 9]
+                return client.post("/classify", **bad).status_code == status
+            if number % 50 == 0:
+                return client.get("/health").status_code == 200
+            row = number % len(texts)
+            (answer,) = client.post("/classify", json={"texts": [texts[row]]}).json()
+            return answer["label"] == expected[row].label and answer["scores"] == pytest.approx(expected[row].scores)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(300)))
+
+
+def test_the_command_line_example_answers_each_text(served: TextClassifier) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "classify.py"), str(served.folder), "体育", "健康"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [
+        found.label for found in served.many(["体育", "健康"])
+    ]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=1_500).execute()
+    shown = [one["data"]["text/plain"] for cell in notebook.cells for one in cell.get("outputs", []) if "data" in one]
+    assert any("int8-dynamic" in text and "f1_drop" in text for text in shown)
+    assert any(text.startswith("Prediction(") for text in shown)
