@@ -90,18 +90,15 @@ def quantize(
     Raises:
         InputError: something cannot be used, the variant cannot run here, or `output` is there already.
     """
-    from qbert import variants
+    from qbert import models, variants
     from qbert.cache import build_folder, is_filled
 
     source, target, texts = os.fspath(model), Path(output), None if dataset is None else os.fspath(dataset)
     chosen = variants.get(variant)
     if is_filled(target):
         raise InputError(f"{target} exists already: remove it or name another folder")
-    from qbert.cli import _calibration, _check_trained, _checkpoint
-
-    checkpoint = _checkpoint(source, texts, max_length)
-    _check_trained(source, trained=checkpoint.trained)
-    seen = _calibration(chosen, source, texts)
+    checkpoint, seen = models.to_serve(source, chosen, texts, max_length)
+    checkpoint.check_trained(source)
     build_folder(target, lambda stage: variants.write_artefact(chosen, checkpoint, stage, seen, max_length))
     return target
 

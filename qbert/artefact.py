@@ -37,6 +37,12 @@ class Record(Struct):
     versions: dict[str, str] = {}
 
 
+def is_artefact(folder: Path) -> bool:
+    """Whether `folder` says that it holds a variant, as `qbert quantize` writes it."""
+    path = folder / RECORD
+    return path.exists() and "variant" in read_json(path, dict[str, Any], "copy it again, or remove it")
+
+
 @dataclass(frozen=True)
 class Artefact:
     """A variant's files, its tokenizer, and the record of what made them."""

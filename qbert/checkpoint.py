@@ -264,6 +264,13 @@ class Checkpoint:
         head = {name for name in self.expected_weights if not name.startswith(body)}
         return head <= set(self.weights) and not self.record.get("untrained", False)
 
+    def check_trained(self, name: str) -> None:
+        """Raise InputError where the head was not trained; a person called the model `name`."""
+        if not self.trained:
+            raise InputError(
+                f"{name} has no trained classification head, so its labels would be random: train it first"
+            )
+
     @property
     def problem_type(self) -> str:
         """Whether a text has one label or any number of them: SINGLE_LABEL or MULTI_LABEL."""

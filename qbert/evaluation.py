@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from qbert import accuracy, variants
+from qbert import accuracy, models, variants
 from qbert import dataset as datasets
 from qbert.errors import CannotRunError, InputError
 from qbert.suite import Suite
@@ -42,17 +42,14 @@ def evaluate(
     Raises:
         InputError: model, dataset, a name or the length cannot be used.
     """
-    from qbert.cli import _check_trained, _served
-
     chosen = variants.select(names)
     loaded = datasets.load(dataset)
-    max_length = max_length or _served(model)
+    max_length = max_length or models.max_length_of(model)
     suite = Suite(loaded, [model], max_lengths=[max_length])
     (name,) = suite.models
-    _check_trained(model, trained=suite.models[name].trained)
     rows = loaded.documents(documents)
     results: list[dict[str, Any]] = []
-    suite.checkpoint(suite.models[name], max_length)  # what is the model's fault is no variant's
+    suite.checkpoint(suite.models[name], max_length).check_trained(model)  # what is the model's fault is no variant's
     for variant in sorted(chosen, key=lambda variant: variant.name != variants.BASELINE):
         cell = suite.cell(name, max_length, variant.name)
         try:

@@ -72,6 +72,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 DEFAULTS = Settings()
+DEFAULT_MAX_LENGTH = 384
+"""Of a model that does not say at how many tokens it was trained."""
 
 
 def nearest(folder: Path) -> Path | None:

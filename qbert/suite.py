@@ -1,56 +1,28 @@
 """The cells of a run: which models, lengths and variants there are, each built when it is first needed."""
 
 import contextlib
-import hashlib
-import json
 import math
-import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qbert import accuracy, children, machine, roofline, sources, training, variants
-from qbert.cache import build_kept, cache_dir
-from qbert.checkpoint import Checkpoint, locate
+from qbert import accuracy, machine, models, roofline, variants
+from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, answers, predicted
+from qbert.models import Model
 from qbert.settings import DEFAULTS
-from qbert.terminal import say, silent
+from qbert.terminal import silent
 from qbert.tokenizer import Encoder
 from qbert.variants import BASELINE, Classifier, Variant
 
 if TYPE_CHECKING:
     import pandas as pd
-
-UNTRAINED = "bert-base"
-"""The built-in model of random weights; every other built-in one is trained on the dataset at first use."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """What one `--model` names."""
-
-    name: str
-    """As it stands in test ids."""
-    source: str
-    """A key of training.GEOMETRIES, or a checkpoint's folder: to be used as it is, or fine-tuned."""
-    trained: bool
-    """Whether its head was trained, so that its labels mean something."""
-    seed: int = 0
-    """Of the training."""
-    fine_tune: bool = False
-    """Whether its source is a base that is trained on the dataset here."""
-
-    @property
-    def is_made_at_first_use(self) -> bool:
-        """Whether it is made here, at first use."""
-        return self.fine_tune or self.source in training.GEOMETRIES
 
 
 class Suite:
@@ -59,13 +31,13 @@ class Suite:
     def __init__(
         self,
         dataset: Dataset,
-        models: Sequence[str] = DEFAULTS.models,
+        sources: Sequence[str] = DEFAULTS.models,
         *,
         max_lengths: Sequence[int] = DEFAULTS.max_lengths,
         experiments: int = 1,
         fine_tune: bool = False,
     ) -> None:
-        """Check that `models` (built-in names, folders, hub ids) fit the dataset and the lengths.
+        """Check that the models `sources` (built-in names, folders, hub ids) fit the dataset and the lengths.
 
         With `fine_tune` a folder or hub id is a base, trained on the dataset once for each length and experiment.
 
@@ -75,71 +47,25 @@ class Suite:
         self.dataset = dataset
         self.max_lengths = tuple(max_lengths)
         self.models: dict[str, Model] = {}
-        self._checkpoints: dict[str, Checkpoint] = {}
+        self._checkpoints: dict[Path, Checkpoint] = {}
         self._failed: dict[Any, Exception] = {}
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
         self._folders: dict[tuple[Path, str, int | None], Path] = {}
         self._in_use = ""
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
-        for source in dict.fromkeys(models):
-            for model in self._resolve(source, experiments, fine_tune=fine_tune):
+        for source in dict.fromkeys(sources):
+            for model in models.find(source, dataset, max_lengths, experiments=experiments, fine_tune=fine_tune):
                 taken = sum(name == model.name or name.startswith(f"{model.name}-copy") for name in self.models)
                 name = f"{model.name}-copy{taken}" if taken else model.name
                 self.models[name] = replace(model, name=name)
 
-    def _resolve(self, source: str, experiments: int, *, fine_tune: bool) -> list[Model]:
-        if source in training.GEOMETRIES:
-            for max_length in self.max_lengths:
-                training.check_length(source, max_length)
-        if source == UNTRAINED:
-            return [Model(source, source, trained=False)]
-        if source in training.GEOMETRIES:
-            return [
-                Model(source if seed == 0 else f"{source}-seed{seed}", source, trained=True, seed=seed)
-                for seed in range(experiments)
-            ]
-        try:
-            folder = locate(source)
-        except InputError as error:
-            raise InputError(f"{error}; built in are {', '.join(training.GEOMETRIES)}") from error
-        checkpoint = Checkpoint.open(folder, as_base=fine_tune)
-        checkpoint.check_length(*self.max_lengths)
-        name = re.sub(r"[^\w.-]", "-", Path(source).resolve().name)
-        place = str(folder.resolve())
-        if fine_tune:
-            names = [name if seed == 0 else f"{name}-seed{seed}" for seed in range(experiments)]
-            return [Model(one, place, trained=True, seed=seed, fine_tune=True) for seed, one in enumerate(names)]
-        if checkpoint.trained:
-            checkpoint.check_labels(self.dataset)
-        return [Model(name, place, checkpoint.trained)]
-
     def checkpoint(self, model: Model, max_length: int) -> Checkpoint:
         """Return the checkpoint of `model` for this length; a built-in one is made at first use."""
-        if not model.is_made_at_first_use:
-            return self._checkpoints.setdefault(model.source, Checkpoint(Path(model.source)))
-        recipe = training.recipe_for(model.source, len(self.dataset.train))
-        base = Checkpoint(Path(model.source)).sha256 if model.fine_tune else model.source
-        made_of: list[Any] = [self.dataset.sha256, base, model.seed]
-        if model.trained:
-            made_of += [max_length, asdict(recipe), sources.sha256(training.__name__)]
-        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-        folder = cache_dir() / "models" / key / (f"{model.name}-{max_length}" if model.trained else model.name)
-        if str(folder) not in self._checkpoints:
+        folder = model.place(self.dataset, max_length)
+        if folder not in self._checkpoints:
             with self._once(folder):
-                build_kept(folder, lambda stage: self._make(model, max_length, stage))
-        return self._checkpoints.setdefault(str(folder), Checkpoint(folder))
-
-    def _make(self, model: Model, max_length: int, stage: Path) -> None:
-        if not model.trained:
-            training.write_untrained(self.dataset, model.source, stage, model.seed)
-            return
-        say(f"training {model.name} at {max_length} tokens on {self.dataset.name}, once")
-        # A process of its own has all cores, and leaves this one's threads and memory as every later run finds them.
-        place = {"dataset": str(self.dataset.folder), "base": model.source, "folder": str(stage)}
-        wanted = json.dumps(place | {"max_length": max_length, "seed": model.seed})
-        done = children.run("-m", training.__name__, wanted, stdout=subprocess.DEVNULL)
-        if done.returncode:
-            raise InputError(f"training {model.name} failed with exit code {done.returncode}: see the message above")
+                self._checkpoints[folder] = model.make(self.dataset, max_length)
+        return self._checkpoints[folder]
 
     def classifier(self, model: Model, max_length: int, variant: Variant) -> Classifier:
         """Return the built classifier; those of another model are let go."""

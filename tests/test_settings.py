@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from qbert import settings
+from qbert.cli import main
 from qbert.errors import InputError
 from qbert.settings import DEFAULTS
 
@@ -93,3 +95,23 @@ def test_a_plugin_lies_beside_the_file(pyproject: Path, monkeypatch: pytest.Monk
     pyproject.write_text('[tool.qbert]\nplugins = ["no_such_module"]\n')
     with pytest.raises(InputError, match=r"pyproject.toml: \[tool.qbert\] plugins: no_such_module cannot be imported"):
         settings.import_plugins(settings.read(pyproject), pyproject.parent)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "quantize --variant fp32 --output out"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "name a model: --model, or models in pyproject.toml, [tool.qbert]"),
+        ('models = ["bert-mini", "bert-tiny"]', "[tool.qbert] names 2 models, bert-mini, bert-tiny: give --model"),
+        ('models = ["nowhere/at/all"]', "model 'nowhere/at/all' is no folder here"),
+        ("f1_guard = 1", "[tool.qbert] cannot be used"),
+    ],
+)
+def test_commands_of_one_model_take_it_from_the_table(
+    pyproject: Path, monkeypatch: pytest.MonkeyPatch, command: str, text: str, told: str
+) -> None:
+    pyproject.write_text(f"[tool.qbert]\n{text}\n")
+    monkeypatch.chdir(pyproject.parent)
+    done = CliRunner().invoke(main, command.split())
+    assert done.exit_code == 2
+    assert told in " ".join(done.output.split())

@@ -6,24 +6,24 @@ from typing import Any
 
 import click
 
-from qbert import settings
 from qbert.cache import write_file
 from qbert.errors import InputError
+from qbert.settings import DEFAULTS, Settings, import_plugins, nearest, read
 from qbert.stats import MIN_EFFECT, MIN_F1_EFFECT
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def settings_here(**given: Any) -> settings.Settings:  # noqa: ANN401  of each setting's own type
+def settings_here(**given: Any) -> Settings:  # noqa: ANN401  of each setting's own type
     """Return the settings of the folder here, but for what the command line has `given`; import their plugins.
 
     Raises:
         InputError: the table `[tool.qbert]` cannot be used.
     """
-    path = settings.nearest(Path.cwd())
-    found = settings.read(path).but(**given)
+    path = nearest(Path.cwd())
+    found = read(path).but(**given)
     if path:
-        settings.import_plugins(found, path.parent)
+        import_plugins(found, path.parent)
     return found
 
 
@@ -94,3 +94,18 @@ def write(path: Path | None, text: str) -> None:
     if path is None:
         return
     write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
+
+
+def one_model(settings: Settings) -> str:
+    """Return the model of a command that takes one.
+
+    Raises:
+        InputError: neither the command line nor the table names one, or the table names several.
+    """
+    if settings.models == DEFAULTS.models:
+        raise InputError("name a model: --model, or models in pyproject.toml, [tool.qbert]")
+    if len(settings.models) > 1:
+        raise InputError(
+            f"[tool.qbert] names {len(settings.models)} models, {', '.join(settings.models)}: give --model"
+        )
+    return settings.models[0]

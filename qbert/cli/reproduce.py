@@ -41,8 +41,9 @@ def reproduce(
     from qbert import dataset as datasets
     from qbert import reproduce
     from qbert import variants as table
+    from qbert.models import UNTRAINED
     from qbert.results import tables
-    from qbert.suite import UNTRAINED, Suite
+    from qbert.suite import Suite
 
     table.get(variant)
     if variant == table.BASELINE:

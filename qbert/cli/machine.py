@@ -1,0 +1,51 @@
+"""The commands that say what can run here: variants and machine."""
+
+import os
+
+import click
+from rich.markup import escape
+
+
+@click.command()
+def variants() -> None:
+    """List the ways to run a model: which can run here, and what the others lack."""
+    from rich.table import Table
+
+    from qbert import variants as table
+    from qbert.terminal import console
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("variant", "runtime", "here", "needs"):
+        drawn.add_column(heading, no_wrap=heading != "needs")
+    for row in table.VARIANTS.values():
+        reason = row.missing()
+        here = "no" if reason else "yes" if row.default else "by name"
+        drawn.add_row(escape(row.name), escape(row.runtime), here, escape(reason or row.needs))
+    console().print(drawn)
+
+
+@click.command()
+def machine() -> None:
+    """Say what this processor is, what one core of it can do at best, and what disturbs timing here."""
+    from rich.table import Table
+
+    from qbert import machine as here
+    from qbert import roofline
+    from qbert import variants as table
+    from qbert.results import tables
+    from qbert.terminal import say
+
+    packages = sorted({name for variant in table.VARIANTS.values() for name in variant.packages})
+    say("measuring matrix products on one core, some seconds")
+    rates = roofline.rates()
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    drawn.add_row("processor", escape(here.processor()))
+    drawn.add_row("cores", f"{os.cpu_count()}")
+    drawn.add_row("instruction sets", ", ".join(here.instruction_sets()))
+    drawn.add_row("caches", ", ".join(f"{name} {size}" for name, size in here.caches().items()) or "not told")
+    drawn.add_row("libraries", ", ".join(f"{name} {version}" for name, version in here.versions(*packages).items()))
+    for precision, (rate, library) in rates.items():
+        drawn.add_row(f"{precision} products", f"{rate / 1e9:.0f} billion operations a second, by {library}")
+    for number, found in enumerate(here.disturbances() or ["nothing found"]):
+        drawn.add_row("" if number else "disturbs timing", escape(found))
+    tables.show(drawn)
