@@ -1,28 +1,17 @@
 """The command `qbert`: its commands, and how errors are told."""
 
-import contextlib
-import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from rich.markup import escape
 
 from qbert import __version__
 from qbert.cli import bench, gate, init, machine, models, reproduce, results
-from qbert.errors import TRACEBACK, InputError, lacking, sentence
-from qbert.settings import DEFAULT_MAX_LENGTH, import_plugin
+from qbert.errors import TRACEBACK, lacking, sentence
+from qbert.settings import import_plugin
 from qbert.terminal import echo, shown
-
-if TYPE_CHECKING:
-    from qbert.artefact import Artefact
-    from qbert.checkpoint import Checkpoint
-    from qbert.variants import Classifier
-
 
 EXTRAS = {
     "train": "train",
