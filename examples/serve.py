@@ -1,7 +1,7 @@
 """A service that classifies texts: one process a core, each with a model of its own.
 
 pip install 'pytest-qbert[onnxruntime,serve]'
-QBERT_MODEL=model-int8 uvicorn --app-dir examples serve:app --workers "$(nproc)"
+QBERT_MODEL=model-int8 python examples/processes.py
 curl localhost:8000/classify --json '{"texts": ["国足客场两球取胜"]}'
 """
 

@@ -1,9 +1,9 @@
 """The examples do what they say: the service under a few hundred requests with bad ones among them, the notebook."""
 
 import os
-import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,34 +32,28 @@ def served(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Tex
 
 @pytest.fixture(scope="module")
 def service(served: TextClassifier) -> Iterator[str]:
-    """The address of a running service."""
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "--app-dir",
-        str(EXAMPLES),
-        "serve:app",
-        "--port",
-        "0",
-        "--no-access-log",
-    ]
-    variables = {"QBERT_MODEL": str(served.folder), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=os.environ | variables, stderr=subprocess.PIPE, text=True) as process:
+    """The address of a running service of two processes."""
+    variables = {"QBERT_MODEL": str(served.folder), "PYTHONPATH": str(ROOT), "PORT": "0", "WORKERS": "2"}
+    log = served.folder.parent / "log.txt"
+    with (
+        log.open("w") as said,
+        subprocess.Popen(
+            [sys.executable, str(EXAMPLES / "processes.py")],
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        ) as process,
+    ):
         try:
-            told = []
-            for line in process.stderr:
-                told.append(line)
-                if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
-                    break
-            else:
-                pytest.fail("".join(told))
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(process.stderr.read)  # so that the pipe never fills
-                yield found[1]
-                process.terminate()
+            address = process.stdout.readline().strip()
+            while log.read_text().count("startup complete") < 2:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.05)
+            yield address
         finally:
-            process.kill()
+            process.terminate()
+    assert "Traceback" not in log.read_text()
 
 
 LONGEST = "a" * 10_000
