@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qbert import accuracy, audit, dataset, latency
+from qbert import accuracy, audit, dataset, machine
 from qbert.terminal import shown
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def test_accuracy(
     def classify(*text: str) -> None:
         logits.append(answer(*text))
 
-    with qbert_attempt(), latency.one_core():
+    with qbert_attempt(), machine.one_core():
         for text in rows[: accuracy.WARM_UP_DOCUMENTS]:
             accuracy.check_finite(answer(*text), cell.name)
-    with latency.one_core():
+    with machine.one_core():
         benchmark.pedantic(classify, setup=lambda: (next(texts), {}), rounds=len(rows))
     with qbert_attempt():
         accuracy.check_finite(np.concatenate(logits), cell.name)
@@ -58,7 +58,7 @@ def test_accuracy(
         return  # one document was classified: it works, and there is nothing to judge
 
     first = np.concatenate(logits[: len(rows)])
-    with qbert_attempt(), latency.one_core():
+    with qbert_attempt(), machine.one_core():
         audit.check_again(answer, rows, list(qbert_documents.index), first, cell.name)
     comparison, flips = cell.judge(qbert_documents, first)
     drop = qbert_settings.max_f1_drop

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import footprint, latency
+from qbert import footprint, machine
 
 if TYPE_CHECKING:
     from qbert.suite import Cell
@@ -23,7 +23,7 @@ def test_footprint(cell: "Cell", benchmark: Any, qbert_attempt: Callable[[], Abs
     """One process, on one core."""
     benchmark.group = cell.group("footprint")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
-    with qbert_attempt(), latency.one_core():
+    with qbert_attempt(), machine.one_core():
         found = benchmark.pedantic(
             footprint.measure, args=(cell.variant, cell.folder, encoding, footprint.PAUSES), rounds=1
         )

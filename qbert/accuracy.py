@@ -16,7 +16,7 @@ from qbert import stats
 from qbert.dataset import Dataset, text_rows
 from qbert.errors import CannotRunError
 from qbert.labels import MULTI_LABEL, Indicators, predicted, unpacked
-from qbert.latency import one_core
+from qbert.machine import one_core
 from qbert.stats import CONFIDENCE
 from qbert.terminal import counted
 from qbert.tokenizer import Encoder

@@ -1,6 +1,5 @@
 """Time a cell in three processes by turns, each beside the baseline, so that both see one machine at one moment."""
 
-import contextlib
 import gc
 import itertools
 import math
@@ -8,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +35,6 @@ TEXTS = 12  # encodings of real text that calls begin with, before they mix thos
 AUDIT_S = 0.1  # about the time in which a process answers again what it answered in timed calls; twice at least
 LOADING_S = 900.0  # a process that says nothing for so long hangs: while it loads
 PATIENCE_S = 300.0  # and while it makes a block of calls
-
-
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """Keep this thread on the last core that it may use, where the system lets it choose."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(allowed)})  # the first core is where most interrupts go
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
 
 
 def time_call(classifier: "Classifier | Callable[[Encoding], Any]", encoding: "Encoding") -> float:

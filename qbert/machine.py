@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ def instruction_sets() -> tuple[str, ...]:
 def has(*names: str) -> bool:
     """Whether this processor has any of these instruction sets."""
     return not set(names).isdisjoint(instruction_sets())
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bf16 numbers: AVX512-BF16, AMX or ARM's bf16."""
+    return has("avx512_bf16", "amx_bf16", "bf16")
 
 
 def saturates() -> bool:
@@ -194,3 +199,17 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this thread on the last core that it may use, where the system lets it choose."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})  # the first core is where most interrupts go
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -18,7 +18,7 @@ from scipy import stats
 
 from qbert.cache import cache_dir, write_file
 from qbert.dataset import text_rows
-from qbert.latency import one_core
+from qbert.machine import one_core
 from qbert.results import tables
 from qbert.stats import CONFIDENCE
 from qbert.terminal import progress

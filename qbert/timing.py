@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from qbert import audit, children
 from qbert.errors import sentence
-from qbert.latency import WARM_UP_S, one_core, time_call
+from qbert.latency import WARM_UP_S, time_call
+from qbert.machine import one_core
 
 if TYPE_CHECKING:
     from qbert.tokenizer import Encoding

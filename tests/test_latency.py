@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qbert import accuracy, latency, timing, variants
+from qbert import accuracy, latency, machine, timing, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 from qbert.errors import InputError
@@ -149,7 +149,7 @@ def test_a_process_that_is_lost_fails_its_cell_and_the_others_end(
 
 def test_timing_leaves_collector_and_cores_as_they_were() -> None:
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    with latency.one_core():
+    with machine.one_core():
         if cores is not None:
             assert len(os.sched_getaffinity(0)) == 1
         assert latency.time_call(Classifier(lambda _: np.zeros((1, 1), np.float32), {}), {}) < 0.1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from qbert import latency, roofline, variants
+from qbert import latency, machine, roofline, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 
@@ -41,7 +41,7 @@ def test_what_runs_in_pytorch_stays_below_the_limit() -> None:
     a = torch.rand(512, 512)
     torch.set_num_threads(1)
     seconds = []
-    with latency.one_core():
+    with machine.one_core():
         for _ in range(30):
             start = time.perf_counter()
             _ = a @ a

@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from qbert import dataset, variants
-from qbert.latency import one_core, time_call
+from qbert.machine import one_core, time_call
 from qbert.suite import Suite
 
 

@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 CONVERTERS = ("torch", "transformers")
 """What every variant is made with, and PyTorch eager's are run with."""
 MAX_F1_DROP = 0.01  # what users of quantized classifiers commonly accept; 500 documents can just tell it from 0
+
+
+Products = Iterator[tuple[str, str, Callable[[], Any]]]
+"""Of a runtime: precision, library, and the call of one matrix product; roofline.py measures their rate."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ beside its scales, everything else in fp32.
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from qbert import machine
 from qbert.errors import InputError, reason
 from qbert.terminal import quiet, quiet_transformers
 from qbert.tokenizer import Encoding
+from qbert.variants.base import Classifier, Products
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     from qbert.checkpoint import Checkpoint
-    from qbert.variants.base import Classifier
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the engine qnnpack warns of nothing that a person could change
 
@@ -31,7 +32,7 @@ WEIGHTS = "quantized.safetensors"
 
 def lacks_bf16() -> str:
     """Say why bf16 would only be emulated here; empty where the processor has it."""
-    if machine.has("avx512_bf16", "amx_bf16", "bf16"):
+    if machine.has_bf16():
         return ""
     return "this processor has no bf16 instructions (AVX512-BF16, AMX or ARM's bf16)"
 
@@ -46,7 +47,7 @@ def lacks_onednn() -> str:
     return "" if machine.is_x86() or sys.platform == "linux" else "PyTorch has no oneDNN on this system"
 
 
-def load(folder: Path, dtype: str = "float32") -> "Classifier":
+def load(folder: Path, dtype: str = "float32") -> Classifier:
     """Return the checkpoint in `folder`, run in `dtype`."""
     import torch
 
@@ -89,7 +90,7 @@ def export_dynamic(checkpoint: "Checkpoint", folder: Path, *, engine: str, per_c
     save_file(tensors, folder / WEIGHTS)
 
 
-def load_dynamic(folder: Path, *, engine: str) -> "Classifier":
+def load_dynamic(folder: Path, *, engine: str) -> Classifier:
     """Return the model whose weights export_dynamic wrote to `folder`.
 
     Raises:
@@ -188,11 +189,9 @@ def example(checkpoint: "Checkpoint") -> "tuple[torch.Tensor, ...]":
     return tuple(map(torch.from_numpy, checkpoint.encoder("a b c d e f", max_length=16).values()))
 
 
-def classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
+def classifier(model: Any) -> Classifier:  # noqa: ANN401  a torch module
     """Return `model`, a classifier of transformers in evaluation mode, run on one thread without autograd."""
     import torch
-
-    from qbert.variants.base import Classifier
 
     one_thread()
     quantized_ops = len(_quantized(model))
@@ -213,3 +212,23 @@ def classifier(model: Any) -> "Classifier":  # noqa: ANN401  a torch module
         # do not bear it: with the engine onednn one of 12,000 calls of 8 threads was wrong (PyTorch 2.13, AMD Zen 3).
         concurrent=not quantized_ops,
     )
+
+
+def products(rows: int, inputs: int, outputs: int) -> Products:
+    """Yield products as nn.Linear calls them, and as TorchInductor does: oneDNN with weights packed beforehand."""
+    import torch
+
+    one_thread()
+    x, weight = torch.rand(rows, inputs) - 0.5, torch.rand(outputs, inputs) - 0.5
+    onednn = torch.ops.mkldnn
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        if precision == "fp32" or machine.has_bf16():
+            typed = x.to(dtype), weight.to(dtype)
+            yield precision, "PyTorch", partial(torch.nn.functional.linear, *typed)
+            if torch.backends.mkldnn.is_available():
+                packed = onednn._reorder_linear_weight(typed[1], rows)  # noqa: SLF001  what TorchInductor calls
+                linear = partial(onednn._linear_pointwise, typed[0], packed, None, "none", [], "")  # noqa: SLF001
+                yield precision, "oneDNN", linear
+    steps = torch.randint(-127, 128, (inputs, outputs), dtype=torch.int8)
+    activations = torch.randint(-127, 128, (rows, inputs), dtype=torch.int8)
+    yield "int8", "oneDNN", partial(torch._int_mm, activations, steps)  # noqa: SLF001  what torchao calls

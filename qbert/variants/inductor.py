@@ -18,13 +18,13 @@ from qbert.cache import cache_dir, check_trusted
 from qbert.errors import InputError, reason
 from qbert.tokenizer import Encoding
 from qbert.variants import eager
+from qbert.variants.base import Classifier
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from qbert.checkpoint import Checkpoint
-    from qbert.variants.base import Classifier
 
 PACKAGE = "model.pt2"
 INSTRUCTION_SETS = "instruction_sets.txt"
@@ -84,15 +84,13 @@ def export_torchao(checkpoint: "Checkpoint", folder: Path) -> None:
     _compile(model, checkpoint, folder)
 
 
-def load(folder: Path) -> "Classifier":
+def load(folder: Path) -> Classifier:
     """Return what was compiled into `folder`.
 
     Raises:
         InputError: it is damaged, was compiled for another processor, or others can write to it.
     """
     import torch
-
-    from qbert.variants.base import Classifier
 
     try:
         lacking = set((folder / INSTRUCTION_SETS).read_text().split()) - set(machine.instruction_sets())

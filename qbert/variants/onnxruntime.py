@@ -5,6 +5,7 @@ PyTorch's newer exporter makes, it fuses no layer's.
 """
 
 import collections
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -14,13 +15,13 @@ from qbert import machine
 from qbert.errors import CannotRunError, InputError, reason
 from qbert.tokenizer import Encoding
 from qbert.variants import eager, trimmed
+from qbert.variants.base import Classifier, Products
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from qbert.checkpoint import Checkpoint
-    from qbert.variants.base import Classifier
 
 GRAPH = "model.onnx"
 EVIDENCE = "evidence.json"
@@ -115,7 +116,7 @@ def _count(graph: Path, running: Path) -> dict[str, Any]:
     """Return how many fused and quantized operations are in what a session makes of `graph`, written to `running`."""
     import onnx
 
-    session(graph, running)
+    open_session(graph, running)
     counts = collections.Counter(node.op_type for node in onnx.load(running, load_external_data=False).graph.node)
     return {
         "fused_ops": {name: counts[name] for name in FUSED if counts[name]},
@@ -123,7 +124,7 @@ def _count(graph: Path, running: Path) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> "Classifier":
+def load(folder: Path) -> Classifier:
     """Return a session of the graph in `folder`, on one thread.
 
     Raises:
@@ -131,20 +132,19 @@ def load(folder: Path) -> "Classifier":
     """
     try:
         # Counted by `export`: serving has no package `onnx` to count with.
-        return _classifier(session(folder / GRAPH), json.loads((folder / EVIDENCE).read_text(encoding="utf-8")))
+        return _classifier(open_session(folder / GRAPH), json.loads((folder / EVIDENCE).read_text(encoding="utf-8")))
     except Exception as error:  # ONNX Runtime's exceptions have no narrower common class
         raise InputError(f"{folder / GRAPH} is damaged ({reason(error)}): make it again with qbert quantize") from error
 
 
-def classifier(graph: Path) -> "Classifier":
+def classifier(graph: Path) -> Classifier:
     """Return a session of `graph`, which takes the arrays of an encoding by their names; its operations are counted."""
     with tempfile.TemporaryDirectory() as place:
         evidence = _count(graph, Path(place) / "running.onnx")
-    return _classifier(session(graph), evidence)
+    return _classifier(open_session(graph), evidence)
 
 
-def _classifier(opened: Any, evidence: dict[str, Any]) -> "Classifier":  # noqa: ANN401  an InferenceSession
-    from qbert.variants.base import Classifier
+def _classifier(opened: Any, evidence: dict[str, Any]) -> Classifier:  # noqa: ANN401  an InferenceSession
 
     threads = opened.get_session_options().intra_op_num_threads
     inputs = [node.name for node in opened.get_inputs()]  # without those of no effect, as DeBERTa's token types
@@ -163,7 +163,7 @@ def _classifier(opened: Any, evidence: dict[str, Any]) -> "Classifier":  # noqa:
     )
 
 
-def session(graph: Path | bytes, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession
+def open_session(graph: Path | bytes, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession
     """Return a session of `graph` on one thread; what really runs is written to `running`."""
     import onnxruntime
 
@@ -173,3 +173,30 @@ def session(graph: Path | bytes, running: Path | None = None) -> Any:  # noqa: A
     if running:
         options.optimized_model_filepath = str(running)
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def products(rows: int, inputs: int, outputs: int) -> Products:
+    """Yield products of `rows` by a weight, each its own graphs of one node."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    generator = np.random.default_rng(0)
+
+    def product(operation: str, weight: Any, kinds: tuple[int, int]) -> Any:  # noqa: ANN401
+        graph = helper.make_graph(
+            [helper.make_node(operation, ["x", "w"], ["y"])],
+            "product",
+            [helper.make_tensor_value_info("x", kinds[0], [rows, inputs])],
+            [helper.make_tensor_value_info("y", kinds[1], [rows, outputs])],
+            [numpy_helper.from_array(weight, "w")],
+        )
+        opset = helper.make_opsetid("", OPSET)
+        return open_session(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
+
+    x = generator.random((rows, inputs), dtype=np.float32)
+    floats = product("MatMul", generator.random((inputs, outputs), dtype=np.float32), (TensorProto.FLOAT,) * 2)
+    yield "fp32", "ONNX Runtime", functools.partial(floats.run, None, {"x": x})
+    steps = generator.integers(-127, 128, (inputs, outputs), dtype=np.int8)
+    integers = product("MatMulInteger", steps, (TensorProto.UINT8, TensorProto.INT32))
+    bytes_ = generator.integers(0, 256, (rows, inputs), dtype=np.uint8)
+    yield "int8", "ONNX Runtime", functools.partial(integers.run, None, {"x": bytes_})

@@ -1,6 +1,7 @@
 """OpenVINO: fp32, bf16, and int8 by NNCF's post-training quantization, calibrated on training documents."""
 
 import collections
+import functools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -11,13 +12,13 @@ from qbert import machine
 from qbert.errors import InputError, reason
 from qbert.tokenizer import Encoding
 from qbert.variants import eager, trimmed
+from qbert.variants.base import Classifier, Products
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from qbert.checkpoint import Checkpoint
-    from qbert.variants.base import Classifier
 
 GRAPH = "openvino_model.xml"
 """As optimum-intel calls it."""
@@ -113,7 +114,7 @@ def _logits_layer(model: Any) -> str:  # noqa: ANN401  an openvino.Model
     return str(node.get_friendly_name())
 
 
-def load(folder: Path, *, hint: str) -> "Classifier":
+def load(folder: Path, *, hint: str) -> Classifier:
     """Return the graph in `folder` compiled for one thread; what is not int8 is computed in `hint`, `f32` or `bf16`.
 
     Raises:
@@ -128,10 +129,8 @@ def load(folder: Path, *, hint: str) -> "Classifier":
         raise InputError(f"{graph} is damaged ({reason(error, -1)}): make it again with qbert quantize") from error
 
 
-def classifier(compiled: Any) -> "Classifier":  # noqa: ANN401  a CompiledModel
+def classifier(compiled: Any) -> Classifier:  # noqa: ANN401  a CompiledModel
     """Return `compiled`, which takes the arrays of an encoding by their names; its operations are counted."""
-    from qbert.variants.base import Classifier
-
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     nodes = [
         {key: value.astype(str) for key, value in node.get_rt_info().items()}
@@ -199,3 +198,21 @@ def _convert(checkpoint: "Checkpoint", model: Any) -> Any:  # noqa: ANN401  a to
         example_input=example,
         input=[(name, openvino.PartialShape([1, -1]), openvino.Type.i64) for name in example],
     )
+
+
+def products(rows: int, inputs: int, outputs: int) -> Products:
+    """Yield products of `rows` by a weight, each a graph of one product."""
+    import numpy as np
+
+    ov = module()
+    from openvino import opset13
+
+    generator = np.random.default_rng(0)
+    x = opset13.parameter([rows, inputs], np.float32)
+    weight = opset13.constant(generator.random((outputs, inputs), dtype=np.float32))
+    model = ov.Model([opset13.matmul(x, weight, transpose_a=False, transpose_b=True)], [x])
+    data = generator.random((rows, inputs), dtype=np.float32)
+    for precision, hint in (("fp32", "f32"), ("bf16", "bf16")):
+        if precision == "fp32" or not lacks_bf16():
+            request = compile_model(model, hint).create_infer_request()
+            yield precision, "OpenVINO", functools.partial(request.infer, {0: data}, share_inputs=True)

@@ -5,17 +5,15 @@ import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qbert.errors import InputError, reason
 from qbert.tokenizer import Encoding
+from qbert.variants.base import Classifier
 from qbert.variants.native.compiler import load_library
-
-if TYPE_CHECKING:
-    from qbert.variants.base import Classifier
 
 WEIGHTS = "native.safetensors"
 FORMAT = "1"
@@ -196,14 +194,12 @@ def _tensors(path: Path, group: Specification) -> list[npt.NDArray[Any]]:
     return tensors
 
 
-def load(folder: Path) -> "Classifier":
+def load(folder: Path) -> Classifier:
     """Return the encoder whose weights `export` wrote to `folder`.
 
     Raises:
         InputError: the weights are damaged or another's, or the library cannot be compiled.
     """
-    from qbert.variants.base import Classifier
-
     encoder = Encoder(folder / WEIGHTS)
     layers = encoder.geometry.layers
     instructions = encoder.native.qbert_instructions().decode().split()
