@@ -10,6 +10,7 @@ import torch
 from qbert import latency, machine, roofline, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.variants.base import Products
 
 
 def test_operations_are_those_of_a_count_by_hand(trained: Checkpoint) -> None:
@@ -26,7 +27,7 @@ def test_operations_of_every_family_grow_with_the_length(family: Checkpoint) -> 
 
 
 def test_a_rate_is_of_the_fastest_library_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    def probes(rows: int, *_: int) -> roofline.Probe:
+    def probes(rows: int, *_: int) -> Products:
         yield "fp32", "slow", lambda: time.sleep(0.02)
         yield "fp32", "quick", lambda: time.sleep(0.01 if rows == 128 else 0.005)
 
