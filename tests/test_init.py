@@ -12,7 +12,7 @@ import own_workflow
 import pytest
 import yaml
 
-from qbert.gate import run as gates
+from qbert import settings
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ".github/workflows/qbert.yml"
@@ -100,14 +100,14 @@ def test_a_pyproject_keeps_every_byte_and_gets_the_table(repository: Path, befor
     path = repository / "pyproject.toml"
     path.write_bytes(before)
     path.chmod(0o640)
-    limits = gates.limits(path)
+    limits = settings.read(path).gate.limits
     done = init(repository, "--yes")
     assert done.returncode == 0, done.stderr
     after = path.read_bytes()
     assert after.startswith(before)
     assert after.count(b"\r\n") == (after.count(b"\n") if b"\r\n" in before else 0)
     assert tomllib.loads(after.decode())["tool"]["qbert"]["models"] == ["bert-tiny"]
-    assert gates.limits(path) == limits
+    assert settings.read(path).gate.limits == limits
     assert path.stat().st_mode & 0o777 == 0o640
     assert "There is nothing to do." in init(repository).stdout
 
@@ -239,7 +239,8 @@ def test_the_limits_in_comments_are_such_as_the_gate_reads(repository: Path) -> 
     init(repository, "--yes")
     path = repository / "pyproject.toml"
     path.write_text(path.read_text().replace("# [[", "[[").replace("# variant", "variant").replace("# max_", "max_"))
-    assert gates.limits(path) == [gates.Limit(variant="int8-*", max_latency_ms=50, max_f1_drop=0.01)]
+    wanted = settings.Limit(variant="int8-*", max_latency_ms=50, max_f1_drop=0.01)
+    assert settings.read(path).gate.limits == (wanted,)
 
 
 def test_our_own_workflow_is_the_template() -> None:
