@@ -6,11 +6,13 @@ function, `export(checkpoint, folder, **options)`, writes it, and `load` reads t
 """
 
 import json
+import warnings
+from importlib import metadata
 from pathlib import Path
 
 from qbert import machine
 from qbert.cache import check_files
-from qbert.errors import InputError
+from qbert.errors import InputError, reason
 from qbert.record import RECORD
 from qbert.variants import eager, inductor, native, onnxruntime, openvino
 from qbert.variants.base import CONVERTERS, Classifier, Variant
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 BASELINE = "fp32"
+GROUP = "qbert.variants"
+"""The entry points by which an installed package adds variants: each names a module."""
 
 VARIANTS: dict[str, Variant] = {}
 
@@ -346,3 +350,15 @@ def load_artefact(folder: Path, *, verify: bool = True) -> tuple[Variant, Classi
     if verify:
         check_files(folder)
     return variant, load_folder(variant, folder)
+
+
+def _import_installed() -> None:
+    """Import the modules that installed packages name as entry points of the group GROUP; one that fails is told."""
+    for point in metadata.entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:  # noqa: BLE001  anybody's code, without which all else still works
+            warnings.warn(f"the variants of {point.value} are left out: {reason(error)}", stacklevel=2)
+
+
+_import_installed()

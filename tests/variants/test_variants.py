@@ -1,6 +1,7 @@
 """Each variant is what its name says, and survives being written and read."""
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -460,3 +461,32 @@ def test_calibration_sees_training_documents_alone(
     known = {encode(text, max_length=trained.max_length)["input_ids"].tobytes() for text in news.train["text"]}
     assert len(seen) == min(CALIBRATION_DOCUMENTS, len(news.train))
     assert {encoding["input_ids"].tobytes() for encoding in seen} <= known
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "from qbert.variants import *\nregister(Variant('of-a-package', 'x', 'fp32', print))",
+            "",
+        ),
+        ("raise RuntimeError('no such chip')", "the variants of some_variants are left out: no such chip"),
+    ],
+)
+def test_an_installed_package_adds_its_variants_and_a_broken_one_is_told(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "some_variants.py").write_text(text)
+    information = tmp_path / "some-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: some\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[qbert.variants]\nours = some_variants\n")
+    script = "from qbert import variants; print(*variants.VARIANTS)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("of-a-package" in done.stdout.split()) == (not told)
+    assert "int8-dynamic" in done.stdout
+    assert told in done.stderr
