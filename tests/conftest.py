@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from qbert import dataset as datasets
@@ -20,21 +22,69 @@ settings.load_profile("busy machine")
 
 LONGEST_S = 900
 """A test that takes longer hangs: it is ended, and fails."""
+WORKERS = 4
+"""A whole folder's tests are run by a process on each core, and by no more than these: each has torch in memory."""
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert")
+RECIPE = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+Made = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at its options
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share the tests of a folder among processes, unless `-n` says how; those of a file run in this one."""
+    option = config.option
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
+    folders = all((config.invocation_params.dir / argument).is_dir() for argument in config.args)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if folders and cores > 1 and option.numprocesses is None and option.dist == "no" and not option.usepdb:
+        option.numprocesses = min(cores, WORKERS)
+    if option.numprocesses:
+        option.dist = "loadgroup"
+        option.benchmark_disable = True  # pytest-benchmark would do so, and warn
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if not item.get_closest_marker("slow"):
+        if not item.get_closest_marker("exhaustive"):
             item.add_marker(pytest.mark.timeout(LONGEST_S))
 
 
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all processes that run these tests together."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if hasattr(request.config, "workerinput") else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made(shared: Path) -> Made:
+    """Have a folder made by whichever process needs it first; what is in it stays as it is."""
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                stage = shared / f".{name}"
+                stage.mkdir()
+                make(stage)
+                stage.rename(folder)
+        return folder
+
+    return make_once
+
+
 @pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests out of the user's cache, and off the network."""
-    os.environ["QBERT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def own_cache(shared: Path) -> None:
+    """Keep the tests out of the user's cache and off the network, and a pytest that a test starts out of this one."""
+    os.environ["QBERT_CACHE"] = str(shared / "cache")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hub"))
+    os.environ["HF_HOME"] = str(shared / "hub")
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        del os.environ[name]
+    torch.set_num_threads(1)  # trainings of small models: what runs beside them has the other cores
 
 
 @pytest.fixture
@@ -117,73 +167,84 @@ for row in (*kept, Variant("broken", "none", "fp32", load)):
 
 
 @pytest.fixture(scope="session")
-def news(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def news(made: Made) -> Dataset:
     """A sample of the built-in dataset that trains in seconds."""
-    built_in = datasets.load("news_mini")
-    folder = tmp_path_factory.mktemp("data") / "news"
-    folder.mkdir()
-    for split, rows in (("train", built_in.train), ("test", built_in.test)):
-        sample = pd.concat([group.head(40 if split == "train" else 12) for _, group in rows.groupby("label")])
-        sample.to_csv(folder / f"{split}.csv", index=False)
-    (folder / "label.json").write_text(json.dumps({name: label for label, name in enumerate(built_in.label_names)}))
-    return datasets.load(folder)
+
+    def make(folder: Path) -> None:
+        built_in = datasets.load("news_mini")
+        for split, rows in (("train", built_in.train), ("test", built_in.test)):
+            sample = pd.concat([group.head(40 if split == "train" else 12) for _, group in rows.groupby("label")])
+            sample.to_csv(folder / f"{split}.csv", index=False)
+        names = {name: label for label, name in enumerate(built_in.label_names)}
+        (folder / "label.json").write_text(json.dumps(names))
+
+    return datasets.load(made("news", make))
 
 
 @pytest.fixture(scope="session")
-def pairs(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Dataset:
+def pairs(made: Made, news: Dataset) -> Dataset:
     """Sentence pairs: whether two texts are of one topic."""
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    folder.mkdir()
-    for split, rows in (("train", news.train), ("test", news.test)):
-        short = rows.assign(text=rows["text"].str[:80])
-        other = short.sample(frac=1, random_state=1)
-        same = (rows["label"].to_numpy() == other["label"].to_numpy()).astype(int)
-        pd.DataFrame({"text": rows["text"], "text_pair": other["text"].to_numpy(), "label": same}).to_csv(
-            folder / f"{split}.csv", index=False
-        )
-    (folder / "label.json").write_text('{"other": 0, "same": 1}')
-    return datasets.load(folder)
+
+    def make(folder: Path) -> None:
+        for split, rows in (("train", news.train), ("test", news.test)):
+            short = rows.assign(text=rows["text"].str[:80])
+            other = short.sample(frac=1, random_state=1)
+            same = (rows["label"].to_numpy() == other["label"].to_numpy()).astype(int)
+            pd.DataFrame({"text": rows["text"], "text_pair": other["text"].to_numpy(), "label": same}).to_csv(
+                folder / f"{split}.csv", index=False
+            )
+        (folder / "label.json").write_text('{"other": 0, "same": 1}')
+
+    return datasets.load(made("pairs", make))
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Checkpoint:
+def trained(made: Made, news: Dataset) -> Checkpoint:
     """BERT-tiny after one epoch on the sample."""
-    recipe = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
-    return training.train(news, "bert-tiny", tmp_path_factory.mktemp("model") / "tiny", max_length=64, recipe=recipe)
+
+    def make(folder: Path) -> None:
+        training.train(news, "bert-tiny", folder, max_length=64, recipe=RECIPE)
+
+    return Checkpoint.open(made("tiny", make))
 
 
 @pytest.fixture(scope="session")
-def several(tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Dataset:
+def several(made: Made, news: Dataset) -> Dataset:
     """Texts of any number of labels: every third has none, every third that of its neighbour as well."""
-    folder = tmp_path_factory.mktemp("data") / "several"
-    folder.mkdir()
-    for split, rows in (("train", news.train), ("test", news.test)):
-        own, next_one = rows["label"].to_numpy(), rows["label"].sample(frac=1, random_state=2).to_numpy()
-        names = [(news.label_names[one], news.label_names[two]) for one, two in zip(own, next_one, strict=True)]
-        labels = ["|".join(sorted(set(pair[: row % 3]))) for row, pair in enumerate(names)]
-        pd.DataFrame({"text": rows["text"], "labels": labels}).to_csv(folder / f"{split}.csv", index=False)
-    (folder / "label.json").write_text((news.folder / "label.json").read_text())
-    return datasets.load(folder)
+
+    def make(folder: Path) -> None:
+        for split, rows in (("train", news.train), ("test", news.test)):
+            own, next_one = rows["label"].to_numpy(), rows["label"].sample(frac=1, random_state=2).to_numpy()
+            names = [(news.label_names[one], news.label_names[two]) for one, two in zip(own, next_one, strict=True)]
+            labels = ["|".join(sorted(set(pair[: row % 3]))) for row, pair in enumerate(names)]
+            pd.DataFrame({"text": rows["text"], "labels": labels}).to_csv(folder / f"{split}.csv", index=False)
+        (folder / "label.json").write_text((news.folder / "label.json").read_text())
+
+    return datasets.load(made("several", make))
 
 
 @pytest.fixture(scope="session")
-def multi(tmp_path_factory: pytest.TempPathFactory, several: Dataset) -> Checkpoint:
+def multi(made: Made, several: Dataset) -> Checkpoint:
     """BERT-tiny after one epoch on texts of any number of labels."""
-    recipe = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
-    return training.train(
-        several, "bert-tiny", tmp_path_factory.mktemp("model") / "multi", max_length=32, recipe=recipe
-    )
+
+    def make(folder: Path) -> None:
+        training.train(several, "bert-tiny", folder, max_length=32, recipe=RECIPE)
+
+    return Checkpoint.open(made("multi", make))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, news: Dataset) -> Checkpoint:
+def family(request: pytest.FixtureRequest, made: Made, news: Dataset) -> Checkpoint:
     """A small seeded classifier of each architecture, for the dataset's five labels."""
+    return Checkpoint.open(made(request.param, lambda folder: write_family(request.param, news, folder)))
+
+
+def write_family(name: str, news: Dataset, folder: Path) -> None:
     import transformers
 
     tokenizer = training.learn_vocabulary(news.train["text"])
     shape = {"vocab_size": len(tokenizer), "num_labels": 5, "pad_token_id": tokenizer.pad_token_id}
     size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    name = request.param
     configuration = {
         "bert": lambda: transformers.BertConfig(**shape, **size),
         "roberta": lambda: transformers.RobertaConfig(**shape, **size, max_position_embeddings=514),
@@ -193,8 +254,6 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             **shape, **size, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
         ),
     }[name]()
-    folder = tmp_path_factory.mktemp("family") / name
     transformers.set_seed(0)
     transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return Checkpoint.open(folder)

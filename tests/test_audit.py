@@ -2,7 +2,9 @@
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import forked
 import numpy as np
@@ -65,6 +67,11 @@ for cheat in (remembers, nonsense, last, constant):
 """
 
 
+def one_run(test: Callable[..., None]) -> Any:
+    """Mark a test of what the run of honest variants and of cheats printed."""
+    return pytest.mark.slow(pytest.mark.xdist_group("one run with cheats")(test))
+
+
 def bench(model: Checkpoint, data: Dataset, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = ["--model", model.folder, "--dataset", data.folder, "--max-lengths", "32", "--max-f1-drop", "1"]
     options += ["--seconds-per-cell", "0.2", "-k", "accuracy or latency", "-rA", "-p", "no:cacheprovider"]
@@ -84,6 +91,7 @@ def done(trained: Checkpoint, news: Dataset, tmp_path_factory: pytest.TempPathFa
     return ended.stdout
 
 
+@one_run
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -105,6 +113,7 @@ def test_a_cheat_fails_in_a_sentence(done: str, name: str, told: str) -> None:
     assert re.search(rf"{cell}[: ](?:(?!tiny-32-).)*?{told}", said), said
 
 
+@one_run
 def test_no_honest_variant_is_taken_for_a_cheat(done: str) -> None:
     failed = re.findall(r"^FAILED .*tiny-32-(\S+)\]", done, flags=re.MULTILINE)
     passed = re.findall(r"^PASSED .*latency\[tiny-32-(\S+)\]", done, flags=re.MULTILINE)
@@ -112,7 +121,7 @@ def test_no_honest_variant_is_taken_for_a_cheat(done: str) -> None:
     assert passed == ["fp32", "int8-dynamic-onednn"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_variant_here_does_the_work(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     ended = bench(trained, news, tmp_path, "--variants", "all")
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import campaign
 import pytest
-from test_page import whole
+from made_up import whole
 
 from qbert import training
 from qbert.dataset import Dataset
 
 
 @pytest.mark.timeout(1800, method="thread")  # the campaign has the signal's timer for itself
-@pytest.mark.parametrize("count", [6, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(6, marks=pytest.mark.slow), pytest.param(300, marks=pytest.mark.exhaustive)]
+)
 def test_nothing_finished_is_not_whole_and_nothing_wrong_is_silent(news: Dataset, tmp_path: Path, count: int) -> None:
     recipe = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
     checkpoint = training.train(news, "bert-tiny", tmp_path / "tiny", max_length=16, recipe=recipe).folder

@@ -91,6 +91,7 @@ def load(folder):
     wait_until(lambda: not processes(f"QBERT_CACHE={tmp_path / 'cache'}"))
 
 
+@pytest.mark.slow
 def test_a_suite_that_is_killed_takes_its_training_with_it_and_the_next_one_succeeds(
     start: Callable[[str], "subprocess.Popen[bytes]"],
     processes: Callable[[str], list[str]],

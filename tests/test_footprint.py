@@ -16,7 +16,10 @@ from qbert.variants import VARIANTS, Variant
 HERE = [row for row in VARIANTS.values() if not row.missing() and row.default]
 
 
-@pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.name)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(row, marks=[pytest.mark.slow] * (row.precision != "fp32"), id=row.name) for row in HERE],
+)
 def test_a_footprint_is_of_a_process_of_its_own(variant: Variant, trained: Checkpoint, news: Dataset) -> None:
     folder = variants.prepare(variant, trained, news)
     found = footprint.measure(variant, folder, trained.encoder.fill(news, 64))
@@ -39,12 +42,14 @@ def test_a_runtime_that_needs_no_torch_loads_none(trained: Checkpoint, news: Dat
     runtimes = [row for row in HERE if row.runtime in ("ONNX Runtime", "OpenVINO")]
     if not runtimes:
         pytest.skip("needs onnxruntime or openvino")
+    encoding = trained.encoder.fill(news, 64)
+    torch = footprint.measure(VARIANTS["fp32"], trained.folder, encoding)
     for variant in runtimes:
-        folder, encoding = variants.prepare(variant, trained, news), trained.encoder.fill(news, 64)
-        torch = footprint.measure(VARIANTS["fp32"], trained.folder, encoding)
+        folder = variants.prepare(variant, trained, news)
         assert footprint.measure(variant, folder, encoding).peak_rss_bytes < torch.peak_rss_bytes / 2
 
 
+@pytest.mark.slow
 def test_the_memory_of_this_process_is_not_counted(trained: Checkpoint, news: Dataset) -> None:
     encoding = trained.encoder.fill(news, 64)
     before = footprint.measure(VARIANTS["fp32"], trained.folder, encoding).peak_rss_bytes

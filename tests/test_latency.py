@@ -42,9 +42,9 @@ def test_a_round_takes_the_seconds_that_another_process_measured(benchmark: Any)
     replay = latency.Replay()
     benchmark._timer = replay  # noqa: SLF001  as the mark has it
     rounds = iter([0.25, 1e-5, 3.0])
+    benchmark.disabled = False  # else it is beside pytest-xdist
     benchmark.pedantic(lambda: replay.take(next(rounds)), setup=replay.reset, rounds=3)
-    if not benchmark.disabled:
-        assert benchmark.stats.stats.data == [0.25, 1e-5, 3.0]
+    assert benchmark.stats.stats.data == [0.25, 1e-5, 3.0]
 
 
 @pytest.mark.parametrize(("rounds", "told"), [(58, 1), (59, 2), (298, 2), (299, 3)])
@@ -109,9 +109,14 @@ def lost(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) 
     ("module", "does", "told"),
     [
         ("dies", "os._exit(7)", "^tiny-16-lost: a process that times it ended with exit code 7$"),
-        ("killed", "os.kill(os.getpid(), 9)", "^tiny-16-lost: a process that times it was killed by signal 9$"),
-        ("hangs", "time.sleep(600)", r"^tiny-16-lost: a process that times it has said nothing for 10 s$"),
-        ("raises", "raise RuntimeError('no such operator')", r"^tiny-16-lost: .*no such operator"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("killed", "os.kill(os.getpid(), 9)", "^tiny-16-lost: a process that times it was killed by signal 9$"),
+                ("hangs", "time.sleep(600)", r"^tiny-16-lost: a process that times it has said nothing for 10 s$"),
+                ("raises", "raise RuntimeError('no such operator')", r"^tiny-16-lost: .*no such operator"),
+            )
+        ),
     ],
 )
 def test_a_process_that_is_lost_fails_its_cell_and_the_others_end(

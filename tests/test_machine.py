@@ -107,6 +107,7 @@ def test_stolen_time_is_the_share_of_the_ticks_between(monkeypatch: pytest.Monke
     assert machine.stolen_share(0) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_the_command_says_all_of_it() -> None:
     done = subprocess.run([sys.executable, "-m", "qbert", "machine"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -78,7 +78,10 @@ def test_the_tracer_sees_a_look_up_of_a_child(traced: Traced) -> None:
 
 @pytest.mark.parametrize(
     ("runtimes", "seconds"),
-    [("others", SECONDS), pytest.param("TorchInductor", 0, marks=pytest.mark.slow)],
+    [
+        pytest.param("others", SECONDS, marks=pytest.mark.slow),
+        pytest.param("TorchInductor", 0, marks=pytest.mark.exhaustive),
+    ],
     ids=["others", "TorchInductor"],
 )
 def test_conversions_and_a_long_session_look_for_no_network(
@@ -88,6 +91,7 @@ def test_conversions_and_a_long_session_look_for_no_network(
     assert "Microsoft" not in kept(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_looks_for_no_network(traced: Traced, trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     subject = ["--model", trained.folder, "--dataset", news.folder, "--max-lengths", 16, "--max-f1-drop", 1]
     quick = ["--seconds-per-cell", 0.05, "-p", "no:cacheprovider", "-q"]
@@ -95,6 +99,7 @@ def test_a_run_looks_for_no_network(traced: Traced, trained: Checkpoint, news: D
     assert "Microsoft" not in kept(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_training_looks_for_no_network(traced: Traced, news: Dataset) -> None:
     short = ["--base", "bert-tiny", "--max-length", 16, "--epochs", 1, "--output", "tiny"]
     assert traced("-m", "qbert", "train", "--dataset", news.folder, *short) == []

@@ -79,6 +79,7 @@ def arguments(trained: Checkpoint, news: Dataset) -> list[str]:
     return ["reproduce", *base, "--max-lengths", "16", "--trainings", "2", "--variant", "int8-dynamic-onednn"]
 
 
+@pytest.mark.slow
 def test_a_run_is_made_once_and_goes_on_where_it_was(
     arguments: list[str], news: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from qbert import latency, machine, roofline, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.variants import Classifier
 from qbert.variants.base import Products
 
 
@@ -37,17 +40,30 @@ def test_a_rate_is_of_the_fastest_library_and_shape(monkeypatch: pytest.MonkeyPa
     assert rate == pytest.approx(2 * 384 * 768 * 3072 / 0.005, rel=0.15)
 
 
+def holds(check: Callable[[], bool]) -> bool:
+    """Whether `check` does with the rates known, or with those measured again: a neighbour may have had the core."""
+    for _ in range(4):
+        if check():
+            return True
+        roofline.rates.cache_clear()
+    return False
+
+
 def test_what_runs_in_pytorch_stays_below_the_limit() -> None:
-    rate, _ = roofline.rates()["fp32"]
     a = torch.rand(512, 512)
     torch.set_num_threads(1)
-    seconds = []
-    with machine.one_core():
-        for _ in range(30):
-            start = time.perf_counter()
-            _ = a @ a
-            seconds.append(time.perf_counter() - start)
-    assert rate / 10 < 2 * 512**3 / np.median(seconds) < 1.2 * rate
+
+    def is_below() -> bool:
+        rate, _ = roofline.rates()["fp32"]
+        seconds = []
+        with machine.one_core():
+            for _ in range(30):
+                start = time.perf_counter()
+                _ = a @ a
+                seconds.append(time.perf_counter() - start)
+        return rate / 10 < 2 * 512**3 / np.median(seconds) < 1.2 * rate
+
+    assert holds(is_below)
 
 
 def test_rates_are_in_the_order_of_the_precisions() -> None:
@@ -61,11 +77,16 @@ def test_rates_are_in_the_order_of_the_precisions() -> None:
 def test_no_variant_is_below_its_floor(precision: str, trained: Checkpoint, news: Dataset) -> None:
     floor = roofline.floor_seconds(trained, 384, precision)
     assert floor == roofline.operations(trained, 384) / roofline.rates()[precision.partition("-")[0]][0]
+
+    def is_slower(classifier: Classifier) -> bool:
+        floor = roofline.floor_seconds(trained, 384, precision)
+        return min(latency.time_call(classifier, encoding) for _ in range(20)) > floor
+
     encoding = trained.encoder.fill(news, 384)
     for variant in variants.select("default"):
         if variant.precision == precision:
             classifier = variants.build(variant, trained, news)
-            assert min(latency.time_call(classifier, encoding) for _ in range(20)) > floor
+            assert holds(partial(is_slower, classifier))
 
 
 def test_a_precision_without_a_rate_has_no_floor(trained: Checkpoint) -> None:

@@ -79,7 +79,7 @@ def test_a_dataset_of_several_labels_makes_a_multi_label_model(multi: Checkpoint
     assert multi.record["metrics"]["test_weighted_f1"] == pytest.approx(score, abs=0.02)  # there in padded batches
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_built_in_model_learns_each_of_several_labels_and_is_judged_by_them(several: Dataset, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(several.folder, tmp_path / "plain"))
     for split, numbers in (("train", range(16)), ("test", range(16, 20))):
@@ -219,6 +219,7 @@ def test_a_vocabulary_for_a_pretrained_base_is_refused(trained: Checkpoint, news
         training.train(news, str(trained.folder), tmp_path / "out", max_length=16, vocab=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_killed_training_leaves_nothing_finished_and_starts_over(news: Dataset, tmp_path: Path) -> None:
     output = tmp_path / "out"

@@ -15,6 +15,9 @@ SERVER.set_forkserver_preload(
     [
         "torch",
         "transformers",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.bert.modeling_bert",
         "pandas",
         "scipy.stats",
         "sklearn.metrics",

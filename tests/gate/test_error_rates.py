@@ -66,7 +66,7 @@ def simulated(truths: list[float], noise: Noise, gates: int, pairs: int = 40) ->
     return [decided(truth + noise(rng, (len(truths), pairs))) for _ in range(gates)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("noise", NOISES)
 def test_verdicts_of_a_gate_hold_together_with_95_percent(noise: str) -> None:
     """The worst case: each truth lies on the bound, so that every sure verdict is wrong."""
@@ -77,7 +77,7 @@ def test_verdicts_of_a_gate_hold_together_with_95_percent(noise: str) -> None:
     assert wrong / gates <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / gates)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cells_that_are_decided_leave_their_error_to_the_rest() -> None:
     """Half of the cells are the same, so that the others, on the bound, are looked at with more of the error."""
     gates = 300
@@ -87,7 +87,7 @@ def test_cells_that_are_decided_leave_their_error_to_the_rest() -> None:
     assert wrong / gates <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / gates)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("noise", NOISES)
 def test_identical_code_is_never_slower_and_five_percent_are_found(noise: str) -> None:
     gates = 60
@@ -130,7 +130,7 @@ def answers(rng: np.random.Generator, documents: int, flips: float, drop: float)
     return tuple(np.eye(2, dtype=bool)[ids] for ids in (labels, base, head))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("documents", "flips", "drop", "never", "least"),
     [
@@ -155,7 +155,7 @@ def test_an_f1_verdict_is_rarely_wrong(
         assert found[verdict] / trials >= share
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("documents", "flips"), [(500, 20), (500, 5), (872, 30), (5000, 50)])
 def test_the_visible_drop_is_seen_in_four_of_five(documents: int, flips: int) -> None:
     from scipy import stats

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import f1_score
 
 from qbert import accuracy, variants
 from qbert.checkpoint import Checkpoint
+from qbert.cli import main
 from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.gate import run, sides
@@ -28,16 +30,32 @@ from qbert.variants import VARIANTS
 
 PLUGIN = """
 import gc, os, time
-from qbert.variants import Classifier, Variant, eager, register
+import numpy as np
+from safetensors.numpy import load_file
+from qbert.variants import Classifier, Variant, register
+
+def called():
+    {when_called}
+
+def classifier(folder, called):
+    weights = load_file(folder / "model.safetensors")
+    words, labels = weights["bert.embeddings.word_embeddings.weight"], weights["classifier.weight"]
+    def run(encoding):
+        called()
+        return np.tanh(words)[encoding["input_ids"][0]].mean(axis=0, keepdims=True) @ labels.T
+    return Classifier(run, {{"threads": 1}})
 
 def load(folder, **options):
-    classifier = eager.load(folder)
-    def run(encoding):
-        {when_called}
-        return classifier(encoding)
-    return Classifier(run, classifier.evidence)
+    return classifier(folder, called)
 
-register(Variant("mine", "PyTorch eager", "fp32", load, options={options}))
+register(Variant("mine", "NumPy", "fp32", load, options={options}))
+"""
+"""A variant whose process is there at once: it needs no torch."""
+OTHER = """
+def load_other(folder):
+    return classifier(folder, lambda: None)
+
+register(Variant("other", "NumPy", "fp32", load_other))
 """
 TIMED = "if not gc.isenabled(): "  # as it is while the gate times, and not while it prepares
 
@@ -125,11 +143,11 @@ def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
     tmp_path: Path,
     nothing_is_left: Callable[[], bool],
 ) -> None:
-    slow = "time.sleep(0) ; end = time.perf_counter() + 0.001\n        while time.perf_counter() < end: pass"
-    folder = repository(plugin(), plugin(slow))
+    slow = "end = time.perf_counter() + 0.001\n    while time.perf_counter() < end: pass"
+    folder = repository(plugin() + OTHER, plugin(slow) + OTHER)
     files = ["--json", tmp_path / "gate.json", "--markdown", tmp_path / "gate.md"]
     process = start(
-        *("--base-ref", "HEAD", "--variants", "fp32,mine", "--min-effect", "20%", *files),
+        *("--base-ref", "HEAD", "--variants", "other,mine", "--min-effect", "20%", *files),
         cwd=folder,
         plugins=["outside"],
     )
@@ -137,7 +155,7 @@ def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
     assert process.returncode == run.REGRESSION, output + errors
     found = json.loads((tmp_path / "gate.json").read_text())
     cells = {cell["variant"]: cell for cell in found["cells"]}
-    assert {name: cell["verdict"] for name, cell in cells.items()} == {"fp32": "same", "mine": "slower"}
+    assert {name: cell["verdict"] for name, cell in cells.items()} == {"other": "same", "mine": "slower"}
     assert cells["mine"]["change_low"] > 0.2
     assert len(cells["mine"]["log_ratios"]) >= 7, "fewer pairs cannot be sure of two cells"
     assert (
@@ -153,6 +171,7 @@ def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
     assert nothing_is_left()
 
 
+@pytest.mark.slow
 def test_f1_and_limits_are_regressions_too(
     start: Callable[..., subprocess.Popen[str]], trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
@@ -198,6 +217,7 @@ def test_f1_and_limits_are_regressions_too(
     assert "tiny-16-fp32: disk " in output
 
 
+@pytest.mark.slow
 def test_both_sides_are_judged_by_all_labels_of_a_document(
     start: Callable[..., subprocess.Popen[str]], multi: Checkpoint, several: Dataset, tmp_path: Path
 ) -> None:
@@ -231,6 +251,7 @@ def test_a_drop_over_the_variant_s_own_limit_is_told_of_head_and_decides_nothing
     assert [line.removeprefix("m-1-v: ") for line in verdicts.details([cell.as_dict()])] == lines
 
 
+@pytest.mark.slow
 def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
     start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path]
 ) -> None:
@@ -250,10 +271,20 @@ def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
 @pytest.mark.parametrize(
     ("base", "options", "told"),
     [
-        (plugin(TIMED + "os.kill(os.getpid(), 9)"), [], "base could not run: its process was killed by signal 9"),
-        (plugin(TIMED + "time.sleep(3600)"), ["--timeout", "25"], "base could not run: no answer in 25 s to 'time "),
+        pytest.param(
+            *(plugin(TIMED + "os.kill(os.getpid(), 9)"), [], "base could not run: its process was killed by signal 9"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(plugin(TIMED + "time.sleep(3600)"), ["--timeout", "10"]),
+            *("base could not run: no answer in 10 s to 'time ",),
+            marks=pytest.mark.slow,
+        ),
         ("import no_such_module", [], "base could not run: ModuleNotFoundError: No module named 'no_such_module'"),
-        (plugin(TIMED + "raise ValueError('broken')"), [], "base could not run: ValueError: broken"),
+        pytest.param(
+            *(plugin(TIMED + "raise ValueError('broken')"), [], "base could not run: ValueError: broken"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["killed", "hangs", "import fails", "raises"],
 )
@@ -274,6 +305,7 @@ def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
     assert nothing_is_left()
 
 
+@pytest.mark.slow
 def test_sides_that_are_not_the_same_subject_are_not_compared(
     start: Callable[..., subprocess.Popen[str]],
     repository: Callable[[str, str], Path],
@@ -288,6 +320,7 @@ def test_sides_that_are_not_the_same_subject_are_not_compared(
     assert nothing_is_left()
 
 
+@pytest.mark.slow
 def test_a_gate_that_is_killed_leaves_no_process_and_the_next_removes_its_tree(
     start: Callable[..., subprocess.Popen[str]],
     repository: Callable[[str, str], Path],
@@ -372,13 +405,31 @@ def test_a_gate_that_is_stopped_leaves_nothing(
         (["--base-python", "missing"], "'missing' does not exist"),
         (["--base-python", sys.executable, "--min-effect", "5"], "'5' is no percentage"),
         (["--base-python", sys.executable, "--max-lengths", "a"], "--max-lengths 'a'"),
-        (["--base-python", sys.executable, "--variants", "int9"], "unknown variant 'int9'"),
         (["--base-model", "a", "--base-model", "b"], "given 2 times for 1 models"),
-        (["--base-python", sys.executable], "base and head have the same code, libraries, models and dataset, so"),
     ],
 )
-def test_a_mistake_is_a_sentence(start: Callable[..., subprocess.Popen[str]], arguments: list[str], told: str) -> None:
-    process = start(*arguments)
+def test_a_mistake_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["gate", "--model", "./any", *arguments])
+    assert done.exit_code == run.USAGE
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--variants", "int9"], "unknown variant 'int9'"),
+        ([], "base and head have the same code, libraries, models and dataset, so"),
+    ],
+)
+@pytest.mark.slow
+def test_a_mistake_that_head_finds_is_a_sentence(
+    start: Callable[..., subprocess.Popen[str]], arguments: list[str], told: str
+) -> None:
+    process = start("--base-python", sys.executable, *arguments)
     _, errors = process.communicate()
     assert process.returncode == run.USAGE
     assert told in errors
@@ -556,6 +607,7 @@ def theirs(trained: Checkpoint, news: Dataset, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_in_the_repository_is_on_each_side_its_own(
     start: Callable[..., subprocess.Popen[str]], theirs: Path, tmp_path: Path
 ) -> None:
@@ -573,6 +625,7 @@ def test_a_model_in_the_repository_is_on_each_side_its_own(
     assert found["sides"]["base"]["ref"] == "main"
 
 
+@pytest.mark.slow
 def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
     start: Callable[..., subprocess.Popen[str]], theirs: Path
 ) -> None:
@@ -713,6 +766,7 @@ def test_modules_are_found_where_the_gate_finds_them(tmp_path: Path, monkeypatch
     assert sides.module_path(None) == (str(tmp_path / "plugins"), str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("edited", "same"), [("helper.py", False), ("unrelated.py", True)])
 def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
     *,

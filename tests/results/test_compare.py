@@ -193,7 +193,9 @@ def test_several_runs_are_students_interval() -> None:
     assert row["verdict"] == "slower"
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (1, 4), (3, 3)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 4), *(pytest.param(equal, marks=pytest.mark.slow) for equal in ((1, 1), (3, 3)))]
+)
 def test_the_interval_of_saved_runs_covers_what_it_claims(sizes: tuple[int, int]) -> None:
     generator = np.random.default_rng(4)
     covered = []

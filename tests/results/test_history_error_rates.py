@@ -47,7 +47,7 @@ NOISE: dict[str, Draw] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("noise", "runs"),
     # A random walk of more days is no constant series.
@@ -79,7 +79,7 @@ def dates(days: int, a_day: int, first: str = "2026-01-01T09:00") -> pd.Datetime
     return pd.DatetimeIndex(starts)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("a_day", [2, 3, 5])
 @pytest.mark.parametrize("spread", [0.02, 0.05])
 def test_days_that_differ_are_no_change(spread: float, a_day: int) -> None:
@@ -93,7 +93,7 @@ def test_days_that_differ_are_no_change(spread: float, a_day: int) -> None:
     assert found / series <= 0.03 + 2 * math.sqrt(0.03 * 0.97 / series)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("after", "least"), [(3, 0.71), (5, 0.83), (10, 0.99)])
 def test_a_step_is_found_soon(after: int, least: float) -> None:
     generator, series = np.random.default_rng(3), 2000
@@ -106,7 +106,7 @@ def test_a_step_is_found_soon(after: int, least: float) -> None:
     assert near >= share - 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_level_and_its_end_are_found() -> None:
     generator, series = np.random.default_rng(4), 400
     level = np.repeat([0, 0.06, 0], 10)
@@ -158,7 +158,7 @@ def test_one_sitting_a_side_is_inconclusive_without_a_history(days: float, runs:
     assert found == {"alarm": 0, "same": 0, "inconclusive": 1}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("known", [4, 10, 30])
 @pytest.mark.parametrize("days", [0.02, 0.03, 0.05])
 def test_with_a_history_the_same_code_is_seldom_slower_or_faster(days: float, known: int) -> None:
@@ -168,7 +168,7 @@ def test_with_a_history_the_same_code_is_seldom_slower_or_faster(days: float, kn
         assert found["alarm"] <= 0.07
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sittings", [2, 4])
 @pytest.mark.parametrize("days", [0.02, 0.05])
 def test_several_sittings_of_the_same_code_are_seldom_slower_or_faster(days: float, sittings: int) -> None:
@@ -177,7 +177,7 @@ def test_several_sittings_of_the_same_code_are_seldom_slower_or_faster(days: flo
     assert found["alarm"] <= 0.07
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_history_lets_a_slowdown_be_found() -> None:
     generator = np.random.default_rng(6)
     past = saved(generator.normal(0, 0.01, 20), dates(20, 1))

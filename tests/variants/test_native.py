@@ -378,6 +378,7 @@ def again(flags: str, names: str, **environment: str) -> None:
     assert " passed" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("QBERT_CXXFLAGS" in os.environ, reason="is such a run")
 @pytest.mark.parametrize("flags", [NO_BF16, NO_AVX512], ids=["without-bf16", "without-avx512"])
 def test_other_processors_compute_the_same(flags: str) -> None:
@@ -386,6 +387,7 @@ def test_other_processors_compute_the_same(flags: str) -> None:
     again(flags, "reference or before_it or padding")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("QBERT_CXXFLAGS" in os.environ, reason="is such a run")
 def test_sanitizers_find_nothing() -> None:
     libraries = [

@@ -22,7 +22,6 @@ from qbert.variants.build import CALIBRATION_DOCUMENTS
 HERE = [variant for variant in VARIANTS.values() if not variant.missing()]
 INT8 = [variant for variant in HERE if variant.precision.startswith("int8")]
 DYNAMIC = [variant for variant in INT8 if variant.runtime == "PyTorch eager"]
-compiled = pytest.mark.slow  # a quarter of a minute for each model
 names = {"ids": lambda variant: variant.name}
 
 
@@ -41,8 +40,23 @@ np.save(sys.argv[3], classifier(dict(np.load(sys.argv[2]))))
 """
 
 
-def slow_where_compiled(rows: list[Variant]) -> list[object]:
-    return [pytest.param(row, marks=[compiled] if row.runtime == "TorchInductor" else [], id=row.name) for row in rows]
+def marked(row: Variant, *, slow: bool) -> list[pytest.MarkDecorator]:
+    """What TorchInductor compiles takes a quarter of a minute for each model, and what NNCF calibrates half of that."""
+    return [pytest.mark.exhaustive] if row.runtime == "TorchInductor" else [pytest.mark.slow] * slow
+
+
+def on_every_family(rows: list[Variant]) -> pytest.MarkDecorator:
+    """Each variant on each family; the slow ones are calibrations, on BERT's relatives also what is no default."""
+
+    def slow(row: Variant, family: str) -> bool:
+        return row.calibrated and not row.default if family == "bert" else row.calibrated or not row.default
+
+    pairs = [
+        pytest.param(row, family, marks=marked(row, slow=slow(row, family)), id=f"{family}-{row.name}")
+        for family in ("bert", "roberta", "distilbert", "electra", "modernbert")
+        for row in rows
+    ]
+    return pytest.mark.parametrize(("variant", "family"), pairs, indirect=["family"])
 
 
 def skip_where_refused(variant: Variant, family: Checkpoint, news: Dataset) -> None:
@@ -58,7 +72,7 @@ def padded(encoding: Encoding) -> Encoding:
     return {name: np.pad(array, ((0, 0), (0, 20))) for name, array in encoding.items()}
 
 
-@pytest.mark.parametrize("variant", slow_where_compiled(HERE))
+@on_every_family(HERE)
 def test_logits_agree_with_the_baseline_on_every_family_length_and_pair(
     variant: Variant, family: Checkpoint, news: Dataset, pairs: Dataset
 ) -> None:
@@ -102,7 +116,7 @@ def test_token_types_and_mask_reach_the_model(variant: Variant, trained: Checkpo
     assert np.abs(classifier(padded(encoding)) - logits).max() < tolerance
 
 
-@pytest.mark.parametrize("variant", slow_where_compiled(INT8))
+@on_every_family(INT8)
 def test_every_linear_layer_is_quantized(variant: Variant, family: Checkpoint, news: Dataset) -> None:
     import torch
 
@@ -136,7 +150,9 @@ def test_precision_and_threads_are_as_claimed(variant: Variant, trained: Checkpo
     assert time.process_time() - cpu < 1.2 * (time.perf_counter() - wall)
 
 
-@pytest.mark.parametrize("variant", HERE, **names)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(row, marks=[pytest.mark.slow] * (not row.default), id=row.name) for row in HERE]
+)
 def test_an_artefact_gives_identical_logits_in_a_new_process(
     variant: Variant, trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
@@ -152,7 +168,9 @@ def test_an_artefact_gives_identical_logits_in_a_new_process(
     assert np.array_equal(np.load(tmp_path / "logits.npy"), here(encoding))
 
 
-@pytest.mark.parametrize("variant", slow_where_compiled(INT8))
+@pytest.mark.parametrize(
+    "variant", [pytest.param(row, marks=marked(row, slow=row.calibrated), id=row.name) for row in INT8]
+)
 def test_half_precision_checkpoints_are_quantized_too(
     variant: Variant, trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
