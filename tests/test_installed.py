@@ -103,7 +103,18 @@ def test_the_wheel_brings_all_that_runs(site: Path) -> None:
     assert (site / "qbert/bench/test_latency.py").read_text() == (ROOT / "bench/test_latency.py").read_text()
 
 
-@pytest.mark.parametrize("more", [[], ["-n", "2"], ["-p", "randomly"], ["-p", "qbert.pytest_plugin"]])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param([], marks=SLOW),
+        ["-n", "2"],
+        pytest.param(["-p", "randomly"], marks=SLOW),
+        pytest.param(["-p", "qbert.pytest_plugin"], marks=SLOW),
+    ],
+)
 def test_the_tests_of_others_run_as_without_us(run: Run, theirs: Path, more: list[str]) -> None:
     done = run("pytest", "--benchmark-json=run.json", *more)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -113,6 +124,7 @@ def test_the_tests_of_others_run_as_without_us(run: Run, theirs: Path, more: lis
         assert "qbert" not in json.loads((theirs / "run.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("theirs")
 @pytest.mark.parametrize("off", ["qbert.pytest_plugin", "benchmark"])
 def test_either_plugin_can_be_off_in_the_tests_of_others(run: Run, off: str) -> None:
@@ -120,6 +132,7 @@ def test_either_plugin_can_be_off_in_the_tests_of_others(run: Run, off: str) -> 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_table_or_run_is_of_no_concern_to_the_tests_of_others(run: Run, theirs: Path) -> None:
     with (theirs / "pyproject.toml").open("a") as file:
         file.write("[tool.qbert]\nmodels = 3\n")
@@ -132,7 +145,9 @@ def test_a_damaged_table_or_run_is_of_no_concern_to_the_tests_of_others(run: Run
 
 
 @pytest.mark.usefixtures("theirs", "table")
-@pytest.mark.parametrize("command", ["qbert bench", "pytest -p qbert.pytest_plugin --pyargs qbert.bench"])
+@pytest.mark.parametrize(
+    "command", ["qbert bench", pytest.param("pytest -p qbert.pytest_plugin --pyargs qbert.bench", marks=SLOW)]
+)
 def test_the_cases_run_with_the_settings_of_the_repository(run: Run, command: str) -> None:
     done = run(*command.split(), "--collect-only", "-q", "-k", "latency")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -140,6 +155,7 @@ def test_the_cases_run_with_the_settings_of_the_repository(run: Run, command: st
     assert names == ["test_latency[tiny-16-fp32]", "test_latency[tiny-16-int8-dynamic-onednn]"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("table")
 def test_the_command_line_beats_the_table_and_options_have_two_names(run: Run) -> None:
     for option in ("--max-lengths=8", "--qbert-max-lengths=8"):
@@ -147,6 +163,7 @@ def test_the_command_line_beats_the_table_and_options_have_two_names(run: Run) -
         assert "test_accuracy[tiny-8-fp32]" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_is_saved_in_the_repository_and_compared_with_the_next(run: Run, table: Path) -> None:
     few = ("qbert", "bench", "-k", "accuracy")
     first = run(*few, "--benchmark-autosave")
@@ -168,9 +185,12 @@ def test_a_run_is_saved_in_the_repository_and_compared_with_the_next(run: Run, t
     ("arguments", "told"),
     [
         (["-n", "2"], "leave out pytest-xdist's -n"),
-        (["-p", "no:benchmark"], "the cells need pytest-benchmark, and it is off: leave out -p no:benchmark"),
-        (["--model", "nowhere/at/all"], "model 'nowhere/at/all' is no folder here"),
-        (["--max-lengths", "0"], "invalid lengths value: '0'"),
+        pytest.param(
+            *(["-p", "no:benchmark"], "the cells need pytest-benchmark, and it is off: leave out -p no:benchmark"),
+            marks=SLOW,
+        ),
+        pytest.param(["--model", "nowhere/at/all"], "model 'nowhere/at/all' is no folder here", marks=SLOW),
+        pytest.param(["--max-lengths", "0"], "invalid lengths value: '0'", marks=SLOW),
     ],
 )
 def test_what_cannot_be_timed_says_so(run: Run, arguments: list[str], told: str) -> None:
@@ -180,6 +200,7 @@ def test_what_cannot_be_timed_says_so(run: Run, arguments: list[str], told: str)
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_teams_own_case_has_our_fixtures(run: Run, table: Path) -> None:
     (table / "test_ours.py").write_text("""
 def test_tokenizing(cell, benchmark):
@@ -197,7 +218,7 @@ def test_tokenizing(cell, benchmark):
     assert "leave out pytest-xdist's -n" in parallel.stdout
 
 
-@pytest.mark.parametrize("autoload", [True, False])
+@pytest.mark.parametrize("autoload", [True, pytest.param(False, marks=SLOW)])
 def test_the_clone_has_the_short_names_whether_or_not_it_is_installed(*, autoload: bool) -> None:
     options = ["--model", "bert-base", "--qbert-variants", "fp32", "--max-lengths", "16", "-pno:cacheprovider"]
     if not autoload:
