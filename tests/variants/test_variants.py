@@ -45,6 +45,11 @@ def marked(row: Variant, *, slow: bool) -> list[pytest.MarkDecorator]:
     return [pytest.mark.exhaustive] if row.runtime == "TorchInductor" else [pytest.mark.slow] * slow
 
 
+def compiled_slowly(rows: list[Variant]) -> list[object]:
+    """One small model compiled with TorchInductor is slow, and not yet exhaustive."""
+    return [pytest.param(row, marks=[pytest.mark.slow] * (row.runtime == "TorchInductor"), id=row.name) for row in rows]
+
+
 def on_every_family(rows: list[Variant]) -> pytest.MarkDecorator:
     """Each variant on each family; the slow ones are calibrations, on BERT's relatives also what is no default."""
 
@@ -93,7 +98,7 @@ def test_logits_agree_with_the_baseline_on_every_family_length_and_pair(
         assert np.abs(logits - expected).max() < bound(variant) * np.ptp(expected)
 
 
-@pytest.mark.parametrize("variant", [row for row in HERE if row.precision == "fp32"], **names)
+@pytest.mark.parametrize("variant", compiled_slowly([row for row in HERE if row.precision == "fp32"]))
 def test_fp32_gives_the_baselines_logits_on_real_text_of_every_length(
     variant: Variant, trained: Checkpoint, news: Dataset
 ) -> None:
@@ -103,7 +108,7 @@ def test_fp32_gives_the_baselines_logits_on_real_text_of_every_length(
         assert np.abs(classifier(encoding) - baseline(encoding)).max() < 1e-3
 
 
-@pytest.mark.parametrize("variant", HERE, **names)
+@pytest.mark.parametrize("variant", compiled_slowly(HERE))
 def test_token_types_and_mask_reach_the_model(variant: Variant, trained: Checkpoint, news: Dataset) -> None:
     classifier = variants.build(variant, trained, news)
     encoding = trained.encoder("体育新闻", "健康新闻", max_length=32)
@@ -136,7 +141,7 @@ def test_every_linear_layer_is_quantized(variant: Variant, family: Checkpoint, n
         assert evidence["quantized_ops"] == every
 
 
-@pytest.mark.parametrize("variant", HERE, **names)
+@pytest.mark.parametrize("variant", compiled_slowly(HERE))
 def test_precision_and_threads_are_as_claimed(variant: Variant, trained: Checkpoint, news: Dataset) -> None:
     classifier = variants.build(variant, trained, news, 384)
     assert classifier.evidence["threads"] == 1
@@ -345,7 +350,14 @@ def test_a_checkpoint_is_no_artefact(trained: Checkpoint) -> None:
         variants.load_artefact(trained.folder)
 
 
-@pytest.mark.parametrize("variant", [row for row in HERE if row.export and row.default], **names)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(row, marks=marked(row, slow=row.runtime == "OpenVINO"), id=row.name)
+        for row in HERE
+        if row.export and row.default
+    ],
+)
 def test_a_damaged_export_in_the_cache_is_made_again_and_said(
     variant: Variant,
     trained: Checkpoint,
@@ -402,6 +414,7 @@ def test_an_architecture_that_a_runtime_cannot_do_is_one_sentence_with_the_opera
             variants.build(VARIANTS["bf16"], fourier)
 
 
+@pytest.mark.slow
 def test_two_processes_on_an_empty_cache_share_the_work(
     trained: Checkpoint, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,6 +448,7 @@ def test_what_was_compiled_for_another_processor_is_refused(trained: Checkpoint,
         variants.load_artefact(tmp_path, verify=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("int8-openvino" not in [row.name for row in HERE], reason="needs openvino")
 def test_no_telemetry_is_imported(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     script = f"""
