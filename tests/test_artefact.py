@@ -29,7 +29,7 @@ from qbert.variants.base import CONVERTERS
 
 HERE = [variant for variant in VARIANTS.values() if not variant.missing()]
 THREADS = 8
-compiled = pytest.mark.slow  # a quarter of a minute for each model
+compiled = pytest.mark.exhaustive  # a quarter of a minute for each model
 every = pytest.mark.parametrize(
     "variant",
     [pytest.param(row, marks=[compiled] if row.runtime == "TorchInductor" else [], id=row.name) for row in HERE],
@@ -270,7 +270,7 @@ def test_making_asks_for_what_it_needs(name: str, package: str, monkeypatch: pyt
     assert f"{package} not installed" in VARIANTS[name].missing()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_torchinductor_compiled_runs_without_a_compiler(
     trained: Checkpoint, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,7 +398,7 @@ def test_nobody_else_can_write_to_what_is_built_whatever_the_umask(
 
 
 @posix
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_program_of_torchinductor_that_others_can_change_is_refused(
     trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
@@ -547,7 +547,7 @@ def test_the_readme_says_what_the_artefact_is(artefact: Path, trained: Checkpoin
     assert "No other library runs it" in said
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_readmes_lines_for_torchinductor_run(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     folder = artefact_of("fp32-inductor", trained, news, tmp_path / "artefact")
     done = subprocess.run(
