@@ -1,1 +1,1 @@
-"""The cases: what is timed and judged of each model, maximum length and variant."""
+"""The benchmarks of each cell: latency, accuracy, footprint."""

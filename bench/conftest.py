@@ -1,4 +1,4 @@
-"""The fixture `cell` is ours here, even where a repository has another of that name."""
+"""Use this suite's fixture `cell`, even if a repository has another of that name."""
 
 from qbert.pytest_plugin import cell
 

@@ -1,8 +1,8 @@
-"""Whether a variant answers as well as the baseline, document by document, as it is served.
+"""Whether a variant answers as well as the baseline, document by document, as in serving.
 
 Timed: each test document from text to logits, tokenizing included, at its own length.
-Not timed: building and loading; the baseline's own pass; statistics; a second pass in another order, whose answers
-have to be the same.
+Not timed: building and loading; the baseline's pass; statistics; a second pass in another order, which must give the
+same answers.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def test_accuracy(
     *,
     qbert_named: bool,
 ) -> None:
-    """F1 drops by no more than the limit, or the cell is marked; a round is a document."""
+    """Mark the cell if F1 drops by more than the limit; a round is a document."""
     cell.label_benchmark(benchmark, "accuracy")
     rows = dataset.text_rows(qbert_documents)
     texts = itertools.cycle(rows)
@@ -55,7 +55,7 @@ def test_accuracy(
     with qbert_attempt():
         accuracy.check_finite(np.concatenate(logits), cell.name)
     if benchmark.disabled:
-        return  # one document was classified: it works, and there is nothing to judge
+        return  # a single document was classified, so there is nothing to judge
 
     first = np.concatenate(logits[: len(rows)])
     with qbert_attempt(), machine.one_core():

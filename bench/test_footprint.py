@@ -1,8 +1,8 @@
-"""What each variant takes beside time in the steady state: disk, loading, first call, call after a pause, peak memory.
+"""The footprint of each variant: disk, load time, first call, call after a pause, peak memory.
 
-A round is a process of its own, from its start to its end, that loads one variant and calls it with an encoding of the
-greatest maximum length: import of the runtime included, tokenizing not. Peak memory is that of loading and the first
-call; later calls come after pauses of a second, three of them.
+A round is a separate process, from start to end, that loads one variant and calls it with an encoding of the greatest
+maximum length. It includes importing the runtime but no tokenizing. Peak memory is that of loading and the first call;
+three more calls follow, each after a pause of a second.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ def test_footprint(cell: "Cell", benchmark: Any, qbert_attempt: Callable[[], Abs
     benchmark.group = cell.group("footprint")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
     with qbert_attempt(), machine.one_core():
-        found = benchmark.pedantic(
+        measured = benchmark.pedantic(
             footprint.measure, args=(cell.variant, cell.folder, encoding, footprint.PAUSES), rounds=1
         )
-    figures = dataclasses.asdict(found)
+    figures = dataclasses.asdict(measured)
     described = cell.describe(figures.pop("evidence"))
     benchmark.extra_info.update(described, **figures, disk_bytes=cell.disk_bytes, measured="footprint")

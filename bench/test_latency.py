@@ -1,9 +1,9 @@
-"""How long one encoding of exactly `max_length` tokens takes to become logits in the steady state: call after call.
+"""The latency of one encoding of exactly `max_length` tokens in the steady state: call after call.
 
-Timed: encoding to logits, batch size 1, one thread, garbage collection off, in three processes by turns. Each call has
-an encoding that its process has not seen: of real text, later of that text's tokens in another order.
+Timed: encoding to logits, batch size 1, one thread, garbage collection off, in three processes in turn. Each call has
+an encoding that its process has not seen: of real text at first, later of random mixes of those texts' tokens.
 Not timed: tokenizing, building, loading, warming up; the baseline's calls between the rounds; the audit.
-A request after a pause takes longer: bench/test_footprint.py.
+A call after a pause takes longer: bench/test_footprint.py.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def test_latency(
     qbert_attempt: Callable[[], AbstractContextManager[None]],
     qbert_timers: latency.Timers,
 ) -> None:
-    """A round is one call; the baseline is called between them, so that the speedup is of one moment."""
+    """Time the variant in rounds of one call; baseline calls in between give a speedup under equal conditions."""
     cell.label_benchmark(benchmark, "latency")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
     classifier = cell.classifier
@@ -44,7 +44,7 @@ def test_latency(
     seconds = iter(rounds)
 
     def call() -> None:
-        """Let the seconds of the next timed call pass; where there is none, off or under a profiler, make a call."""
+        """Replay the seconds of the next timed call; if none are left (timing off, a profiler), make a call."""
         if latency.replayed.take(next(seconds, None)) is None:
             classifier(encoding)
 

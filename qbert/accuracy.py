@@ -1,4 +1,4 @@
-"""Judge a variant by the test documents: F1, F1 drop with its interval, flips, and what they cannot tell."""
+"""Judge a variant by the test documents: F1, F1 drop with its interval, flips, and the power of the comparison."""
 
 import math
 import re
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from qbert.variants import Classifier
 
 WARM_UP_DOCUMENTS = 10
-RESAMPLES = 4_000  # moves the interval's ends by less than a tenth of its width from seed to seed
-MOST_COUNTS = 4_000_000  # held at a time while resampling: 32 MB
+RESAMPLES = 4_000  # between seeds, the interval's ends differ by less than a tenth of its width
+MAX_COUNTS = 4_000_000  # in memory at a time while resampling: 32 MB
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant's predictions beside the baseline's, for the same documents."""
+    """A variant's predictions compared with the baseline's, for the same documents."""
 
     documents: int
     f1: float
@@ -45,19 +45,19 @@ class Comparison:
     """Lower end of the 95 % interval of `f1_drop`."""
     f1_drop_high: float
     flips: int
-    """Documents with another predicted label, or set of labels, than the baseline's."""
+    """Documents whose predicted label, or set of labels, differs from the baseline's."""
     lost: int
-    """Flips from what is right to what is wrong; of several labels, all have to be right."""
+    """Flips from right to wrong; with several labels, all have to be right."""
     gained: int
-    """Flips from what is wrong to what is right."""
+    """Flips from wrong to right."""
     mcnemar_p: float
     """Exact McNemar test of `lost` against `gained`."""
     visible_drop: float
-    """The least true drop in accuracy that so many documents tell from chance (p < 0.05) with a chance of 80 %."""
+    """The least true drop in accuracy that is significant (p < 0.05) with a chance of 80 % for these documents."""
     logit_error: float | None = None
-    """Mean absolute difference of the logits from the baseline's, where they were given."""
+    """Mean absolute difference of the logits from the baseline's; None without logits."""
     label_flips: int | None = None
-    """Labels of documents that one of both predicts and the other does not; of multi-label models only."""
+    """Labels that only one of variant and baseline predicts, over all documents; only of multi-label models."""
 
 
 def run(
@@ -67,7 +67,7 @@ def run(
     max_length: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Classify each document on its own, as it is served.
+    """Classify the documents one by one, as in serving.
 
     Returns:
         Logits `(documents, num_labels)`, and the seconds from text to logits of each document.
@@ -86,19 +86,19 @@ def run(
 
 
 def check_finite(logits: npt.NDArray[np.float32], what: str) -> None:
-    """Raise CannotRunError where `logits`, which the cell or variant `what` gives, are not all numbers."""
+    """Raise CannotRunError if `logits` of `what`, a cell's or variant's name, contain nan or infinity."""
     if not np.isfinite(logits).all():
         raise CannotRunError(f"{what} answers with nan or infinity: leave the model or the variant out")
 
 
 def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str, float]:
-    """Return `p50_s`, and `p95_s` and `p99_s` where there are enough of `seconds` for them: 59 and 299.
+    """Return `p50_s`, with at least 59 of `seconds` also `p95_s`, with at least 299 `p99_s`.
 
-    Source: Hahn and Meeker 1991, "Statistical Intervals", section 5.3: from so many on the greatest of n values is an
-    upper 95 % bound of that quantile q, 1 - q**n >= 0.95.
+    Source: Hahn and Meeker 1991, "Statistical Intervals", section 5.3: the greatest of n values is an upper 95 % bound
+    of the quantile q if 1 - q**n >= 0.95.
     """
-    told = [50, *(percent for percent in (95, 99) if 1 - (percent / 100) ** len(seconds) >= CONFIDENCE)]
-    return {f"p{percent}_s": float(np.percentile(seconds, percent)) for percent in told}
+    percents = [50, *(percent for percent in (95, 99) if 1 - (percent / 100) ** len(seconds) >= CONFIDENCE)]
+    return {f"p{percent}_s": float(np.percentile(seconds, percent)) for percent in percents}
 
 
 def compare(
@@ -109,7 +109,7 @@ def compare(
     multi_label: bool = False,
     confidence: float = CONFIDENCE,
 ) -> Comparison:
-    """Compare the labels that both predict, `(documents, num_labels)`, with the true `labels`.
+    """Compare the predictions of `baseline` and `variant`, `(documents, num_labels)`, with the true `labels`.
 
     Source: exact McNemar test: Fagerland, Lydersen and Laake 2013, "The McNemar test for binary
     matched-pairs data", section 3.
@@ -141,24 +141,25 @@ def compare(
 def compare_answers(
     base: Mapping[str, str], head: Mapping[str, str], confidence: float, min_effect: float
 ) -> dict[str, Any]:
-    """Return the fields of a Comparison of two labels.answers for the same documents, base for baseline, and `verdict`.
+    """Compare two labels.answers for the same documents; return the fields of a Comparison, and `verdict`.
 
-    The same logits for every document are the same F1, however few documents there are.
+    `base` takes the place of the baseline. Equal logits for every document give `same`, however few documents there
+    are.
     """
     texts = head["labels"], base["predicted"], head["predicted"]
-    ids = [int(one) for text in texts for one in re.findall(r"\d+", text)]
+    ids = [int(number) for text in texts for number in re.findall(r"\d+", text)]
     arrays = [unpacked(text, max(ids, default=0) + 1) for text in texts]
-    multi_label = any((one.sum(axis=1) != 1).any() for one in arrays)
-    found = compare(*arrays, multi_label=multi_label, confidence=confidence)
+    multi_label = any((array.sum(axis=1) != 1).any() for array in arrays)
+    comparison = compare(*arrays, multi_label=multi_label, confidence=confidence)
     same = base["logits_sha256"] == head["logits_sha256"]
-    verdict = "same" if same else stats.f1_verdict(found.f1_drop_low, found.f1_drop_high, min_effect)
-    return asdict(found) | {"verdict": verdict}
+    verdict = "same" if same else stats.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high, min_effect)
+    return asdict(comparison) | {"verdict": verdict}
 
 
 def _flips(documents: int, flips: int, drop: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
-    """Return numbers of flips that so many documents can have, the chance of each, and that a flip is a loss.
+    """Return the possible numbers of flips among `documents`, the chance of each, and the chance that a flip is a loss.
 
-    Supposed is that of the next documents as many flip as did of these, or as `drop`, the true drop in accuracy, needs.
+    The share of documents that flip is assumed to be the observed one, or at least `drop`, the true drop in accuracy.
     """
     share = min(1.0, max((flips + 1) / (documents + 2), abs(drop)))
     spread = 8 * math.sqrt(documents * share) + 8
@@ -167,30 +168,30 @@ def _flips(documents: int, flips: int, drop: float) -> tuple[npt.NDArray[np.int6
 
 
 def visible_drop(documents: int, flips: int, power: float = 0.8) -> float:
-    """Return the least true drop in accuracy that the exact McNemar test sees (p < 0.05) with the chance `power`.
+    """Return the least true drop in accuracy that the exact McNemar test detects (p < 0.05) with the chance `power`.
 
-    `documents` are judged, and `flips` of them were seen to flip. 1 where they can see none.
+    `flips` of `documents` were observed to flip. 1 if no drop can be detected.
 
     Source: Duffy 1984, "Asymptotic and exact power for the McNemar test and its analogue with R controls per case": the
-    test's power given the number of flips, averaged over what that number can be.
+    test's power given the number of flips, averaged over the distribution of that number.
     """
 
-    def seen(drop: float) -> float:
+    def power_for(drop: float) -> float:
         counts, chances, lost = _flips(documents, flips, drop)
-        # Of n flips the least losses with p < 0.05; at n, where even those of all are not enough, none is.
+        # The least number of losses among n flips with p < 0.05; n + 1 if even n losses are not enough.
         needed = scipy_stats.binom.isf(0.025, counts, 0.5) + 1
         return float((chances * scipy_stats.binom.sf(needed - 1, counts, lost)).sum())
 
-    if seen(1.0) < power:
+    if power_for(1.0) < power:
         return 1.0
     hundredth_of_a_point = 1e-4
-    return float(optimize.brentq(lambda drop: seen(drop) - power, 0.0, 1.0, xtol=hundredth_of_a_point))
+    return float(optimize.brentq(lambda drop: power_for(drop) - power, 0.0, 1.0, xtol=hundredth_of_a_point))
 
 
 def guard_fails(documents: int, flips: int, limit: float, drop: float) -> float:
-    """Return how likely the point guard is to fail for a true `drop` in accuracy, if as many documents flip as `flips`.
+    """Return the chance that the point guard fails for a true `drop` in accuracy if `flips` of `documents` flip.
 
-    The drop in accuracy stands for the one in weighted F1, which it is close to.
+    The drop in accuracy approximates that in weighted F1.
     """
     counts, chances, lost = _flips(documents, flips, drop)
     over = np.floor((limit * documents + counts) / 2)  # lost - gained > limit * documents
@@ -198,11 +199,11 @@ def guard_fails(documents: int, flips: int, limit: float, drop: float) -> float:
 
 
 def odds(documents: int, flips: int, limit: float) -> str:
-    """Return in a sentence how often the point guard with `limit` errs where so many of `documents` flip."""
+    """Return a sentence on how often the point guard with `limit` errs if `flips` of `documents` flip."""
     drop = 2 * max(limit, 0.005)
-    false, passed = guard_fails(documents, flips, limit, 0.0), 1 - guard_fails(documents, flips, limit, drop)
+    failed, passed = guard_fails(documents, flips, limit, 0.0), 1 - guard_fails(documents, flips, limit, drop)
     return (
-        f"With {counted(flips, 'flip')} in {documents} documents the guard fails {false:.0%} of variants with no true "
+        f"With {counted(flips, 'flip')} in {documents} documents the guard fails {failed:.0%} of variants with no true "
         f"drop, and lets {passed:.0%} of those with a true drop of {drop:.3f} pass"
     )
 
@@ -212,35 +213,34 @@ def f1_drop_interval(
 ) -> tuple[float, float]:
     """Return the paired bootstrap interval of the weighted F1 drop.
 
-    Documents with equal labels, of all three kinds, are interchangeable, so a resample of documents is one
-    multinomial draw over these cells. One document lost and one gained are added, spread over the labels as
-    the documents are: without them no flip among 100 documents would give the interval [0, 0].
+    Documents that agree in true labels and both predictions are interchangeable, so a resample of documents is one
+    multinomial draw over the distinct combinations. One lost and one gained document are added, distributed over the
+    labels like the documents: otherwise 100 documents without a flip would give the interval [0, 0].
 
     Source: percentile bootstrap: Efron and Tibshirani 1993, chapter 13; the two added documents: Bonett and
     Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data".
     """
-    known, share = np.unique(labels, axis=0, return_counts=True)
-    wrong = np.array([_exchanged(row) for row in known])
+    true, true_counts = np.unique(labels, axis=0, return_counts=True)
+    wrong = np.array([_exchange_label(row) for row in true])
     observed, counts = np.unique(np.stack([labels, baseline, variant], axis=1), axis=0, return_counts=True)
-    added = [np.stack([known, known, wrong], axis=1), np.stack([known, wrong, known], axis=1)]
-    cells = np.concatenate([observed, *added]).swapaxes(0, 1)
-    weights = np.concatenate([counts, share / len(labels), share / len(labels)])
+    added = [np.stack([true, true, wrong], axis=1), np.stack([true, wrong, true], axis=1)]
+    combinations = np.concatenate([observed, *added]).swapaxes(0, 1)
+    weights = np.concatenate([counts, true_counts / len(labels), true_counts / len(labels)])
     rng, drops = np.random.default_rng(0), np.empty(RESAMPLES)
-    at_once = max(1, MOST_COUNTS // len(weights))
-    for begin in range(0, RESAMPLES, at_once):
-        size = min(at_once, RESAMPLES - begin)
+    batch = max(1, MAX_COUNTS // len(weights))
+    for begin in range(0, RESAMPLES, batch):
+        size = min(batch, RESAMPLES - begin)
         draws = rng.multinomial(len(labels) + 2, weights / weights.sum(), size=size).astype(float)
-        drops[begin : begin + at_once] = _weighted_f1(draws, cells[0], cells[1]) - _weighted_f1(
-            draws, cells[0], cells[2]
-        )
+        f1_baseline, f1 = (_weighted_f1(draws, combinations[0], predictions) for predictions in combinations[1:])
+        drops[begin : begin + batch] = f1_baseline - f1
     low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def _exchanged(labels: Indicators) -> Indicators:
-    """Return the labels of one document, `(num_labels,)`, with the first that it has exchanged for one that it lacks.
+def _exchange_label(labels: Indicators) -> Indicators:
+    """Return `labels` of one document, `(num_labels,)`, with its first label replaced by the next that it lacks.
 
-    Of one label it is the next one. Where there is none to give up or to take, it is a label more or fewer.
+    If it has no label, one is added; if it has all, one is removed.
     """
     first = labels.argmax()
     later = (np.arange(len(labels)) + first) % len(labels)
@@ -251,13 +251,13 @@ def _exchanged(labels: Indicators) -> Indicators:
 
 
 def _weighted_f1(counts: npt.NDArray[np.float64], labels: Indicators, predicted: Indicators) -> npt.NDArray[np.float64]:
-    """Return the weighted F1 of each row of `counts` `(samples, cells)`, how often each cell's labels occur."""
+    """Return the weighted F1 of each sample; `counts`, `(samples, rows)`, is how often each row of labels occurs."""
     support = counts @ labels.astype(float)
     hits = counts @ (labels & predicted).astype(float)
-    either = support + counts @ predicted.astype(float)
-    f1 = np.divide(2 * hits, either, out=np.zeros_like(either), where=either > 0)
-    every = support.sum(axis=1)
-    return np.asarray(np.divide((f1 * support).sum(axis=1), every, out=np.zeros_like(every), where=every > 0))
+    positives = support + counts @ predicted.astype(float)
+    f1 = np.divide(2 * hits, positives, out=np.zeros_like(positives), where=positives > 0)
+    total = support.sum(axis=1)
+    return np.asarray(np.divide((f1 * support).sum(axis=1), total, out=np.zeros_like(total), where=total > 0))
 
 
 def flipped(
@@ -267,23 +267,23 @@ def flipped(
     dataset: Dataset,
     problem_type: str,
 ) -> list[dict[str, Any]]:
-    """Return the documents whose labels differ, with the labels' names (| between) and the logits' margins."""
+    """Return the documents whose labels differ, with the labels' names, separated by |, and the logits' margins."""
     labels, before, after = (
         dataset.indicators(documents),
         predicted(baseline, problem_type),
         predicted(variant, problem_type),
     )
 
-    def named(indicators: Indicators) -> str:
+    def names(indicators: Indicators) -> str:
         return "|".join(dataset.label_names[label] for label in np.flatnonzero(indicators))
 
     return [
         {
             "row": int(documents.index[int(row)]),
-            "label": named(labels[row]),
-            "baseline": named(before[row]),
+            "label": names(labels[row]),
+            "baseline": names(before[row]),
             "baseline_margin": _margin(baseline[row], problem_type),
-            "variant": named(after[row]),
+            "variant": names(after[row]),
             "variant_margin": _margin(variant[row], problem_type),
             "text": str(documents["text"].iloc[row])[:200],
         }
@@ -292,41 +292,41 @@ def flipped(
 
 
 def _margin(logits: npt.NDArray[np.float32], problem_type: str) -> float:
-    """Return by how much the highest logit is above the next; of several labels, how near one is to its threshold."""
+    """Return the difference of the two highest logits; with several labels, the least distance to the threshold."""
     if problem_type == MULTI_LABEL:
         return float(np.abs(logits).min())
-    below, top = np.partition(logits, -2)[-2:]
-    return float(top - below)
+    second, top = np.partition(logits, -2)[-2:]
+    return float(top - second)
 
 
 def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, by: str, what: str) -> str:
-    """Return what a person has to know where the F1 drop of `what` is over `limit`; empty where it is not.
+    """Return an explanation if the F1 drop of `what` is over `limit`; empty if it is not.
 
     `by` is `point` (the drop itself) or `interval` (the upper end of its 95 % interval).
     """
     judged = max(comparison.f1_drop_high, comparison.f1_drop) if by == "interval" else comparison.f1_drop
     if judged <= limit:
         return ""
-    named = "upper end of the F1 drop's interval" if by == "interval" else "F1 drop"
-    moved = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
-    changed = f"{comparison.flips} of {comparison.documents} documents flipped"
+    figure = "upper end of the F1 drop's interval" if by == "interval" else "F1 drop"
+    losses = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
+    flipped_text = f"{comparison.flips} of {comparison.documents} documents flipped"
     if comparison.label_flips is not None:
-        changed += f", {comparison.label_flips} labels"
+        flipped_text += f", {comparison.label_flips} labels"
     lines = [
-        f"{what}: {named} {judged:+.4f} is over the limit {limit:.4f}",
+        f"{what}: {figure} {judged:+.4f} is over the limit {limit:.4f}",
         f"  weighted F1 {comparison.f1_baseline:.4f} -> {comparison.f1:.4f}, drop {comparison.f1_drop:+.4f}",
         f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
-        f"  {changed}: {moved} (p = {comparison.mcnemar_p:.3f})",
+        f"  {flipped_text}: {losses} (p = {comparison.mcnemar_p:.3f})",
     ]
     if by == "point" and limit >= 0:
         lines.append(f"  {odds(comparison.documents, comparison.flips, limit)}")
     if by == "interval" and comparison.f1_drop <= limit:
         advice = "more test documents would narrow its interval" if limit > 0 else "its interval needs a limit above 0"
         lines.append(f"  The drop itself is within the limit: {advice}")
-    shown = 5
-    for flip in flips[:shown]:
+    max_shown = 5
+    for flip in flips[:max_shown]:
         text = " ".join(flip["text"].split())[:40]
         lines.append(f"  document {flip['row']}: {flip['baseline']} -> {flip['variant']}, is {flip['label']}: {text}")
-    if len(flips) > shown:
-        lines.append(f"  and {len(flips) - shown} more")
+    if len(flips) > max_shown:
+        lines.append(f"  and {len(flips) - max_shown} more")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Judge the variants of a model by a dataset's test documents, classified one by one: `qbert evaluate`."""
+"""Judge the variants of a model by a dataset's test documents, one by one: `qbert evaluate`."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from qbert.terminal import progress
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found of one model."""
+    """The results of one model."""
 
     model: str
     dataset: str
     documents: int
     max_length: int
     results: list[dict[str, Any]]
-    """A row for each variant; of one that cannot run this model, why: `cannot`."""
+    """A row for each variant; if it cannot run this model, `cannot` gives the reason."""
 
     def check_named(self, names: str) -> None:
-        """Raise InputError where one of the list `names` cannot run; what `default` or `all` brought along may.
+        """Raise InputError if a variant that the list `names` gives by name, not by `default` or `all`, cannot run.
 
-        Its message names the variants: why is in `results`.
+        The message names the variants; the reasons are in `results`.
         """
         wanted = variants.named(names)
         if failed := [row["variant"] for row in self.results if "cannot" in row and row["variant"] in wanted]:
@@ -37,7 +37,7 @@ class Evaluation:
 def evaluate(
     model: str, dataset: str, names: str, max_length: int | None = None, documents: int | None = None
 ) -> Evaluation:
-    """Classify the test documents of `dataset` with each variant of the list `names`, beside fp32.
+    """Classify the test documents of `dataset` with fp32 and each variant of the list `names`.
 
     Raises:
         InputError: model, dataset, a name or the length cannot be used.
@@ -49,7 +49,7 @@ def evaluate(
     (name,) = suite.models
     rows = loaded.documents(documents)
     results: list[dict[str, Any]] = []
-    suite.checkpoint(suite.models[name], max_length).check_trained(model)  # what is the model's fault is no variant's
+    suite.checkpoint(suite.models[name], max_length).check_trained(model)  # an error of the model is no variant's
     for variant in sorted(chosen, key=lambda variant: variant.name != variants.BASELINE):
         cell = suite.cell(name, max_length, variant.name)
         try:

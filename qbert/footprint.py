@@ -1,4 +1,4 @@
-"""What a variant takes beside time in the steady state: a process of its own loads it, answers once, and tells."""
+"""A variant's load time, first call, call after a pause, and peak memory, measured in a separate process."""
 
 import importlib
 import json
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
 
 
 PAUSES = 3
-PAUSE_S = 1.0  # as long as a service waits now and then: meanwhile clock and caches are others', or the core sleeps
+PAUSE_S = 1.0  # a usual pause of a service, in which the core sleeps, or others change its clock and caches
 WARM_CALLS = 5
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one variant in a process that does nothing else, on one thread."""
+    """The footprint of one variant in a process that does nothing else, on one thread."""
 
     load_s: float
-    """Seconds to import the runtime and read the model."""
+    """Seconds to import the runtime and load the model."""
     first_call_s: float
     """Seconds of the first call, in which runtimes choose and prepare their kernels."""
     peak_rss_bytes: int
-    """The most memory that was resident at once."""
+    """Peak resident memory."""
     evidence: Mapping[str, Any]
-    """The classifier's own."""
+    """The classifier's `evidence`."""
     after_pause_s: float | None = None
-    """Seconds of a call after a pause of PAUSE_S, the median of several; None where there was no pause."""
+    """Median seconds of a call after a pause of PAUSE_S; None without pauses."""
 
 
 def measure(variant: "Variant", folder: Path, encoding: "Encoding", pauses: int = 0) -> Footprint:
-    """Load what is in `folder` as `variant` in a new process and call it once with `encoding`; then after each pause.
+    """Load `variant` from `folder` in a new process, call it with `encoding` once and after each of the `pauses`.
 
     Raises:
         CannotRunError: it could not be loaded or run.
     """
     from qbert.variants import accepted_options
 
-    with tempfile.TemporaryDirectory() as place:
-        arrays = Path(place) / "encoding.npz"
+    with tempfile.TemporaryDirectory() as temporary:
+        arrays = Path(temporary) / "encoding.npz"
         named: dict[str, Any] = dict(encoding)
         np.savez(arrays, **named)
         load = variant.load
@@ -63,13 +63,13 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding", pauses: int 
             capture_output=True,
         )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise CannotRunError(f"variant {variant.name} fails in a process of its own: {said[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise CannotRunError(f"variant {variant.name} fails in a process of its own: {lines[-1]}")
     return Footprint(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def _peak_rss_bytes() -> int:
-    """Return this process's greatest resident size; Linux's ru_maxrss would count what started it, too."""
+    """Return this process's peak resident memory; on Linux ru_maxrss would include the parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -78,7 +78,7 @@ def _peak_rss_bytes() -> int:
 
 
 def _after_pauses(call: Callable[[], Any], pauses: int) -> float | None:
-    """Return the median seconds of a `call` after a pause, of so many."""
+    """Return the median seconds of a `call` after each of the `pauses`; None without pauses."""
     for _ in range(WARM_CALLS if pauses else 0):
         call()
     seconds = []

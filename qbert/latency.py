@@ -1,4 +1,4 @@
-"""Time a cell in three processes by turns, each beside the baseline, so that both see one machine at one moment."""
+"""Time a cell in three processes, in turns with the baseline, so that both run under the same conditions."""
 
 import gc
 import itertools
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from qbert.variants import Classifier
 
 PROCESSES = 3
-"""A process differs from the next by about 2 % in int8 for as long as it lives, so more blocks in one tell less."""
-MIN_PAIRS = 3  # of blocks in each process: the median leaves a burst out that hits one
-WARM_UP_S = 0.15  # kernels chosen, memory touched, clock raised: BERT-tiny is steady after 0.1 s
-# After the other side's calls, the first 8 of BERT-tiny are up to 15 % slow (caches, clock; AMD Zen 5). So calls are
-# timed in blocks, and those of a block's first 30 ms are made and not timed.
+"""Processes differ by about 2 % in int8 for their whole life, so more processes tell more than more blocks in one."""
+MIN_PAIRS = 3  # of blocks in each process: the median ignores a burst during one of them
+WARM_UP_S = 0.15  # chooses kernels, touches memory, raises the clock: BERT-tiny is steady after 0.1 s
+# After the other side's calls, the first 8 of BERT-tiny are up to 15 % slower (caches, clock; AMD Zen 5). So calls are
+# made in blocks, and those in the first 30 ms of a block are not timed.
 BLOCK_S = 0.05
 SETTLE_S = 0.03
-CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold: what ran before it no longer shows
-TEXTS = 12  # encodings of real text that calls begin with, before they mix those texts' tokens
-AUDIT_S = 0.1  # about the time in which a process answers again what it answered in timed calls; twice at least
-LOADING_S = 900.0  # a process that says nothing for so long hangs: while it loads
-PATIENCE_S = 300.0  # and while it makes a block of calls
+CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold, so what ran before it has no effect
+TEXTS = 12  # encodings of real text for the first calls; later calls mix the tokens of these texts
+AUDIT_S = 0.1  # approximate time of the audit in each process, which repeats at least two timed calls
+LOADING_S = 900.0  # a process that sends nothing for this time while it loads is taken to hang,
+PATIENCE_S = 300.0  # and for this time while it makes a block of calls
 
 
 def time_call(classifier: "Classifier | Callable[[Encoding], Any]", encoding: "Encoding") -> float:
@@ -51,27 +51,27 @@ def time_call(classifier: "Classifier | Callable[[Encoding], Any]", encoding: "E
 
 
 def settling_calls(cost_s: float) -> int:
-    """Return how many calls of `cost_s` seconds each are made and not timed when a block begins."""
+    """Return the number of untimed calls at the start of a block; a call takes `cost_s`."""
     return 0 if cost_s >= CACHES_FILLED_S else math.ceil(SETTLE_S / cost_s)
 
 
 def texts(encoder: "Encoder", dataset: "Dataset", max_length: int) -> "list[Encoding]":
-    """Return encodings of exactly `max_length` tokens, each filled from another test document on."""
+    """Return encodings of exactly `max_length` tokens, each filled with text from a different test document on."""
     import pandas as pd
 
     test = dataset.test
     starts = dict.fromkeys(number * len(test) // TEXTS for number in range(TEXTS))
     rolled = (replace(dataset, test=pd.concat([test.iloc[start:], test.iloc[:start]])) for start in starts)
-    return [encoder.fill(one, max_length) for one in rolled]
+    return [encoder.fill(rotated, max_length) for rotated in rolled]
 
 
 class Replay:
-    """A timer for pytest-benchmark by which a round takes the seconds that another process measured."""
+    """A timer for pytest-benchmark that replays the seconds another process has measured."""
 
-    __name__ = "replayed"  # as saved runs name it
+    __name__ = "replayed"  # its name in saved runs
 
     def __init__(self) -> None:
-        """Begin at zero."""
+        """Start at zero."""
         self._now = 0.0
 
     def __call__(self) -> float:
@@ -79,11 +79,11 @@ class Replay:
         return self._now
 
     def reset(self) -> None:
-        """Begin a round."""
+        """Start a round."""
         self._now = 0.0
 
     def take(self, seconds: float | None) -> float | None:
-        """Let `seconds` pass, and return them."""
+        """Advance by `seconds`, and return them."""
         self._now += seconds or 0.0
         return seconds
 
@@ -93,25 +93,25 @@ replayed = Replay()
 
 @dataclass(frozen=True)
 class Timed:
-    """The seconds of each call: of each process its blocks, of each block its calls."""
+    """The seconds of each call, by process, block and call."""
 
     variant_s: list[list[list[float]]]
     baseline_s: list[list[list[float]]]
-    """As many blocks, each made before the variant's; none where the baseline itself was timed."""
+    """The same number of blocks, each made before the variant's; empty if the cell is the baseline."""
 
     @property
     def rounds(self) -> list[float]:
-        """The seconds of the variant's calls, in the order they were made."""
+        """The seconds of the variant's calls, in order of time."""
         turns = zip(*self.variant_s, strict=True)
         return [seconds for turn in turns for block in turn for seconds in block]
 
     def figures(self) -> dict[str, Any]:
-        """Return what a saved run keeps of them.
+        """Return the figures for a saved run.
 
-        `speedup` is the geometric mean of `process_speedups`: of each process the median over its pairs of blocks of
-        (baseline's median / variant's median). `process_p50_s` is the median of each process's calls.
+        `speedup` is the geometric mean of `process_speedups`, each the median of (baseline's median / variant's median)
+        over a process's pairs of blocks. `process_p50_s` is the median of each process's calls.
         """
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "speedup": 1.0,
             "process_p50_s": [_median(itertools.chain(*blocks)) for blocks in self.variant_s],
             "pairs": sum(map(len, self.variant_s)),
@@ -121,10 +121,10 @@ class Timed:
                 _median(_median(before) / _median(after) for before, after in zip(*process, strict=True))
                 for process in zip(self.baseline_s, self.variant_s, strict=True)
             ]
-            found["speedup"] = math.exp(sum(map(math.log, speedups)) / len(speedups))
-            found["process_speedups"] = speedups
-            found["baseline_p50_s"] = _median(itertools.chain(*itertools.chain(*self.baseline_s)))
-        return found
+            figures["speedup"] = math.exp(sum(map(math.log, speedups)) / len(speedups))
+            figures["process_speedups"] = speedups
+            figures["baseline_p50_s"] = _median(itertools.chain(*itertools.chain(*self.baseline_s)))
+        return figures
 
 
 def _median(values: Iterable[float]) -> float:
@@ -132,15 +132,15 @@ def _median(values: Iterable[float]) -> float:
 
 
 class Timers:
-    """The processes that time the cells of a run; started with the first cell."""
+    """The processes that time the cells of a run; the first cell starts them."""
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
-        """Begin without them; one that says nothing for `patience_s` is taken to hang."""
+        """Start no process yet; one that sends nothing for `patience_s` is taken to hang."""
         self._children: list[children.Answering] = []
         self._patience_s = patience_s
 
     def close(self) -> None:
-        """End them."""
+        """End the processes."""
         for child in self._children:
             child.end()
         self._children.clear()
@@ -149,15 +149,15 @@ class Timers:
         """Time `cell` for about `seconds` in all, in pairs of blocks, one process after the other.
 
         Raises:
-            InputError: a process cannot do it, dies or hangs, or the variant does not do the work that is timed.
+            InputError: a process fails, dies or hangs, or the variant does not do the work that is timed.
         """
         try:
             try:
-                timed, again = self._time(cell, seconds, min_rounds)
-            except BaseException:  # one is lost, or interrupted: what the others are about is not known
+                timed, audits = self._time(cell, seconds, min_rounds)
+            except BaseException:  # a process is lost or interrupted: the state of the others is unknown
                 self.close()
                 raise
-            _judge(timed, again)
+            _check_audits(timed, audits)
         except InputError as error:
             raise type(error)(f"{cell.name}: {error}") from error
         return timed
@@ -172,13 +172,13 @@ class Timers:
         if not cell.is_baseline:
             sides["variant"] = _loading(cell)
         names = list(sides)
-        for child in self._children:  # all at once: it is not timed
+        for child in self._children:  # they load at the same time, as this is not timed
             child.send("load", **sides)
         for child in self._children:
             _answer(child, LOADING_S)
         tokens = [
-            {name: array.tolist() for name, array in one.items()}
-            for one in texts(cell.encoder, cell.suite.dataset, cell.max_length)
+            {name: array.tolist() for name, array in encoding.items()}
+            for encoding in texts(cell.encoder, cell.suite.dataset, cell.max_length)
         ]
         for seed, child in enumerate(self._children):
             special = cell.encoder.tokenizer.all_special_ids
@@ -186,16 +186,16 @@ class Timers:
         costs = [_median(self._ask(child, "warm_up", side=side) for child in self._children) for side in names]
         blocks = [max(1, round(BLOCK_S / cost)) for cost in costs]
         settling = [settling_calls(cost) for cost in costs]
-        pair_s = sum(cost * (block + more) for cost, block, more in zip(costs, blocks, settling, strict=True))
+        pair_s = sum(cost * (timed + untimed) for cost, timed, untimed in zip(costs, blocks, settling, strict=True))
         pairs = max(MIN_PAIRS, round(seconds / PROCESSES / pair_s), -(-min_rounds // (PROCESSES * blocks[-1])))
-        found: dict[str, list[list[list[float]]]] = {side: [[] for _ in self._children] for side in names}
+        calls_s: dict[str, list[list[list[float]]]] = {side: [[] for _ in self._children] for side in names}
         for _ in range(pairs):
             for number, child in enumerate(self._children):
-                for side, timed, more in zip(names, blocks, settling, strict=True):
-                    found[side][number].append(self._ask(child, "block", side=side, settling=more, timed=timed))
+                for side, timed, untimed in zip(names, blocks, settling, strict=True):
+                    calls_s[side][number].append(self._ask(child, "block", side=side, settling=untimed, timed=timed))
         count = max(2, round(AUDIT_S / costs[-1]))
-        again = [self._ask(child, "again", count=count) for child in self._children]
-        return Timed(found[names[-1]], [] if cell.is_baseline else found["baseline"]), again
+        audits = [self._ask(child, "repeat", count=count) for child in self._children]
+        return Timed(calls_s[names[-1]], [] if cell.is_baseline else calls_s["baseline"]), audits
 
     def _ask(self, child: children.Answering, do: str, **arguments: Any) -> Any:  # noqa: ANN401  whatever JSON holds
         child.send(do, **arguments)
@@ -203,39 +203,39 @@ class Timers:
 
 
 def _answer(child: children.Answering, patience_s: float) -> Any:  # noqa: ANN401  whatever JSON holds
-    """Return what `child` answers.
+    """Return the answer of `child`.
 
     Raises:
-        InputError: it says why there is no answer, has ended, or says nothing for `patience_s`.
+        InputError: it answers with an error, has ended, or sends nothing for `patience_s`.
     """
     try:
-        said = child.receive(patience_s)
+        reply = child.receive(patience_s)
     except TimeoutError as error:
         raise InputError(f"a process that times it has said nothing for {patience_s:g} s") from error
     except EOFError as error:
         raise InputError(f"a process that times it {error}") from error
-    if "error" in said:
-        raise InputError(said["error"])
-    return said["answer"]
+    if "error" in reply:
+        raise InputError(reply["error"])
+    return reply["answer"]
 
 
-def _judge(timed: Timed, again: Iterable[Mapping[str, Any]]) -> None:
-    """Hold against the calls that were `timed` what each process found when it answered their texts `again`.
+def _check_audits(timed: Timed, audits: Iterable[Mapping[str, Any]]) -> None:
+    """Check each process's audit against its `timed` calls.
 
     Raises:
         InputError: an answer differs, or is remembered.
     """
     faster = []
-    for blocks, found in zip(timed.variant_s, again, strict=True):
-        if not found["finite"]:
+    for blocks, audited in zip(timed.variant_s, audits, strict=True):
+        if not audited["finite"]:
             raise CannotRunError("it answers with nan or infinity: leave the model or the variant out")
-        if found["differs"]:
-            first, other = found["differs"]
+        if audited["differs"]:
+            first, second = audited["differs"]
             raise InputError(
-                f"it answers a text with {other} when it is asked again in another order, and with {first} in the "
+                f"it answers a text with {second} when it is asked again in another order, and with {first} in the "
                 "timed call: what was timed is not the work"
             )
-        faster.append(_median(itertools.chain(*blocks)) / _median(found["seconds"]))
+        faster.append(_median(itertools.chain(*blocks)) / _median(audited["seconds"]))
     if min(faster) > audit.REMEMBERED:
         raise InputError(
             f"it answers a text that it has seen {min(faster):.3g} times faster than a new one: it remembers answers, "
@@ -244,7 +244,7 @@ def _judge(timed: Timed, again: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _loading(cell: "Cell") -> Mapping[str, Any]:
-    """Return what a process needs to load the classifier of `cell`."""
+    """Return the arguments with which a process loads the classifier of `cell`."""
     from qbert.variants import accepted_options
 
     load, folder = cell.variant.load, str(cell.folder.resolve())

@@ -1,4 +1,4 @@
-"""What this processor is, and what measures on it: the part of a figure's identity that no file holds."""
+"""The processor and the installed libraries: the part of a measurement's identity that is in no file."""
 
 import contextlib
 import importlib.metadata
@@ -28,14 +28,14 @@ INSTRUCTION_SETS = {
     "i8mm": "i8mm",
     "bf16": "bf16",
 }
-"""The flags that decide which kernels run, by the names that Linux and py-cpuinfo give them."""
+"""The flags that decide which kernels run, by their names in Linux and py-cpuinfo."""
 
 
 @cache
 def instruction_sets() -> tuple[str, ...]:
-    """Return those of INSTRUCTION_SETS that this processor has, sorted."""
+    """Return this processor's INSTRUCTION_SETS, sorted."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():  # 0.1 s quicker than the library below
+    if cpuinfo.is_file():  # 0.1 s faster than py-cpuinfo
         lines = cpuinfo.read_text().splitlines()
         flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
     else:
@@ -58,7 +58,7 @@ def has_bf16() -> bool:
 def saturates() -> bool:
     """Whether this processor adds two products of a signed and an unsigned byte in 16 bits, which can overflow.
 
-    Then weights have to keep to 7 bits (ONNX Runtime's documentation, "Quantize ONNX models", and NNCF's of
+    Then weights must fit in 7 bits (ONNX Runtime's documentation, "Quantize ONNX models"; NNCF's documentation of
     OverflowFix). With VNNI, AMX or ARM's dot products it adds in 32 bits.
     """
     return not has("avx512_vnni", "avx_vnni", "amx_int8", "asimddp")
@@ -78,18 +78,18 @@ def processor() -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the version of each library that a figure depends on, and of `packages`, where they are installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of all LIBRARIES and `packages` that are installed."""
+    installed = {"python": platform.python_version()}
     for name in (*LIBRARIES, *packages):
         try:
-            found["qbert" if name == DISTRIBUTION else name] = importlib.metadata.version(name)
+            installed["qbert" if name == DISTRIBUTION else name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def identity(*packages: str) -> dict[str, Any]:
-    """Return what has to agree before two runs can be compared; of `packages`, the versions too."""
+    """Return what must agree for two runs to be comparable, including the versions of `packages`."""
     return {
         "processor": processor(),
         "instruction_sets": list(instruction_sets()),
@@ -106,81 +106,82 @@ NUMBERS = {
     "CPU part": "model",
     "CPU revision": "stepping",
 }
-"""What tells processors of one name apart, by Linux's names for it on x86 and on ARM."""
+"""The properties that distinguish processors of one name, by Linux's keys on x86 and ARM."""
 
 
 @cache
 def hardware() -> dict[str, int | str]:
-    """Return what tells this processor from others of its name: family, model, stepping, cores and caches.
+    """Return what distinguishes this processor from others of its name: family, model, stepping, cores and caches.
 
-    `logical cores` counts hyper-threads too. What the system does not tell is left out.
+    `logical cores` includes hyper-threads. Values that the system does not give are left out.
     """
-    found: dict[str, int | str] = {}
+    known: dict[str, int | str] = {}
     processors = [
         {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in part.splitlines())}
         for part in _read("/proc/cpuinfo").split("\n\n")
     ]
     for key, name in NUMBERS.items():
         with contextlib.suppress(ValueError):
-            found.setdefault(name, int(processors[0].get(key, ""), base=0))
-    if not found:
+            known.setdefault(name, int(processors[0].get(key, ""), base=0))
+    if not known:
         import cpuinfo
 
-        found = of_cpuinfo(cpuinfo.get_cpu_info())
-    if cores := {(one["physical id"], one["core id"]) for one in processors if {"physical id", "core id"} <= set(one)}:
-        found["physical cores"] = len(cores)
+        known = of_cpuinfo(cpuinfo.get_cpu_info())
+    ids = ("physical id", "core id")
+    if cores := {tuple(entry[key] for key in ids) for entry in processors if set(ids) <= set(entry)}:
+        known["physical cores"] = len(cores)
     if logical := os.cpu_count():
-        found["logical cores"] = logical
-    return found | caches()
+        known["logical cores"] = logical
+    return known | caches()
 
 
 def of_cpuinfo(info: Mapping[str, Any]) -> dict[str, int | str]:
-    """Return what py-cpuinfo's `info`, which pytest-benchmark saves too, tells of `hardware`."""
+    """Return the part of `hardware` that py-cpuinfo's `info` has, which pytest-benchmark saves."""
     names = {"family": "family", "model": "model", "stepping": "stepping", "count": "logical cores"}
     return {name: info[key] for key, name in names.items() if isinstance(info.get(key), int)}
 
 
 def boot() -> str:
-    """Return what names the time since this kernel started; empty where the system does not tell.
+    """Return the id of the kernel's current boot; empty if the system gives none.
 
-    It is part of what tells a sitting, in which the machine's state is one: history.sittings.
+    It helps to identify a sitting: results.history.sittings.
     """
     return _read("/proc/sys/kernel/random/boot_id")
 
 
 def caches() -> dict[str, str]:
-    """Return the size of each cache of the first core, by level and kind; empty where the system does not tell."""
-    found = {}
+    """Return the size of each cache of the first core, by level and kind; empty if the system gives none."""
+    sizes = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-        found[f"L{level} {kind.lower()}"] = size
-    return found
+        sizes[f"L{level} {kind.lower()}"] = size
+    return sizes
 
 
 def disturbances() -> list[str]:
-    """Return what disturbs timing here, each in a sentence; empty where nothing was found."""
-    found = []
+    """Return a sentence for each thing that disturbs timing on this machine."""
+    sentences = []
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor and governor != "performance":
-        found.append(f"the clock's governor is {governor}: 'performance' keeps the clock from following the load")
+        sentences.append(f"the clock's governor is {governor}: 'performance' keeps the clock from following the load")
     if _read("/sys/devices/system/cpu/smt/active") == "1":
-        found.append("hyper-threads are on: two of them share a core, so leave the sibling of the timed one idle")
+        sentences.append("hyper-threads are on: two of them share a core, so leave the sibling of the timed one idle")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY_LOAD:
-        found.append(f"{load:.1f} processes are running or waiting, on average of a minute: stop what else runs")
+        sentences.append(f"{load:.1f} processes are running or waiting, on average of a minute: stop what else runs")
     if (stolen := stolen_share()) > STOLEN:
-        found.append(f"{stolen:.1%} of the time went to other virtual machines of this host: expect a wider spread")
+        sentences.append(f"{stolen:.1%} of the time went to other virtual machines of this host: expect a wider spread")
     if (_read("/sys/fs/cgroup/cpu.max") or "max").split()[0] != "max":
-        found.append("this container has a limit of processor time, which stops it in the middle of a call")
-    return found
+        sentences.append("this container has a limit of processor time, which stops it in the middle of a call")
+    return sentences
 
 
-BUSY_LOAD = 0.5  # more than now and then a process, while nothing is being timed
+BUSY_LOAD = 0.5  # more than an occasional process, while nothing is timed
 STOLEN = 0.001
 
 
 def stolen_share(seconds: float = 0.5) -> float:
-    """Return the share of the processors' time that the host gave to others, over `seconds`."""
+    """Return the share of processor time that the host gave to other virtual machines, over `seconds`."""
 
     def ticks() -> tuple[int, int]:
         kinds = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
@@ -194,7 +195,7 @@ def stolen_share(seconds: float = 0.5) -> float:
 
 
 def _read(path: str) -> str:
-    """Return what the kernel says in `path`; empty where it says nothing."""
+    """Return the content of a kernel file; empty if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
@@ -203,12 +204,12 @@ def _read(path: str) -> str:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Keep this thread on the last core that it may use, where the system lets it choose."""
+    """Keep this thread on the last core that it may use, if the system supports it."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(allowed)})  # the first core is where most interrupts go
+    os.sched_setaffinity(0, {max(allowed)})  # the first core handles most interrupts
     try:
         yield
     finally:

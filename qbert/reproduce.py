@@ -1,4 +1,4 @@
-"""The published experiment's table, done anew: time per document and weighted F1 before and after quantization."""
+"""Reproduce the published experiment's table: time per document and weighted F1 before and after quantization."""
 
 import hashlib
 import json
@@ -34,14 +34,14 @@ PUBLISHED = {384: (1.066, 0.686), 256: (0.669, 0.431), 128: (0.336, 0.201)}
 news, int8-dynamic on an i5-10210U, tokenizing and autograd included."""
 PUBLISHED_SPEEDUP = 1.52
 PUBLISHED_F1 = (0.9717, 0.9899)
-"""Weighted F1 before, least and greatest of the nine; after, within 0.004 of it."""
-TURN = 20  # documents that one side classifies before the other does the same ones
-SETTLING = 5  # calls at the beginning of a turn, which find caches as the other side left them, and are not timed
+"""Least and greatest weighted F1 of the nine before quantization; after it, within 0.004 of that."""
+TURN = 20  # documents that one side classifies before the other side classifies the same ones
+SETTLING = 5  # untimed calls at the beginning of a turn, which refill the caches after the other side's
 
 
 @dataclass(frozen=True)
 class Training:
-    """One trained checkpoint, before and after."""
+    """The figures of one trained checkpoint before and after quantization."""
 
     max_length: int
     seed: int
@@ -62,7 +62,7 @@ class Training:
 
 
 def run(suite: "Suite", variant: str) -> list[Training]:
-    """Measure each training of `suite` as fp32 and as `variant`; those that were measured before are read again."""
+    """Measure each training of `suite` as fp32 and as `variant`; reuse results of an earlier run."""
     documents = suite.dataset.documents(None)
     trainings = []
     for max_length in suite.max_lengths:
@@ -71,20 +71,20 @@ def run(suite: "Suite", variant: str) -> list[Training]:
             identity = [cell.describe(cell.classifier.evidence)["identity"] for cell in (before, after)]
             key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
             path = cache_dir() / "reproductions" / f"{key}.json"
-            training = kept(path, identity)
+            training = load_training(path, identity)
             if training is None:
-                what = f"{max_length} tokens, training {model.seed + 1} of {len(suite.models)}"
-                with progress(what, len(documents)) as advance:
+                label = f"{max_length} tokens, training {model.seed + 1} of {len(suite.models)}"
+                with progress(label, len(documents)) as advance:
                     training = measure(before, after, documents, advance)
-                keep(path, identity, training)
+                save_training(path, identity, training)
             trainings.append(training)
     return trainings
 
 
 def measure(before: "Cell", after: "Cell", documents: "pd.DataFrame", advance: Callable[[int], None]) -> Training:
-    """Classify each document with both, in turns of a few, so that both see the same machine at the same moment."""
+    """Classify each document with both cells, in turns of TURN documents, so that conditions are the same for both."""
     rows = text_rows(documents)
-    runs = [cell.text_classifier() for cell in (before, after)]
+    classifiers = [cell.text_classifier() for cell in (before, after)]
     seconds: list[list[float]] = [[], []]
     logits: list[list[npt.NDArray[np.float32]]] = [[], []]
     with one_core():
@@ -92,12 +92,12 @@ def measure(before: "Cell", after: "Cell", documents: "pd.DataFrame", advance: C
             turn = rows[begin : begin + TURN]
             for side in (0, 1) if begin // TURN % 2 == 0 else (1, 0):
                 for text in turn[:SETTLING]:
-                    runs[side](*text)
+                    classifiers[side](*text)
                 for text in turn:
                     start = time.perf_counter()
-                    found = runs[side](*text)
+                    answer = classifiers[side](*text)
                     seconds[side].append(time.perf_counter() - start)
-                    logits[side].append(found)
+                    logits[side].append(answer)
             advance(min(begin + TURN, len(rows)))
     outputs = [np.concatenate(side) for side in logits]
     comparison = after.compare(documents, *outputs)
@@ -125,59 +125,59 @@ def ratio_of_means(
 ) -> tuple[float, float, float]:
     """Return mean(before) / mean(after) of paired values, and its interval.
 
-    Source: delta method for a ratio of paired means: Cochran 1977, "Sampling Techniques", section 6.4, on the
-    logarithm, which keeps the interval above 0.
+    Source: delta method for a ratio of paired means: Cochran 1977, "Sampling Techniques", section 6.4; on a log scale,
+    which keeps the interval above 0.
     """
     ratio = float(before.mean() / after.mean())
     if len(before) < 2:  # noqa: PLR2004  one value has no spread
         return ratio, math.nan, math.nan
     residuals = before / before.mean() - after / after.mean()
     error = float(residuals.std(ddof=1)) / math.sqrt(len(before))
-    reach = float(stats.t.ppf((1 + confidence) / 2, len(before) - 1)) * error
-    return ratio, ratio * math.exp(-reach), ratio * math.exp(reach)
+    margin = float(stats.t.ppf((1 + confidence) / 2, len(before) - 1)) * error
+    return ratio, ratio * math.exp(-margin), ratio * math.exp(margin)
 
 
 def average(speedups: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
     """Return the geometric mean of the trainings' speedups and its interval (Student's, on logarithms)."""
     logs = np.log(speedups)
-    middle = float(logs.mean())
+    mean = float(logs.mean())
     if len(logs) < 2:  # noqa: PLR2004  one value has no spread
-        return math.exp(middle), math.nan, math.nan
-    reach = float(stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
-    return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
+        return math.exp(mean), math.nan, math.nan
+    margin = float(stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
+    return math.exp(mean), math.exp(mean - margin), math.exp(mean + margin)
 
 
-def kept(path: Path, identity: Any) -> Training | None:  # noqa: ANN401  as JSON holds it
-    """Return the training that `keep` left in `path` for the same `identity`; None where there is none."""
+def load_training(path: Path, identity: Any) -> Training | None:  # noqa: ANN401  JSON
+    """Return the training that `save_training` wrote to `path` for the same `identity`; None if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Training(**found["training"]) if found["identity"] == identity else None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Training(**content["training"]) if content["identity"] == identity else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def keep(path: Path, identity: Any, training: Training) -> None:  # noqa: ANN401  as JSON holds it
-    """Write `training` to `path`: an interrupted run leaves nothing that looks finished."""
+def save_training(path: Path, identity: Any, training: Training) -> None:  # noqa: ANN401  JSON
+    """Write `training` to `path` atomically: an interrupted run leaves no incomplete file there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"identity": identity, "training": asdict(training)})
-    write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def table(trainings: Sequence[Training], *, title: str) -> Group:
-    """Return the published experiment's table of `trainings`, beside the published figures. It fits 80 columns."""
+    """Return the experiment's table of `trainings` with the published figures, at most 80 columns wide."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in COLUMNS:
         drawn.add_column(heading, justify="right", no_wrap=True)
     for row in _rows(trainings):
         drawn.add_row(*row)
-    return Group(Text(title, style="bold"), "", drawn, Text(f"\n{_reproduced(trainings)}"))
+    return Group(Text(title, style="bold"), "", drawn, Text(f"\n{_conclusion(trainings)}"))
 
 
 def markdown(trainings: Sequence[Training], *, title: str) -> str:
-    """Return the same as `table` for a README."""
+    """Return the content of `table` as Markdown, for a README."""
     headings = [heading.replace("\n", " ").strip() for heading in COLUMNS]
     drawn = tables.markdown_table(headings, _rows(trainings))
-    return f"### {tables.markdown_text(title)}\n\n{drawn}\n\n{_reproduced(trainings)}\n"
+    return f"### {tables.markdown_text(title)}\n\n{drawn}\n\n{_conclusion(trainings)}\n"
 
 
 COLUMNS = (
@@ -188,31 +188,31 @@ COLUMNS = (
 
 def _rows(trainings: Sequence[Training]) -> list[list[str]]:
     rows = []
-    for one in trainings:
+    for training in trainings:
         published = ""
-        if one.max_length in PUBLISHED and one.seed == 0:
-            before, after = PUBLISHED[one.max_length]
+        if training.max_length in PUBLISHED and training.seed == 0:
+            before, after = PUBLISHED[training.max_length]
             published = f"{before * 1e3:.0f} {after * 1e3:.0f} {before / after:.2f}"
         rows.append(
             [
-                str(one.max_length),
-                str(one.seed + 1),
-                tables.milliseconds(one.before_s),
-                tables.milliseconds(one.after_s),
-                f"{one.speedup:.2f} {one.speedup_low:.2f}–{one.speedup_high:.2f}",
-                f"{one.f1_before:.4f}",
-                f"{one.f1_after:.4f}",
-                f"{one.f1_drop_low:+.3f} {one.f1_drop_high:+.3f}",
+                str(training.max_length),
+                str(training.seed + 1),
+                tables.milliseconds(training.before_s),
+                tables.milliseconds(training.after_s),
+                f"{training.speedup:.2f} {training.speedup_low:.2f}–{training.speedup_high:.2f}",
+                f"{training.f1_before:.4f}",
+                f"{training.f1_after:.4f}",
+                f"{training.f1_drop_low:+.3f} {training.f1_drop_high:+.3f}",
                 published,
             ]
         )
     return rows
 
 
-def _reproduced(trainings: Sequence[Training]) -> str:
-    speedup, low, high = average([one.speedup for one in trainings])
+def _conclusion(trainings: Sequence[Training]) -> str:
+    speedup, low, high = average([training.speedup for training in trainings])
     between = "" if math.isnan(low) else f" (95 % over {len(trainings)} trainings: {low:.2f} to {high:.2f})"
-    worst = max(abs(one.f1_drop) for one in trainings)
+    worst = max(abs(training.f1_drop) for training in trainings)
     least, most = PUBLISHED_F1
     return (
         f"On average {speedup:.2f} times faster{between};\nF1 moved by {worst:.4f} at most.\n"

@@ -1,7 +1,7 @@
-"""What one core can do at best: the rate of matrix products in each precision, by any installed runtime.
+"""The limit of one core: the best rate of matrix products in each precision, over all installed runtimes.
 
-The products are a BERT layer's, `length` rows by its weights, kept in the order that the runtime packs them in.
-The fastest of all runtimes and shapes is the limit; how far a variant stays below it tells what is left to win.
+The products are a BERT layer's: `length` rows times its weights, which the runtime has packed in its own order.
+The fastest of all runtimes and shapes is the limit; a variant's distance to it is what could still be gained.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHAPES = ((128, 768, 3072), (384, 768, 3072), (384, 3072, 768))
 """Rows, inputs and outputs: BERT-base's feed-forward layers at two lengths."""
-SECONDS = 0.06  # a product; ends of a clock's rise and of a neighbour's burst fall out with the fastest third
+SECONDS = 0.06  # per product; the fastest third is free of a rising clock and of most neighbours' bursts
 PRECISIONS = ("fp32", "bf16", "int8")
 
 RUNTIMES = {
@@ -29,14 +29,14 @@ RUNTIMES = {
     ("onnx", "onnxruntime"): onnxruntime.products,
     ("openvino",): openvino.products,
 }
-"""The probes, and the packages that they need."""
+"""The probes, by the packages that they need."""
 
 
 @cache
 def rates() -> dict[str, tuple[float, str]]:
-    """Measure the best rate of each precision on one core: operations a second, and whose it is.
+    """Measure the best rate of each precision on one core; return operations per second, and the runtime.
 
-    A multiplication and its addition are two operations. It takes a few seconds.
+    A multiplication and its addition are two operations. The measurement takes a few seconds.
     """
     best: dict[str, tuple[float, str]] = {}
     with silent(), one_core():
@@ -49,7 +49,7 @@ def rates() -> dict[str, tuple[float, str]]:
 
 
 def _seconds(product: Callable[[], Any]) -> float:
-    """Return the seconds of one call, the fastest third's slowest."""
+    """Return the seconds of one call: the slowest of the fastest third."""
     calls: list[float] = []
     product()
     while sum(calls) < SECONDS:
@@ -61,7 +61,7 @@ def _seconds(product: Callable[[], Any]) -> float:
 
 @cache
 def operations(checkpoint: "Checkpoint", length: int) -> float:
-    """Return the operations of all matrix products of one encoding of `length` tokens; nan where they are not known."""
+    """Return the operations of all matrix products for one encoding of `length` tokens; nan if not known."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,7 +69,7 @@ def operations(checkpoint: "Checkpoint", length: int) -> float:
     try:
         with silent(), FlopCounterMode(display=False) as counter, torch.no_grad():
             checkpoint.skeleton(input_ids=tokens)
-    except (RuntimeError, NotImplementedError):  # some architectures look at the tokens, which have no values here
+    except (RuntimeError, NotImplementedError):  # some architectures read the tokens, which have no values here
         return float("nan")
     return float(counter.get_total_flops())
 

@@ -1,4 +1,4 @@
-"""The cells of a run: which models, lengths and variants there are, each built when it is first needed."""
+"""The cells of a run: its models, lengths and variants, each built at first use."""
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Suite:
-    """Builds what the cells of one run need, and keeps the classifiers of the model in use."""
+    """Builds what the cells of a run need, and keeps the classifiers of the current model."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class Suite:
     ) -> None:
         """Check that the models `sources` (built-in names, folders, hub ids) fit the dataset and the lengths.
 
-        With `fine_tune` a folder or hub id is a base, trained on the dataset once for each length and experiment.
+        With `fine_tune` a folder or hub id is a base model, trained on the dataset for each length and experiment.
 
         Raises:
-            InputError: a model cannot be used, its labels are not the dataset's, or a length is beyond its positions.
+            InputError: a model cannot be used, its labels are not the dataset's, or a length exceeds its positions.
         """
         self.dataset = dataset
         self.max_lengths = tuple(max_lengths)
@@ -51,7 +51,7 @@ class Suite:
         self._failed: dict[Any, Exception] = {}
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
         self._folders: dict[tuple[Path, str, int | None], Path] = {}
-        self._in_use = ""
+        self._current_model = ""
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
         for source in dict.fromkeys(sources):
             for model in models.find(source, dataset, max_lengths, experiments=experiments, fine_tune=fine_tune):
@@ -60,7 +60,7 @@ class Suite:
                 self.models[name] = replace(model, name=name)
 
     def checkpoint(self, model: Model, max_length: int) -> Checkpoint:
-        """Return the checkpoint of `model` for this length; a built-in one is made at first use."""
+        """Return the checkpoint of `model` for this length; that of a built-in model is made at first use."""
         folder = model.place(self.dataset, max_length)
         if folder not in self._checkpoints:
             with self._once(folder):
@@ -68,20 +68,20 @@ class Suite:
         return self._checkpoints[folder]
 
     def classifier(self, model: Model, max_length: int, variant: Variant) -> Classifier:
-        """Return the built classifier; those of another model are let go."""
-        if model.name != self._in_use:
+        """Return the built classifier, and drop those of another model."""
+        if model.name != self._current_model:
             self._classifiers.clear()
-            self._in_use = model.name
+            self._current_model = model.name
         checkpoint = self.checkpoint(model, max_length)
         folder = self.folder(checkpoint, variant, max_length)
         key = (folder, variant.name)
         if key not in self._classifiers:
-            with self._once(key), silent():  # a runtime that cannot do it writes to the terminal, too
+            with self._once(key), silent():  # a runtime that fails also writes to the terminal
                 self._classifiers[key] = variants.load(variant, checkpoint, folder)
         return self._classifiers[key]
 
     def folder(self, checkpoint: Checkpoint, variant: Variant, max_length: int) -> Path:
-        """Return what `variant` is loaded from; made, and found whole, once a run."""
+        """Return the folder that `variant` is loaded from; it is built and checked once per run."""
         key = (checkpoint.folder, variant.name, max_length if variant.of_one_length else None)
         if key not in self._folders:
             with self._once(key):
@@ -89,8 +89,8 @@ class Suite:
         return self._folders[key]
 
     @contextlib.contextmanager
-    def _once(self, key: Any) -> Iterator[None]:  # noqa: ANN401  whatever tells one thing that is made from another
-        """Raise what was raised here for the same `key` before: every cell says why, none tries again."""
+    def _once(self, key: Any) -> Iterator[None]:  # noqa: ANN401  any hashable
+        """Raise the earlier error for the same `key` again: every cell reports it, none retries."""
         if failed := self._failed.get(key):
             raise failed
         try:
@@ -102,7 +102,7 @@ class Suite:
     def baseline_logits(
         self, cell: "Cell", documents: "pd.DataFrame", logits: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """Return the baseline's logits of `documents`: `logits` where `cell` is it, else run once and kept."""
+        """Return the baseline's logits of `documents`: `logits` if `cell` is the baseline, else computed once."""
         key = (cell.model.name, cell.max_length)
         if cell.is_baseline:
             self._baseline_logits[key] = logits
@@ -126,21 +126,21 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As in test ids."""
+        """The name, as in test ids."""
         return f"{self.model.name}-{self.max_length}-{self.variant.name}"
 
     def group(self, measured: str) -> str:
-        """Return the title of the table in which pytest-benchmark shows what is `measured` of this model and length."""
+        """Return the title of pytest-benchmark's table for what is `measured` of this model and length."""
         return f"{measured} {self.model.name}-{self.max_length}{'' if self.model.trained else ' (untrained)'}"
 
     def label_benchmark(self, benchmark: Any, measured: str) -> None:  # noqa: ANN401  pytest-benchmark's fixture
-        """Group `benchmark`, and have the saved run say what it is of."""
+        """Set the group of `benchmark`, and describe the cell in its `extra_info`."""
         benchmark.group = self.group(measured)
         benchmark.extra_info.update(self.describe(self.classifier.evidence), measured=measured)
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is what the others of its model and length are held against."""
+        """Whether it is the baseline of its model and length."""
         return self.variant.name == BASELINE
 
     @property
@@ -155,22 +155,22 @@ class Cell:
 
     @property
     def baseline(self) -> Classifier:
-        """It, built."""
+        """The built baseline of the same model and length."""
         return self.baseline_cell.classifier
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The model's, for this length."""
+        """The model's checkpoint for this length."""
         return self.suite.checkpoint(self.model, self.max_length)
 
     @property
     def folder(self) -> Path:
-        """What the variant is loaded from."""
+        """The folder that the variant is loaded from."""
         return self.suite.folder(self.checkpoint, self.variant, self.max_length)
 
     @property
     def disk_bytes(self) -> int:
-        """The size of all that the variant needs on disk, tokenizer included."""
+        """The size of all files that the variant needs, tokenizer included."""
         files = self.folder.rglob("*") if self.variant.export else self.checkpoint.files
         return sum(path.stat().st_size for path in files if path.is_file())
 
@@ -189,7 +189,7 @@ class Cell:
         documents: "pd.DataFrame",
         logits: npt.NDArray[np.float32],
     ) -> tuple[accuracy.Comparison, list[dict[str, Any]]]:
-        """Compare `logits` `(documents, num_labels)` of this cell with the baseline's: the figures, and the flips."""
+        """Compare this cell's `logits`, `(documents, num_labels)`, with the baseline's; return figures and flips."""
         baseline = self.suite.baseline_logits(self, documents, logits)
         comparison = replace(
             self.compare(documents, baseline, logits), logit_error=float(np.abs(logits - baseline).mean())
@@ -203,14 +203,14 @@ class Cell:
         baseline: npt.NDArray[np.float32],
         logits: npt.NDArray[np.float32],
     ) -> accuracy.Comparison:
-        """Compare what `logits` and those of a `baseline`, `(documents, num_labels)` of this model, predict.
+        """Compare the predictions of `baseline` and `logits`, both logits `(documents, num_labels)`.
 
         Raises:
-            CannotRunError: some are no numbers, so that they predict nothing.
+            CannotRunError: a logit is nan or infinity, so that it predicts nothing.
         """
         problem_type = self.checkpoint.problem_type
-        for one in (baseline, logits):
-            accuracy.check_finite(one, self.name)
+        for array in (baseline, logits):
+            accuracy.check_finite(array, self.name)
         return accuracy.compare(
             self.suite.dataset.indicators(documents),
             predicted(baseline, problem_type),
@@ -219,16 +219,16 @@ class Cell:
         )
 
     def answers(self, documents: "pd.DataFrame", logits: npt.NDArray[np.float32]) -> dict[str, str]:
-        """Return what a saved run tells of the answers `logits`, `(documents, num_labels)`."""
+        """Return the answers from `logits`, `(documents, num_labels)`, as a saved run holds them."""
         return answers(
             self.suite.dataset.indicators(documents), predicted(logits, self.checkpoint.problem_type), logits
         )
 
     def limit(self, seconds: float) -> dict[str, Any]:
-        """Return how near `seconds` for a full encoding is to what one core can do: `floor_s` and `share_of_limit`.
+        """Compare `seconds` for a full encoding with the limit of one core: return `floor_s` and `share_of_limit`.
 
         Raises:
-            InputError: it is more than that.
+            InputError: `seconds` is below the limit.
         """
         floor = self._floor_s()
         if floor > seconds:  # the limit may have been measured while a neighbour slowed the core
@@ -245,7 +245,7 @@ class Cell:
         return roofline.floor_seconds(self.checkpoint, self.max_length, self.variant.precision)
 
     def describe(self, evidence: Mapping[str, Any]) -> dict[str, Any]:
-        """Return its place, the `evidence` of its classifier, and what was measured on what."""
+        """Return the cell's names, the `evidence` of its classifier, and the identity of what is measured."""
         return {
             "model": self.model.name,
             "trained": self.model.trained,

@@ -1,4 +1,4 @@
-"""A process that times cells: it loads what it is told to, and makes blocks of calls when qbert.latency asks."""
+"""A process that times cells: it loads classifiers and makes blocks of calls at the request of qbert.latency."""
 
 import gc
 import importlib
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from qbert.tokenizer import Encoding
     from qbert.variants import Classifier
 
-KEPT = 16  # answers of timed calls that are asked for again, at most
-TRIES = 20  # draws of a text that was not there before
+KEPT = 16  # at most so many answers of a block's timed calls are kept for the audit
+TRIES = 20  # attempts to draw a text that has not been used before
 
 
 class Texts:
-    """Encodings of one length without an end, none like one before: first those given, then others of their tokens.
+    """An endless series of different encodings of one length: first those given, then random mixes of their tokens.
 
     So no timed call can be answered from memory.
     """
 
     def __init__(self, encodings: Sequence[Mapping[str, Any]], special: Sequence[int], seed: int) -> None:
-        """Begin with `encodings`; the tokens `special` stay where they are."""
+        """Start with `encodings`; the tokens `special` keep their positions."""
         self._given: list[Encoding] = [
-            {name: np.array(array, dtype=np.int64) for name, array in one.items()} for one in encodings
+            {name: np.array(array, dtype=np.int64) for name, array in encoding.items()} for encoding in encodings
         ]
-        self._movable = [~np.isin(one["input_ids"], special) for one in self._given]
+        self._movable = [~np.isin(encoding["input_ids"], special) for encoding in self._given]
         self._tokens = np.concatenate(
-            [one["input_ids"][movable] for one, movable in zip(self._given, self._movable, strict=True)]
+            [encoding["input_ids"][movable] for encoding, movable in zip(self._given, self._movable, strict=True)]
         )
         self._generator = np.random.default_rng(seed)
         self._seen: set[bytes] = set()
@@ -47,7 +47,7 @@ class Texts:
         return self
 
     def __next__(self) -> "Encoding":
-        """Return the next one."""
+        """Return the next encoding."""
         number = self._count % len(self._given)
         given, movable = self._given[number], self._movable[number]
         ids = given["input_ids"]
@@ -63,17 +63,17 @@ class Texts:
 
 
 class Timer:
-    """What can be asked for; a side is `baseline` or `variant`."""
+    """The requests that it answers; a side is `baseline` or `variant`."""
 
     def __init__(self) -> None:
-        """Begin without anything loaded."""
+        """Start with nothing loaded."""
         self._sides: dict[str, tuple[Any, Classifier]] = {}
         self._texts: Texts | None = None
         self._answered: list[tuple[Encoding, npt.NDArray[np.float32]]] = []
         self._generator = np.random.default_rng(0)
 
     def load(self, **sides: Mapping[str, Any]) -> None:
-        """Have of each side what `module.name(folder, **options)` loads, and no other side; what is there stays."""
+        """Load each side with `module.name(folder, **options)` unless it is loaded, and drop all other sides."""
         for side in list(self._sides):
             if side not in sides or self._sides[side][0] != sides[side]:
                 del self._sides[side]
@@ -84,11 +84,11 @@ class Timer:
                 self._sides[side] = wanted, load(Path(wanted["folder"]), **wanted["options"])
 
     def begin(self, side: str, encodings: Sequence[Mapping[str, Any]], special: Sequence[int], seed: int) -> None:
-        """Take texts of `encodings` from now on, and answers of `side` to hold later ones against."""
+        """Use texts from `encodings` from now on, and keep answers of `side` for the audit."""
         self._texts, self._answered, self._audited = Texts(encodings, special, seed), [], side
 
     def warm_up(self, side: str) -> float:
-        """Call until it is steady; return the median seconds of the later half of the calls."""
+        """Call for WARM_UP_S; return the median seconds of the later half of the calls."""
         calls: list[float] = []
         with one_core():
             while sum(calls) < WARM_UP_S:
@@ -96,7 +96,7 @@ class Timer:
         return float(np.median(calls[len(calls) // 2 :]))
 
     def block(self, side: str, settling: int, timed: int) -> list[float]:
-        """Return the seconds of each of `timed` calls, after `settling` ones that are not timed."""
+        """Make `settling` untimed calls, then `timed` ones; return the seconds of each of these."""
         texts = [self._next() for _ in range(settling + timed)]
         classifier, logits = self._sides[side][1], []
 
@@ -112,8 +112,8 @@ class Timer:
             self._answered += [(texts[settling + number], np.array(logits[number])) for number in chosen]
         return seconds
 
-    def again(self, count: int) -> dict[str, Any]:
-        """Ask `count` of the texts of timed calls again, in another order; return the seconds, and what differs."""
+    def repeat(self, count: int) -> dict[str, Any]:
+        """Repeat `count` timed calls in another order; return their seconds and, if answers differ, the first two."""
         count = min(count, len(self._answered))
         order = self._generator.permutation(len(self._answered))[:count]
         if (np.diff(order) > 0).all():
@@ -130,11 +130,11 @@ class Timer:
         return {
             "seconds": seconds,
             "finite": bool(np.isfinite(np.concatenate([*first, *again])).all()),
-            "differs": [audit.told(one[different[0]][0]) for one in (first, again)] if len(different) else [],
+            "differs": [audit.format_logits(answers[row][0]) for row in different[:1] for answers in (first, again)],
         }
 
     def _next(self) -> "Encoding":
-        assert self._texts is not None, "begin comes first"  # noqa: S101  the asker's mistake, no person's
+        assert self._texts is not None, "begin comes first"  # noqa: S101  a mistake of the caller, not of the user
         return next(self._texts)
 
 

@@ -49,14 +49,14 @@ def test_the_average_is_geometric_and_its_interval_students() -> None:
 
 def test_what_is_kept_is_found_for_the_same_subject_alone(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "one.json"
-    assert reproduce.kept(path, ["a"]) is None
-    reproduce.keep(path, ["a"], ONE)
-    assert reproduce.kept(path, ["a"]) == ONE
-    assert reproduce.kept(path, ["b"]) is None
+    assert reproduce.load_training(path, ["a"]) is None
+    reproduce.save_training(path, ["a"], ONE)
+    assert reproduce.load_training(path, ["a"]) == ONE
+    assert reproduce.load_training(path, ["b"]) is None
     assert [file.name for file in path.parent.iterdir()] == ["one.json"]
     for damaged in ("", "[]", '{"identity": ["a"]}', '{"identity": ["a"], "training": {"x": 1}}'):
         path.write_text(damaged)
-        assert reproduce.kept(path, ["a"]) is None
+        assert reproduce.load_training(path, ["a"]) is None
 
 
 def test_the_table_fits_80_columns_and_has_the_published_figures() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 CALIBRATED = (0.02, 0.03, 0.05, 0.10)
 CALIBRATION_PAIRS = 16
-CALIBRATION_SECONDS = 6 * 3600  # nobody said when to stop: all pairs
+CALIBRATION_SECONDS = 6 * 3600  # long enough for all pairs
 
 
 @click.command()
@@ -34,7 +34,7 @@ CALIBRATION_SECONDS = 6 * 3600  # nobody said when to stop: all pairs
 @click.option(
     "--model", "models", multiple=True, metavar="MODEL", help="Checkpoint folder, hub id or built-in model; repeatable."
 )
-@click.option("--dataset", metavar="DIR", help="Real text, and what F1 is of.")
+@click.option("--dataset", metavar="DIR", help="Dataset for encodings and F1.")
 @click.option("--variants", metavar="LIST", help="Names with commas between.")
 @click.option("--max-lengths", metavar="LIST", help="Tokens: 128,256,384.")
 @click.option("--documents", type=click.IntRange(min=1), metavar="N", help="Judge F1 by a sample of N test documents.")
@@ -58,7 +58,7 @@ CALIBRATION_SECONDS = 6 * 3600  # nobody said when to stop: all pairs
     help="A side that does not answer for S seconds while timing is hanging.",
 )
 @click.option("--strict", is_flag=True, help="End with 3 where any verdict is inconclusive.")
-@click.option("--calibrate", is_flag=True, help="Hold this machine against itself: what it can find.")
+@click.option("--calibrate", is_flag=True, help="Compare this machine with itself: what it can find.")
 @options.json_option
 @options.markdown_option
 @click.pass_context
@@ -84,13 +84,13 @@ def gate(
     json_file: Path | None,
     markdown: Path | None,
 ) -> None:
-    """Hold head, which is what is here, against base: latency by pairs of processes, F1 by the same documents.
+    """Compare head, the current tree, with base: latency in pairs of processes, F1 on the same documents.
 
-    With --base-ref, what lies in the repository (modules, a --model, a --dataset) is on base's side that commit's own.
+    With --base-ref, base has that commit's version of all that lies in the repository: modules, a --model, a --dataset.
 
-    Ends with 0 where nothing was shown to be worse, 1 with a regression, 2 with a mistake in how it was called, 3 where
-    it could decide nothing (--strict: not everything), 4 where the sides cannot be compared or one of them cannot run.
-    What is not told stands in pyproject.toml, [tool.qbert]; limits of cells in [[tool.qbert.gate.limits]].
+    Exits with 0 if nothing was shown to be worse, 1 on a regression, 2 on a usage error, 3 if nothing could be decided
+    (--strict: not everything), 4 if the sides are not comparable or one of them cannot run. Options that are not given
+    come from pyproject.toml, [tool.qbert]; limits of cells from [[tool.qbert.gate.limits]].
     """
     import contextlib
 
@@ -123,7 +123,7 @@ def gate(
     dataset = _absolute(settings.dataset, [datasets.BUILT_IN])
     may_differ = {"versions"} if base_python else set()
     if base_ref or base_model:
-        may_differ.add("checkpoint_sha256")  # the commit's own, too, be they in it or trained by it
+        may_differ.add("checkpoint_sha256")  # base has its own models; its commit contains or trains them
     subject = sides.Subject(
         settings.max_lengths,
         settings.variant_list,
@@ -150,7 +150,7 @@ def gate(
             )
         )
         try:
-            found = gates.run(
+            result = gates.run(
                 *(base, head, subject, budget),
                 limits=settings.gate.limits,
                 may_differ=may_differ,
@@ -163,21 +163,22 @@ def gate(
             ctx.exit(gates.NOT_COMPARABLE)
         except KeyboardInterrupt:
             ctx.exit(128 + signal.SIGINT)
-    options.write(json_file, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    options.write(json_file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if calibrate:
-        tables.show(verdicts.calibration(gates.calibrated(found, CALIBRATED), found))
+        tables.show(verdicts.calibration(gates.calibrated(result, CALIBRATED), result))
         return
-    title, caption = verdicts.answer(found["cells"]), verdicts.gate_caption(found)
-    tables.show(verdicts.verdicts(found["cells"], title=title, caption=caption))
-    options.write(markdown, verdicts.verdicts_markdown(found["cells"], title=title, caption=caption.replace("\n", " ")))
-    ctx.exit(found["exit_code"])
+    cells = result["cells"]
+    title, caption = verdicts.answer(cells), verdicts.gate_caption(result)
+    tables.show(verdicts.verdicts(cells, title=title, caption=caption))
+    options.write(markdown, verdicts.verdicts_markdown(cells, title=title, caption=caption.replace("\n", " ")))
+    ctx.exit(result["exit_code"])
 
 
 def _end(number: int, _: "FrameType | None") -> None:
-    """Leave as after an error, so that no process and no worktree is left behind."""
+    """Exit as after an error, so that no process and no worktree is left."""
     raise SystemExit(128 + number)
 
 
 def _absolute(source: str, built_in: Collection[str]) -> str:
-    """Return `source` so that it means the same in another folder, where it is one; links in it are not followed."""
+    """Return `source` as an absolute path if it is a folder; links in it are not followed."""
     return os.path.abspath(source) if source not in built_in and Path(source).is_dir() else source  # noqa: PTH100

@@ -1,4 +1,4 @@
-"""The commands that say what can run here: variants and machine."""
+"""The commands `qbert variants` and `qbert machine`: what can run on this machine."""
 
 import os
 
@@ -8,7 +8,7 @@ from rich.markup import escape
 
 @click.command()
 def variants() -> None:
-    """List the ways to run a model: which can run here, and what the others lack."""
+    """List the variants: which can run here, and what the others lack."""
     from rich.table import Table
 
     from qbert import variants as table
@@ -26,10 +26,10 @@ def variants() -> None:
 
 @click.command()
 def machine() -> None:
-    """Say what this processor is, what one core of it can do at best, and what disturbs timing here."""
+    """Show this processor, the best rates of one core, and what disturbs timing here."""
     from rich.table import Table
 
-    from qbert import machine as here
+    from qbert import machine as this_machine
     from qbert import roofline
     from qbert import variants as table
     from qbert.results import tables
@@ -39,13 +39,15 @@ def machine() -> None:
     say("measuring matrix products on one core, some seconds")
     rates = roofline.rates()
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    drawn.add_row("processor", escape(here.processor()))
+    drawn.add_row("processor", escape(this_machine.processor()))
     drawn.add_row("cores", f"{os.cpu_count()}")
-    drawn.add_row("instruction sets", ", ".join(here.instruction_sets()))
-    drawn.add_row("caches", ", ".join(f"{name} {size}" for name, size in here.caches().items()) or "not told")
-    drawn.add_row("libraries", ", ".join(f"{name} {version}" for name, version in here.versions(*packages).items()))
+    drawn.add_row("instruction sets", ", ".join(this_machine.instruction_sets()))
+    drawn.add_row("caches", ", ".join(f"{name} {size}" for name, size in this_machine.caches().items()) or "not known")
+    drawn.add_row(
+        "libraries", ", ".join(f"{name} {version}" for name, version in this_machine.versions(*packages).items())
+    )
     for precision, (rate, library) in rates.items():
         drawn.add_row(f"{precision} products", f"{rate / 1e9:.0f} billion operations a second, by {library}")
-    for number, found in enumerate(here.disturbances() or ["nothing found"]):
-        drawn.add_row("" if number else "disturbs timing", escape(found))
+    for number, sentence in enumerate(this_machine.disturbances() or ["nothing found"]):
+        drawn.add_row("" if number else "disturbs timing", escape(sentence))
     tables.show(drawn)

@@ -32,9 +32,9 @@ def reproduce(
     json_file: Path | None,
     markdown: Path | None,
 ) -> None:
-    """Do the published experiment anew: trainings at each length, time per document and F1 before and after.
+    """Reproduce the published experiment: trainings at each length, time per document and F1 before and after.
 
-    What is done is kept: an interrupted run goes on where it stopped.
+    Results are saved: an interrupted run continues where it stopped.
     """
     import dataclasses
 
@@ -54,8 +54,8 @@ def reproduce(
         )
     loaded = datasets.load(dataset)
     suite = Suite(loaded, [base], max_lengths=options.lengths(max_lengths), experiments=trainings, fine_tune=True)
-    done = reproduce.run(suite, variant)
+    results = reproduce.run(suite, variant)
     title = f"{base} on {loaded.name}, {len(loaded.test)} documents one by one: fp32 before, {variant} after"
-    tables.show(reproduce.table(done, title=title))
-    options.write(json_file, json.dumps([dataclasses.asdict(one) for one in done], indent=1) + "\n")
-    options.write(markdown, reproduce.markdown(done, title=title))
+    tables.show(reproduce.table(results, title=title))
+    options.write(json_file, json.dumps([dataclasses.asdict(training) for training in results], indent=1) + "\n")
+    options.write(markdown, reproduce.markdown(results, title=title))

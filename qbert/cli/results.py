@@ -1,4 +1,4 @@
-"""The commands over saved runs: compare, history and report."""
+"""The commands for saved runs: compare, history and report."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ from qbert.terminal import echo
 
 
 class BaseAndHead(click.Command):
-    """A command whose files come as BASE... -- HEAD..., with options anywhere."""
+    """A command whose files are given as BASE... -- HEAD..., with options anywhere."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Let `--` through as a file named `::`, which the command finds."""
+        """Pass `--` to the command as a file named `::`."""
         return super().parse_args(ctx, ["::" if argument == "--" else argument for argument in args])
 
 
@@ -27,7 +27,7 @@ class BaseAndHead(click.Command):
     "storage",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Saved runs that tell how far one sitting is from the next.  [default: .benchmarks]",
+    help="Saved runs that show the noise between sittings.  [default: .benchmarks]",
 )
 @click.option(
     "--across",
@@ -50,10 +50,10 @@ def compare(
     csv_file: Path | None,
     markdown: Path | None,
 ) -> None:
-    """Hold saved runs against each other: latency with its interval, F1, flips, size.
+    """Compare saved runs with each other: latency with its interval, F1, flips, size.
 
-    The sittings of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files alone need
-    no `--` between them.
+    The sittings of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files need no
+    `--` between them.
     """
     import pandas as pd
 
@@ -119,7 +119,7 @@ def compare(
 def history(storage: Path, min_effect: float, plot: Path | None) -> None:
     """Show each cell over the runs saved in STORAGE (.benchmarks): where its latency changed, and at which commit.
 
-    Machines are kept apart, and so are datasets.
+    Each machine and each dataset has its own history.
     """
     from qbert.results import history as saved
     from qbert.results import tables, verdicts
@@ -141,9 +141,9 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
     "--csv", "csv_file", type=options.FILE, metavar="FILE", help="Write the figures to FILE, for a spreadsheet."
 )
 def report(files: tuple[Path, ...], output: Path | None, markdown: Path | None, csv_file: Path | None) -> None:
-    """Make one page of saved runs that a person decides by: it needs no network and can be sent to a colleague.
+    """Make one page from saved runs, for a decision: it needs no network and can be sent to a colleague.
 
-    Several runs are of one machine, and what is in them is measured alike: libraries, dataset, documents, guard.
+    Several runs must be of one machine, with the same libraries, dataset, documents and guard.
     """
     from qbert.results import history as saved
     from qbert.results import page

@@ -1,4 +1,4 @@
-"""Base against head in one job: pairs of processes that alternate on one core, until each cell's verdict is sure."""
+"""Compare head with base in one job: pairs of processes alternate on one core until each cell's verdict is sure."""
 
 import math
 import time
@@ -19,17 +19,17 @@ from qbert.settings import Limit
 from qbert.stats import CONFIDENCE
 from qbert.terminal import counted, progress, say
 
-# So long each cell is timed in a pair: until its ABBAs tell the logarithm of its ratio within the standard error ERROR,
-# but no shorter than SECONDS or ABBAS, and no longer than MOST_SECONDS unless one ABBA takes longer.
+# In a pair, each cell is timed until its ABBAs give the log ratio with the standard error ERROR: for at least SECONDS
+# and ABBAS, and at most MOST_SECONDS unless one ABBA takes longer.
 SECONDS = 0.5
 ABBAS = 6
 MOST_SECONDS = 2.0
 ERROR = 0.008
-LEAST_SECONDS, SECONDS_A_CELL = 240, 40  # on a quiet machine half of it is enough
+LEAST_SECONDS, SECONDS_PER_CELL = 240, 40  # on a quiet machine half of it is enough
 PREPARE_TIMEOUT_S = 3600  # a training or a compilation may be under way
 
 PASSED, REGRESSION, USAGE, INCONCLUSIVE, NOT_COMPARABLE = range(5)
-"""What `qbert gate` exits with."""
+"""The exit codes of `qbert gate`."""
 
 
 @dataclass(frozen=True)
@@ -40,72 +40,73 @@ class Budget:
     min_f1_effect: float = stats.MIN_F1_EFFECT
     max_pairs: int = 40
     max_seconds: float | None = None
-    """Of timing; what has to be built before is not counted. By the number of cells where it is None."""
+    """For timing, without building; None: by the number of cells."""
     timeout_s: float = 60
-    """A side that does not answer for so long is hanging."""
+    """A side that does not answer within this time counts as hanging."""
 
     def seconds(self, cells: int) -> float:
-        """Return the time for the pairs of so many cells."""
-        return self.max_seconds or max(LEAST_SECONDS, SECONDS_A_CELL * cells)
+        """Return the time for the pairs of this number of cells."""
+        return self.max_seconds or max(LEAST_SECONDS, SECONDS_PER_CELL * cells)
 
 
 @dataclass
 class Cell:
-    """One model, maximum length and variant on both sides, and what was found."""
+    """One model, maximum length and variant on both sides, with its results."""
 
     model: str
-    """Head's name of it."""
+    """Head's name for the model."""
     max_length: int
     variant: str
     base_model: str
     min_effect: float
     slowdown: float = 0.0
-    """Put into head on purpose, as a share of each call."""
+    """Slowdown added to head on purpose, as a share of each call."""
     verdict: str = "inconclusive"
     differs: list[str] = field(default_factory=list)
     """Why it is not comparable."""
     log_ratios: list[float] = field(default_factory=list)
-    """Head over base, one a pair of processes."""
+    """Logarithms of head over base, one per pair of processes."""
     base_s: list[float] = field(default_factory=list)
     head_s: list[float] = field(default_factory=list)
     change: tuple[float, float, float] = (math.nan, -math.inf, math.inf)
     """The median log ratio, and its interval."""
     f1: dict[str, Any] = field(default_factory=dict)
-    """The fields of accuracy.Comparison, base for the baseline, and the verdict; empty without a trained head."""
+    """The fields of accuracy.Comparison, with base as the baseline, and the verdict; empty without a trained head."""
     load: dict[str, Any] = field(default_factory=dict)
-    """Of each side's name, how its worker loads the cell."""
+    """How the worker of each side, by its name, loads the cell."""
     base_disk_bytes: int | None = None
     head_disk_bytes: int | None = None
     timed_s: float = 0.0
-    """How long the timing of it took."""
+    """How long its timing took."""
     over: list[str] = field(default_factory=list)
-    """Limits that head exceeds, each in words."""
+    """A sentence for each limit that head exceeds."""
     told: list[str] = field(default_factory=list)
-    """What to know of it that decides nothing, each in words."""
+    """Notes that do not affect the verdict, each a sentence."""
 
     @property
     def name(self) -> str:
-        """As in test ids."""
+        """The name, as in test ids."""
         return f"{self.model}-{self.max_length}-{self.variant}"
 
     def add(self, base_s: Sequence[float], head_s: Sequence[float]) -> None:
-        """Add a pair of processes, each with the calls of its ABBAs."""
+        """Add a pair of processes: the seconds of each side's calls in its ABBAs."""
         self.log_ratios.append(float(np.median(log_ratios(base_s, head_s))))
         self.base_s.append(float(np.median(base_s)))
         self.head_s.append(float(np.median(head_s)))
 
     def judge(self, confidence: float) -> None:
-        """Take the verdict by the pairs that there are."""
+        """Set the verdict from the pairs so far."""
         self.change = stats.signed_rank_interval(self.log_ratios, confidence)
         self.verdict = stats.verdict(*self.change[1:], self.min_effect)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold; `change` is head over base less 1, `base_s` and `head_s` are medians of pairs."""
-        shown = asdict(self)
-        del shown["load"]
-        for name, value in zip(("change", "change_low", "change_high"), shown.pop("change"), strict=True):
-            shown[name] = math.expm1(value) if math.isfinite(value) else None
-        return shown | {side: float(np.median(shown[side])) if shown[side] else None for side in ("base_s", "head_s")}
+        """Return it for JSON: `change` is head over base less 1, `base_s` and `head_s` are medians of pairs."""
+        result = asdict(self)
+        del result["load"]
+        for name, value in zip(("change", "change_low", "change_high"), result.pop("change"), strict=True):
+            result[name] = math.expm1(value) if math.isfinite(value) else None
+        medians = {side: float(np.median(result[side])) if result[side] else None for side in ("base_s", "head_s")}
+        return result | medians
 
 
 def run(
@@ -121,32 +122,32 @@ def run(
     against_itself: bool = False,
     strict: bool = False,
 ) -> dict[str, Any]:
-    """Hold `head` against `base`: the figures of each cell, and `exit_code`, in a dictionary that JSON can hold.
+    """Compare `head` with `base`: return the figures of each cell and the `exit_code` as a dictionary for JSON.
 
-    `may_differ` names what of the sides' identity may differ (compare.SUBJECT). For each (slowdown, minimum effect)
-    that `slowdowns` gives for a cell, a copy of it is measured beside it with that slowdown put into head. With
-    `every_pair` each cell is measured in all of `budget.max_pairs`, however sure its verdict. Sides that are the same
-    are refused unless `against_itself`: nothing that could change would have been looked at. With `strict` a verdict
-    that is not sure decides the exit code.
+    `may_differ` names the keys of the sides' identity that may differ (compare.SUBJECT). For each (slowdown, minimum
+    effect) that `slowdowns` returns for a cell, a copy of the cell is measured with that slowdown added to head. With
+    `every_pair` each cell is measured in all `budget.max_pairs`, even if its verdict is sure. Equal sides are refused
+    unless `against_itself`: their comparison would check nothing. With `strict` an inconclusive verdict affects the
+    exit code.
 
     Raises:
-        InputError: head finds a mistake in what the person asked for, or both sides are the same.
+        InputError: head finds a mistake in the request, or both sides are the same.
         SideError: a side cannot run.
     """
     start = time.monotonic()
-    found = {}
+    records = {}
     timeout_s = max(PREPARE_TIMEOUT_S, budget.timeout_s)
     with Worker(base, subject, timeout_s=timeout_s, shown=True) as on_base:
         with Worker(head, subject, timeout_s=timeout_s, shown=True) as on_head:
             for worker in (on_head, on_base):
                 worker.send_open()
-            # A mistake in what was asked for shows at head, and is the person's.
+            # Head's answer is read first: a mistake in the request shows there and is the user's.
             opened = {worker.side.name: worker.receive() for worker in (on_head, on_base)}
             if not against_itself:
-                _refuse_the_same(on_base, on_head)
-            found["head"] = _prepare(on_head, opened["head"], subject, limits)
-        found["base"] = _prepare(on_base, opened["base"], subject, ())
-    cells = _cells(found["base"], found["head"], budget, limits, may_differ)
+                _refuse_equal_sides(on_base, on_head)
+            records["head"] = _prepare(on_head, opened["head"], subject, limits)
+        records["base"] = _prepare(on_base, opened["base"], subject, ())
+    cells = _cells(records["base"], records["head"], budget, limits, may_differ)
     comparable = [cell for cell in cells if cell.verdict == "inconclusive"]
     slowed = [
         replace(cell, slowdown=slowdown, min_effect=min_effect, log_ratios=[], base_s=[], head_s=[], f1={}, over=[])
@@ -166,7 +167,7 @@ def run(
         "sides": {
             side.name: asdict(side)
             | {"tree": side.tree and str(side.tree)}
-            | {"identity": next((record["identity"] for record in found[side.name].values()), {})}
+            | {"identity": next((record["identity"] for record in records[side.name].values()), {})}
             for side in (base, head)
         },
         "settings": asdict(subject) | asdict(budget),
@@ -179,27 +180,27 @@ def run(
 
 
 def exit_code(cells: Sequence[Cell], *, strict: bool = False) -> int:
-    """Return what the gate ends with: a regression outweighs what could not be compared, that what is not sure.
+    """Return the gate's exit code; REGRESSION comes before NOT_COMPARABLE, that before INCONCLUSIVE.
 
-    It is INCONCLUSIVE where no latency was decided, though some was timed; with `strict` where any verdict is not sure.
+    It is INCONCLUSIVE if latency was timed but no verdict on it is sure; with `strict`, if any verdict is not sure.
     """
     if any(cell.verdict == "slower" or cell.f1.get("verdict") == "worse" or cell.over for cell in cells):
         return REGRESSION
     if not cells or any(cell.verdict == "not comparable" for cell in cells):
         return NOT_COMPARABLE
     unsure = [cell for cell in cells if cell.verdict == "inconclusive"]
-    nothing = unsure and not any(cell.verdict in stats.DECIDED for cell in cells)
-    in_f1 = any(cell.f1.get("verdict") == "inconclusive" for cell in cells)
-    return INCONCLUSIVE if nothing or (strict and (unsure or in_f1)) else PASSED
+    none_decided = unsure and not any(cell.verdict in stats.DECIDED for cell in cells)
+    unsure_f1 = any(cell.f1.get("verdict") == "inconclusive" for cell in cells)
+    return INCONCLUSIVE if none_decided or (strict and (unsure or unsure_f1)) else PASSED
 
 
 Key = tuple[int, int, str]
-"""A cell by its model's place in the list, its maximum length and its variant: names of models differ between sides."""
+"""A cell's model as index, its maximum length and its variant: the models' names differ between the sides."""
 Record = dict[str, Any]
 
 
-def _refuse_the_same(base: Worker, head: Worker) -> None:
-    """Raise InputError where both sides have the same code, libraries, models and dataset."""
+def _refuse_equal_sides(base: Worker, head: Worker) -> None:
+    """Raise InputError if both sides have the same code, libraries, models and dataset."""
     on_base, on_head = (worker.ask("fingerprints") for worker in (base, head))
     if on_base["same"] != on_head["same"]:
         return
@@ -214,7 +215,7 @@ def _refuse_the_same(base: Worker, head: Worker) -> None:
 
 
 def _prepare(worker: Worker, opened: Any, subject: Subject, limits: Sequence[Limit]) -> dict[Key, Record]:  # noqa: ANN401
-    """Build every cell of a side once: what each is, what it predicts with a trained head, and its size."""
+    """Build every cell of a side once and return its description, its size and, if its head is trained, its answers."""
     records: dict[Key, Record] = {}
     keys = [
         (number, max_length, variant)
@@ -248,34 +249,34 @@ def _cells(
     limits: Sequence[Limit],
     may_differ: Collection[str],
 ) -> list[Cell]:
-    """Return the cells of both sides: what cannot be compared and why, F1, and the limits on what does not vary."""
+    """Return the cells of both sides, with all results that need no timing: comparability, F1, other limits."""
     cells = []
     confidence = stats.bonferroni(CONFIDENCE, sum("answers" in record for record in head.values()))
     for key in dict.fromkeys([*head, *base]):
-        here = head.get(key) or base[key]
-        there = base.get(key) or here
-        cell = Cell(here["model"], here["max_length"], here["variant"], there["model"], budget.min_effect)
+        after = head.get(key) or base[key]
+        before = base.get(key) or after
+        cell = Cell(after["model"], after["max_length"], after["variant"], before["model"], budget.min_effect)
         cells.append(cell)
         if key not in base:
             cell.verdict, cell.differs = "new", ["only head has it"]
         elif key not in head:
             cell.verdict, cell.differs = "not comparable", ["only base has it"]
-        elif differs := compare.differences(there["identity"], here["identity"], may_differ=may_differ):
+        elif differs := compare.differences(before["identity"], after["identity"], may_differ=may_differ):
             cell.verdict, cell.differs = "not comparable", differs
-        elif "answers" in here and "answers" in there:
-            cell.f1 = accuracy.compare_answers(there["answers"], here["answers"], confidence, budget.min_f1_effect)
-            cell.told = over_own_limit(there, here)
+        elif "answers" in after and "answers" in before:
+            cell.f1 = accuracy.compare_answers(before["answers"], after["answers"], confidence, budget.min_f1_effect)
+            cell.told = over_own_limit(before, after)
         if key in head and key in base:
-            cell.load = {"base": there["load"], "head": here["load"]}
-            cell.base_disk_bytes, cell.head_disk_bytes = there["disk_bytes"], here["disk_bytes"]
+            cell.load = {"base": before["load"], "head": after["load"]}
+            cell.base_disk_bytes, cell.head_disk_bytes = before["disk_bytes"], after["disk_bytes"]
         if key in head:
             covering = [limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)]
-            cell.over = [sentence for limit in covering for sentence in _over(here, limit)]
+            cell.over = [sentence for limit in covering for sentence in _over(after, limit)]
     return cells
 
 
 def over_own_limit(base: Record, head: Record) -> list[str]:
-    """Return in words that head's F1 drop against fp32 is over the variant's own limit, and whether base's is too."""
+    """Return a sentence if head's F1 drop against fp32 is over the variant's own limit: whether base's is, too."""
     over = [record["f1_drop"] > record["max_f1_drop"] for record in (base, head)]
     if not over[1]:
         return []
@@ -285,7 +286,7 @@ def over_own_limit(base: Record, head: Record) -> list[str]:
 
 
 def _over(record: Record, limit: Limit) -> list[str]:
-    """Return, in words, each limit on F1, size and memory that `record` exceeds."""
+    """Return a sentence for each limit on F1, size and memory that `record` exceeds."""
     figures = (
         ("F1 drop", record.get("f1_drop", -math.inf), limit.max_f1_drop, ""),
         ("disk", record["disk_bytes"] / 1e6, limit.max_disk_mb, " MB"),
@@ -299,34 +300,34 @@ def _measure(
 ) -> str:
     """Add pairs of processes until each cell's verdict is sure, or the budget ends.
 
-    Which side is started first is drawn within every two pairs, so that no disturbance with a period of its own is
-    always with the same one. Where no verdict can be reached within the budget, end after the first pair; return why.
+    The starting order of the sides is random and balanced within every two pairs, so that no periodic disturbance
+    always hits the same side. If the budget is too short for any verdict, stop after the first pair and return why.
     """
     max_seconds = budget.seconds(len(cells))
-    begun = time.monotonic()
+    start = time.monotonic()
     longest = 0.0
-    left = list(cells)
-    chance = np.random.default_rng()
-    orders = drawn_orders(base, head, chance)
+    pending = list(cells)
+    rng = np.random.default_rng()
+    orders = random_orders(base, head, rng)
     with progress("timing pairs, of the seconds allowed", round(max_seconds)) as advance:
         for number in range(budget.max_pairs):
-            if not left or time.monotonic() - begun + longest > max_seconds:
+            if not pending or time.monotonic() - start + longest > max_seconds:
                 break
-            start = time.monotonic()
+            pair_start = time.monotonic()
             first, second = next(orders)
             with (
-                Worker(first, subject, timeout_s=budget.timeout_s) as one,
-                Worker(second, subject, timeout_s=budget.timeout_s) as other,
+                Worker(first, subject, timeout_s=budget.timeout_s) as first_worker,
+                Worker(second, subject, timeout_s=budget.timeout_s) as second_worker,
             ):
-                _pair(one, other, left, chance)
-            longest = max(longest, time.monotonic() - start)
-            judge(left, budget.max_pairs)
+                _time_pair((first_worker, second_worker), pending, rng)
+            longest = max(longest, time.monotonic() - pair_start)
+            judge(pending, budget.max_pairs)
             if number == 0 and not every_pair and (short := too_short(len(cells), longest, budget)):
                 say(short)
                 return short
-            left = [cell for cell in cells if every_pair or cell.verdict == "inconclusive"]
+            pending = [cell for cell in cells if every_pair or cell.verdict == "inconclusive"]
             sure = sum(cell.verdict != "inconclusive" for cell in cells)
-            spent = max((number + 1) / budget.max_pairs, (time.monotonic() - begun) / max_seconds)
+            spent = max((number + 1) / budget.max_pairs, (time.monotonic() - start) / max_seconds)
             advance(round(spent * max_seconds), f"{number + 1} pairs, {sure} of {len(cells)} sure")
     return ""
 
@@ -334,39 +335,39 @@ def _measure(
 T = TypeVar("T")
 
 
-def drawn_orders(one: T, other: T, chance: np.random.Generator) -> Iterator[tuple[T, T]]:
-    """Yield both in either order, without an end: of every two times once in each, which first is drawn."""
+def random_orders(a: T, b: T, rng: np.random.Generator) -> Iterator[tuple[T, T]]:
+    """Yield (a, b) and (b, a) endlessly: once each within every two, in random order."""
     while True:
-        orders = [(one, other), (other, one)]
-        chance.shuffle(orders)
+        orders = [(a, b), (b, a)]
+        rng.shuffle(orders)
         yield from orders
 
 
 def judge(cells: Sequence[Cell], looks: int) -> None:
-    """Take the verdicts of `cells` after one of at most `looks` pairs, so that all of them hold together.
+    """Set the verdicts of `cells` after one of at most `looks` pairs, so that all of them hold together.
 
-    Source: Holm 1979, "A simple sequentially rejective multiple test procedure": those that are sure though all of
-    `cells` share the error leave it to the rest.
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure": cells that are sure while all share
+    the error pass their share to the others.
     """
-    left = list(cells)
-    while left:
-        confidence = stats.over_looks(stats.bonferroni(CONFIDENCE, len(left)), looks)
-        for cell in left:
+    pending = list(cells)
+    while pending:
+        confidence = stats.over_looks(stats.bonferroni(CONFIDENCE, len(pending)), looks)
+        for cell in pending:
             cell.judge(confidence)
-        unsure = [cell for cell in left if cell.verdict == "inconclusive"]
-        if len(unsure) == len(left):
+        unsure = [cell for cell in pending if cell.verdict == "inconclusive"]
+        if len(unsure) == len(pending):
             return
-        left = unsure
+        pending = unsure
 
 
-def least_pairs(cells: int, looks: int) -> int:
-    """Return how many pairs the first of `cells` needs at least to be sure, looked at up to `looks` times."""
+def min_pairs(cells: int, looks: int) -> int:
+    """Return the least number of pairs after which the first of `cells` can be sure, with up to `looks` looks."""
     return stats.min_sample_size(stats.over_looks(stats.bonferroni(CONFIDENCE, cells), looks))
 
 
 def too_short(cells: int, pair_s: float, budget: Budget) -> str:
-    """Return in a sentence why `cells`, of which a pair takes `pair_s`, cannot be decided, and what can; or nothing."""
-    seconds, needed = budget.seconds(cells), least_pairs(cells, budget.max_pairs)
+    """Return why the budget is too short for `cells` with pairs of `pair_s`, and what would do; empty if it is not."""
+    seconds, needed = budget.seconds(cells), min_pairs(cells, budget.max_pairs)
     if needed > budget.max_pairs:
         return f"for {counted(cells, 'cell')} {needed} pairs are needed at least: give --max-pairs {2 * needed}"
     if needed * pair_s <= seconds:
@@ -375,7 +376,7 @@ def too_short(cells: int, pair_s: float, budget: Budget) -> str:
         (
             fewer
             for fewer in range(cells, 0, -1)
-            if least_pairs(fewer, budget.max_pairs) * pair_s * fewer / cells <= seconds
+            if min_pairs(fewer, budget.max_pairs) * pair_s * fewer / cells <= seconds
         ),
         0,
     )
@@ -386,12 +387,11 @@ def too_short(cells: int, pair_s: float, budget: Budget) -> str:
     )
 
 
-def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: np.random.Generator) -> None:
-    """Time each cell on both workers in turn; those of one model are built together, both sides at once.
+def _time_pair(workers: tuple[Worker, Worker], cells: Sequence[Cell], rng: np.random.Generator) -> None:
+    """Time each cell on both workers in turn; the cells of a model are built together, on both sides at once.
 
-    An ABBA begins with either side, drawn within every two of them.
+    The side that begins an ABBA is random and balanced within every two.
     """
-    workers = (one, other)
     for model in dict.fromkeys(cell.model for cell in cells):
         costs: dict[str, float] = {}
         of_model = [cell for cell in cells if cell.model == model]
@@ -402,7 +402,7 @@ def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: np.random.G
         for cell in of_model:
             start = time.monotonic()
             seconds: dict[str, list[float]] = {"base": [], "head": []}
-            orders = drawn_orders(one, other, chance)
+            orders = random_orders(*workers, rng)
             while not is_enough(log_ratios(seconds["base"], seconds["head"]), time.monotonic() - start):
                 first, second = next(orders)
                 for worker in (first, second, second, first):
@@ -414,16 +414,16 @@ def _pair(one: Worker, other: Worker, cells: Sequence[Cell], chance: np.random.G
 
 
 def log_ratios(base_s: Sequence[float], head_s: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Return the log ratio, head over base, of each ABBA, of two turns of each side."""
+    """Return the log ratio, head over base, of each ABBA, which has two turns of each side."""
     ratios = np.log(head_s) - np.log(base_s)
     return np.asarray((ratios[::2] + ratios[1::2]) / 2)
 
 
 def is_enough(ratios: npt.NDArray[np.float64], spent_s: float) -> bool:
-    """Whether a pair has ABBAs enough of a cell, after so many seconds.
+    """Whether a pair has enough ABBAs of a cell after `spent_s`; `ratios` are their log ratios.
 
-    Source: the standard error of a median of normal values, with their spread taken from the median deviation, which a
-    burst does not move: Rousseeuw and Croux 1993, "Alternatives to the Median Absolute Deviation".
+    Source: the standard error of a median of normal values; their standard deviation is estimated from the median
+    absolute deviation, robust to bursts: Rousseeuw and Croux 1993, "Alternatives to the Median Absolute Deviation".
     """
     count = len(ratios)
     if not count or spent_s < SECONDS:
@@ -434,31 +434,31 @@ def is_enough(ratios: npt.NDArray[np.float64], spent_s: float) -> bool:
     return count >= ABBAS and math.sqrt(math.pi / 2) * spread / math.sqrt(count) <= ERROR
 
 
-def calibrated(found: dict[str, Any], slowdowns: Sequence[float]) -> list[dict[str, Any]]:
-    """Return how likely a gate is to find each of `slowdowns` in a cell, from a calibration's result `found`.
+def calibrated(result: dict[str, Any], slowdowns: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the chance of a gate to find each of `slowdowns` in a cell, from a calibration's `result`.
 
-    A row for each slowdown, with a minimum effect of half of it: `found` is the chance with the spread of the pairs of
-    the cell that spreads most, `found_at_least` that with the upper end of the spread's 95 % interval, `false_alarms`
-    the chance to call that cell slower when it is not.
+    Each row has a slowdown, with a minimum effect of half of it. `found` is the chance for the spread of the noisiest
+    cell's pairs, `found_at_least` that for the upper end of the spread's 95 % interval, and `false_alarms` the chance
+    that the cell is called slower without a slowdown.
 
-    Source: the interval is that of a variance of normal values (chi-squared). The chances are by simulation of POWER
-    gates, with the error of all cells shared as for the first verdict.
+    Source: the interval is that of a variance of normal values (chi-squared). The chances come from SIMULATIONS
+    simulated gates, with the error of all cells shared as for the first verdict.
     """
     from scipy import special  # scipy.stats takes a second to import
 
-    cells = [cell["log_ratios"] for cell in found["cells"] if len(cell["log_ratios"]) > 1]
+    cells = [cell["log_ratios"] for cell in result["cells"] if len(cell["log_ratios"]) > 1]
     if not cells:
         return []
-    looks = found["settings"]["max_pairs"]
+    looks = result["settings"]["max_pairs"]
     confidence = stats.over_looks(stats.bonferroni(CONFIDENCE, len(cells)), looks)
     spread = max(float(np.std(ratios, ddof=1)) for ratios in cells)
     freedom = min(map(len, cells)) - 1
-    wide = spread * math.sqrt(freedom / float(special.chdtri(freedom, (1 + CONFIDENCE) / 2)))
-    noise = np.random.default_rng(0).standard_normal((POWER, looks))
+    spread_high = spread * math.sqrt(freedom / float(special.chdtri(freedom, (1 + CONFIDENCE) / 2)))
+    noise = np.random.default_rng(0).standard_normal((SIMULATIONS, looks))
 
     def called_slower(slowdown: float, sd: float, min_effect: float) -> float:
-        told = stats.verdicts(math.log1p(slowdown) + sd * noise, confidence, min_effect)
-        first = np.take_along_axis(told, (told != "inconclusive").argmax(axis=1)[:, None], axis=1)
+        verdicts = stats.verdicts(math.log1p(slowdown) + sd * noise, confidence, min_effect)
+        first = np.take_along_axis(verdicts, (verdicts != "inconclusive").argmax(axis=1)[:, None], axis=1)
         return float((first == "slower").mean())
 
     return [
@@ -467,11 +467,11 @@ def calibrated(found: dict[str, Any], slowdowns: Sequence[float]) -> list[dict[s
             "cells": len(cells),
             "spread": spread,
             "found": called_slower(slowdown, spread, slowdown / 2),
-            "found_at_least": called_slower(slowdown, wide, slowdown / 2),
+            "found_at_least": called_slower(slowdown, spread_high, slowdown / 2),
             "false_alarms": called_slower(0.0, spread, slowdown / 2),
         }
         for slowdown in slowdowns
     ]
 
 
-POWER = 4000
+SIMULATIONS = 4000

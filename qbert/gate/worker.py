@@ -1,8 +1,8 @@
-"""One side of `qbert gate`: a process that builds cells of its own tree and environment, and times them when asked.
+"""One side of `qbert gate`: a process that builds cells from its own tree and environment, and times them on request.
 
-It reads a request a line from standard input, `{"do": NAME, ...}`, and answers each with a line of JSON,
-`{"answer": ...}` or `{"error": SENTENCE}`. The gate runs this very file for both sides, so that both are timed by the
-same lines; what it imports of qbert is the side's own. What the side's may be too old to have lies beside this file.
+It reads one request per line from standard input, `{"do": NAME, ...}`, and answers each with a line of JSON,
+`{"answer": ...}` or `{"error": SENTENCE}`. The gate runs this very file for both sides, so that the same code times
+both; the qbert that it imports is the side's own. Modules that an old side may lack come from this file's qbert.
 """
 
 import gc
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
     from qbert.suite import Cell, Suite
 
-WARM_UP_S = 0.15  # as qbert.latency's, and for its reasons; here so that another tree's cannot differ
-# What disturbs a shared machine comes in bursts of 50 ms and more, so turns are short: in such a burst the medians of a
-# second's turns of 50 ms spread by 5 %, those of 10 ms by 1 % (BERT-tiny int8, AMD Zen 5).
+WARM_UP_S = 0.15  # equals qbert.latency.WARM_UP_S; defined here to be the same for both sides
+# Disturbances of a shared machine come in bursts of 50 ms and more, so turns are short: in such a burst the medians of
+# a second's turns of 50 ms spread by 5 %, those of 10 ms by 1 % (BERT-tiny int8, AMD Zen 5).
 BLOCK_S = 0.006
 SETTLE_S = 0.004
 CACHES_FILLED_S = 0.02
 RUNS = ("qbert.suite", "qbert.accuracy", "qbert.evaluate", "qbert.latency", "qbert.footprint")
-"""What of qbert a side runs, by its names now and before, beside all that these import and its plugins."""
+"""The modules of qbert that a side runs, by current and former names; their imports and the plugins are added."""
 
 
-def _beside(name: str) -> "ModuleType":
-    """Return the module `name` that lies beside this file, whether or not the side's qbert has such a one."""
+def _own(name: str) -> "ModuleType":
+    """Return the module `name` of the qbert that this file belongs to; the side's qbert may lack it."""
     spec = importlib.util.spec_from_file_location(f"_gate_{name}", Path(__file__).parents[1] / f"{name}.py")
     assert spec is not None  # noqa: S101  it is a Python file
     assert spec.loader is not None  # noqa: S101
@@ -49,16 +49,16 @@ def _beside(name: str) -> "ModuleType":
 
 
 def _first(*names: str) -> "ModuleType":
-    """Return the first of the modules `names` that the side's qbert has: of its name now, and of a release ago."""
-    name = next((one for one in names if importlib.util.find_spec(one)), names[0])
+    """Return the first of the modules `names`, current and former ones, that the side's qbert has."""
+    name = next((known for known in names if importlib.util.find_spec(known)), names[0])
     return importlib.import_module(name)
 
 
 class Worker:
-    """What the gate can ask for; a cell is named by `model`, `max_length` and `variant`."""
+    """The requests that the gate can make; a cell is named by `model`, `max_length` and `variant`."""
 
     def __init__(self) -> None:
-        """Begin without a suite: `open` makes it."""
+        """Start without a suite: `open` makes it."""
         self._suite: Suite | None = None
         self._plugins: list[str] = []
         self._calls: dict[str, Callable[[], Any]] = {}
@@ -76,7 +76,7 @@ class Worker:
         *,
         lenient: bool,
     ) -> dict[str, Any]:
-        """Return the names of `models`, in their order, and of `variants`; `lenient` leaves out those not here."""
+        """Make the suite; return the names of `models`, in order, and `variants`; `lenient` skips unknown variants."""
         self._plugins = plugins
         for name in plugins:
             importlib.import_module(name)
@@ -86,20 +86,20 @@ class Worker:
 
         wanted = [name.strip() for name in variants.split(",")]
         if lenient:
-            here = {variant.name for variant in table.select("all")} | {"default", "all"}
-            wanted = [name for name in wanted if name in here]
+            known = {variant.name for variant in table.select("all")} | {"default", "all"}
+            wanted = [name for name in wanted if name in known]
         chosen = [variant.name for variant in table.select(",".join(wanted))] if wanted else []
         self._suite = Suite(datasets.load(dataset), models, max_lengths=max_lengths)
         names = dict(zip(dict.fromkeys(models), self._suite.models, strict=True))
         return {"models": [names[model] for model in models], "variants": chosen}
 
     def fingerprints(self) -> dict[str, Any]:
-        """Return what decides what this side does, `same` where the other's is equal, and the `files` of its code."""
+        """Return `same`, which identifies code, libraries, models and dataset of the side, and the code's `files`."""
         geometries = _first("qbert.training", "qbert.train").GEOMETRIES
 
-        assert self._suite is not None, "open comes first"  # noqa: S101  the gate's mistake, no person's
-        suite, sources = self._suite, _beside("sources")
-        installed = {f"{found.name} {found.version}" for found in importlib.metadata.distributions()}
+        assert self._suite is not None, "open comes first"  # noqa: S101  a mistake of the gate, not of the user
+        suite, sources = self._suite, _own("sources")
+        installed = {f"{package.name} {package.version}" for package in importlib.metadata.distributions()}
         return {
             "same": {
                 "code": sources.sha256(*RUNS, *self._plugins),
@@ -114,15 +114,15 @@ class Worker:
         }
 
     def _cell(self, model: str, max_length: int, variant: str) -> "Cell":
-        assert self._suite is not None, "open comes first"  # noqa: S101  the gate's mistake, no person's
+        assert self._suite is not None, "open comes first"  # noqa: S101  a mistake of the gate, not of the user
         return self._suite.cell(model, max_length, variant)
 
     def prepare(self, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Make what the cell is loaded from and load it once; return its description, its size, and how to load it."""
+        """Build the cell's folder and load it once; return the cell's description, its size, and how to load it."""
         cell = self._cell(**named)
         load = cell.variant.load
         parameters = inspect.signature(load).parameters
-        every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         if not np.isfinite(cell.classifier(encoding)).all():
             raise _first("qbert.errors", "qbert").CannotRunError(
@@ -134,20 +134,22 @@ class Worker:
                 "plugins": self._plugins,
                 "module": load.__module__,
                 "function": load.__qualname__,
-                "options": {name: one for name, one in cell.variant.options.items() if every or name in parameters},
+                "options": {
+                    name: value for name, value in cell.variant.options.items() if takes_all or name in parameters
+                },
                 "folder": str(cell.folder.resolve()),
                 "encoding": {name: ids.tolist() for name, ids in encoding.items()},
             },
         }
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return what the cell answers for the test documents (labels.answers), and its F1 drop against fp32."""
+        """Return the cell's answers for the test documents (labels.answers), and its F1 drop against fp32."""
         accuracy = _first("qbert.accuracy", "qbert.evaluate")
 
         cell = self._cell(**named)
         rows = cell.suite.dataset.documents(documents)
         logits, _ = accuracy.run(cell.classifier, cell.encoder, rows, cell.max_length)
-        labels = _beside("labels")
+        labels = _own("labels")
         if getattr(cell.checkpoint.config, "problem_type", None) != labels.MULTI_LABEL:
             true = labels.one_hot(rows["label"].to_numpy(), logits.shape[1])
             predicted = labels.predicted(logits, labels.SINGLE_LABEL)
@@ -165,7 +167,7 @@ class Worker:
         }
 
     def peak_memory(self, **named: Any) -> int:  # noqa: ANN401
-        """Return the greatest resident size of a process that only runs this cell, in bytes."""
+        """Return the peak resident memory, in bytes, of a process that only runs this cell."""
         from qbert import footprint
 
         cell = self._cell(**named)
@@ -173,20 +175,20 @@ class Worker:
         return footprint.measure(cell.variant, cell.folder, encoding).peak_rss_bytes
 
     def build(self, cell: str, model: str, load: dict[str, Any]) -> float:
-        """Load the cell as `prepare` said and warm it up; return the seconds of one call.
+        """Load the cell by the `load` that `prepare` answered, and warm it up; return the seconds of one call.
 
-        Neither dataset nor tokenizer is read, and no library that its runtime does without: that takes longer than
-        timing does.
+        It reads neither dataset nor tokenizer, and imports only the libraries that the runtime needs: more would take
+        longer than timing.
         """
         self._run_on(self._allowed)
-        if model != self._model:  # those of another model go, to keep within memory
+        if model != self._model:  # classifiers of another model are dropped to save memory
             self._model = model
             self._calls.clear()
             self._classifiers.clear()
         for name in load["plugins"]:
             importlib.import_module(name)
         key = json.dumps(load | {"encoding": None})
-        if key not in self._classifiers:  # else it is another length of the same
+        if key not in self._classifiers:  # all lengths may share one classifier
             function = operator.attrgetter(load["function"])(importlib.import_module(load["module"]))
             self._classifiers[key] = function(Path(load["folder"]), **load["options"])
         classifier = self._classifiers[key]
@@ -198,15 +200,15 @@ class Worker:
         return statistics.median(calls[len(calls) // 2 :])
 
     def _run_on(self, cores: set[int]) -> None:
-        if self._allowed:  # else the system does not let a process choose
+        if self._allowed:  # empty if the system does not let a process choose its cores
             os.sched_setaffinity(0, cores)
 
     def time(self, cell: str, cost_s: float, slowdown: float) -> float:
-        """Return the seconds of one call, the median of a block; `slowdown` is a share of each call, spent idling."""
+        """Return the median seconds of a block's calls; each call is followed by idling for its share `slowdown`."""
         if gc.isenabled():
             gc.collect()
             gc.disable()
-        self._run_on({max(self._allowed, default=0)})  # as qbert.latency's, and for its reasons
+        self._run_on({max(self._allowed, default=0)})  # as in qbert.machine.one_core
         call = self._calls[cell]
         settling, timed = block(cost_s)
         for _ in range(settling):
@@ -215,16 +217,16 @@ class Worker:
 
 
 def block(cost_s: float) -> tuple[int, int]:
-    """Return how many calls of `cost_s` seconds a side's turn begins with untimed, and how many it times.
+    """Return the number of untimed calls at the start of a side's turn, and of timed ones; a call takes `cost_s`.
 
-    The first find caches as the other side left them; a long call refills them by itself. Of short calls a turn holds
-    as many as fill BLOCK_S: the clock and the scheduler are coarser than one.
+    The untimed calls refill the caches after the other side's turn; a long call does so by itself. The timed ones fill
+    BLOCK_S, as clock and scheduler are too coarse for a single short call.
     """
     return 0 if cost_s >= CACHES_FILLED_S else math.ceil(SETTLE_S / cost_s), max(1, round(BLOCK_S / cost_s))
 
 
 def seconds(call: "Callable[[], Any]", slowdown: float = 0.0) -> float:
-    """Return the seconds of one call, and of the idling after it that makes it slower by the share `slowdown`."""
+    """Return the seconds of one call, including idling after it for the share `slowdown` of its time."""
     start = time.perf_counter()
     call()
     end = time.perf_counter()
@@ -235,23 +237,23 @@ def seconds(call: "Callable[[], Any]", slowdown: float = 0.0) -> float:
     return end - start
 
 
-def told(error: Exception) -> dict[str, Any]:
-    """Return what the gate is told of an error: a sentence, and whose mistake it is."""
+def error_answer(error: Exception) -> dict[str, Any]:
+    """Return the answer for an error: a sentence, and whether it is a user's `mistake` or the variant `cannot` run."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    known = {kind.__name__ for kind in type(error).__mro__}  # by name: a side has its own classes
-    kind = "" if "InputError" in known else f"{type(error).__name__}: "
+    classes = {base.__name__ for base in type(error).__mro__}  # by name: a side has its own classes
+    mistake = "InputError" in classes
     return {
-        "error": kind + (lines[0] if lines else "no message"),
-        "mistake": not kind,
+        "error": ("" if mistake else f"{type(error).__name__}: ") + (lines[0] if lines else "no message"),
+        "mistake": mistake,
         "cannot": type(error).__name__ == "CannotRunError",
     }
 
 
 def main() -> None:
     """Answer requests until there are no more, or the gate has ended."""
-    children = _beside("children")
+    children = _own("children")
     children.end_with_parent()
-    children.answer_requests(Worker(), told)
+    children.answer_requests(Worker(), error_answer)
 
 
 if __name__ == "__main__":

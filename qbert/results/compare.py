@@ -1,4 +1,4 @@
-"""Verdicts: whether a cell became slower, how sure that is, and whether two results can be held against each other."""
+"""Verdicts: whether a cell became slower, how sure that is, and whether two results can be compared."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -17,30 +17,30 @@ SUBJECT = (
     *("processor", "instruction_sets", "hardware", "threads"),
     *("dataset_sha256", "checkpoint_sha256", "definition", "versions"),
 )
-"""What has to agree in two results' `identity` before their latencies can be compared; of `hardware`, what both know.
+"""The keys of two results' `identity` that must agree for their latencies to be comparable.
 
-Older runs know nothing of it, or what pytest-benchmark says of the processor.
+In `hardware`, only keys that both have: older runs have none, or those that pytest-benchmark records.
 """
 
 
 def differences(base: Mapping[str, Any], head: Mapping[str, Any], *, may_differ: Collection[str] = ()) -> list[str]:
-    """Return in what two results' `identity` differ, each as "name: base, head"; `may_differ` names what may.
+    """Return the differences of two results' `identity`, each as "name: base, head", without those in `may_differ`.
 
-    Of a mapping (versions, definition) the entries that differ are named.
+    In a mapping (versions, definition) each differing entry is named.
     """
-    found = []
+    differing = []
     for name in SUBJECT:
         before, after = base.get(name), head.get(name)
         if name == "hardware":
             before, after = before or {}, after or {}
-            both = [key for key in before if key in after]
-            before, after = ({key: one[key] for key in both} for one in (before, after))
+            shared = [key for key in before if key in after]
+            before, after = ({key: known[key] for key in shared} for known in (before, after))
         if name not in may_differ and before != after:
-            found += list(_differing(name, before, after))
-    return found
+            differing += list(_differing_entries(name, before, after))
+    return differing
 
 
-def _differing(name: str, base: Any, head: Any) -> Iterable[str]:  # noqa: ANN401
+def _differing_entries(name: str, base: Any, head: Any) -> Iterable[str]:  # noqa: ANN401
     if isinstance(base, Mapping) and isinstance(head, Mapping):
         label = "" if name == "versions" else f"{name} "
         for key in dict.fromkeys([*base, *head]):
@@ -49,7 +49,7 @@ def _differing(name: str, base: Any, head: Any) -> Iterable[str]:  # noqa: ANN40
         return
     if isinstance(base, list) and isinstance(head, list):
         base, head = (
-            " ".join(sorted(set(one) - set(other))) or "no more" for one, other in ((base, head), (head, base))
+            " ".join(sorted(set(own) - set(others))) or "no more" for own, others in ((base, head), (head, base))
         )
     yield f"{name.removesuffix('_sha256').replace('_', ' ')}: {_shown(base)}, {_shown(head)}"
 
@@ -70,10 +70,10 @@ def runs(
     min_f1_effect: float = MIN_F1_EFFECT,
     across: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Hold the runs `head` against the runs `base`, each as history.load gives them: a row for each cell.
+    """Compare the runs `head` with the runs `base`, both from history.load; return a row for each cell.
 
-    The runs of a sitting are one value. `spreads`, as history.spreads gives them, tell how far one sitting is from the
-    next; `across` names what of the cells' identity may differ.
+    The runs of a sitting count as one value. `spreads`, from history.spreads, is the noise between sittings; `across`
+    names the keys of the cells' identity that may differ.
     """
     base, head = (table.assign(order=range(len(table))) for table in (base, head))
     groups = [dict(iter(table.groupby(CELL, sort=False))) for table in (base, head)]
@@ -88,7 +88,7 @@ def runs(
             row["differs"] = [f"only {'head' if before is None else 'base'} has it"]
             continue
         first, *others = [*before["identity"], *after["identity"]]
-        differs = [one for other in others for one in differences(first, other, may_differ=across)]
+        differs = [text for identity in others for text in differences(first, identity, may_differ=across)]
         if differs:
             row["differs"] = list(dict.fromkeys(differs))
             continue
@@ -108,16 +108,16 @@ def runs(
         last = [group.iloc[-1] for group in (before, after)]
         row["f1"] = _f1(last[0], last[1], confidence, min_f1_effect)
         for name in ("disk_bytes", "peak_rss_bytes"):
-            for side, one in zip(("base", "head"), last, strict=True):
-                row[f"{side}_{name}"] = None if _absent(one.get(name)) else float(one[name])
+            for side, newest in zip(("base", "head"), last, strict=True):
+                row[f"{side}_{name}"] = None if _is_missing(newest.get(name)) else float(newest[name])
     return rows
 
 
 def samples(group: "pd.DataFrame") -> npt.NDArray[np.float64]:
-    """Return the mean logarithm of latency in each sitting of one cell's runs, in the sittings' order."""
-    sittings, places = np.unique(group["sitting"], return_inverse=True)
+    """Return the mean log latency of each sitting of one cell's runs, in the order of the sittings."""
+    sittings, indices = np.unique(group["sitting"], return_inverse=True)
     logs = np.log(group["median_s"].to_numpy(dtype=float))
-    return np.bincount(places, weights=logs, minlength=len(sittings)) / np.bincount(places, minlength=len(sittings))
+    return np.bincount(indices, weights=logs, minlength=len(sittings)) / np.bincount(indices, minlength=len(sittings))
 
 
 def _two_samples(
@@ -126,36 +126,36 @@ def _two_samples(
     confidence: float,
     spread: tuple[float, int] | None,
 ) -> tuple[float, float]:
-    """Return the interval of the difference of means, head less base; infinite where nothing tells the noise.
+    """Return the interval of the difference of means, head less base; infinite if the noise is not known.
 
-    Source: Student's two-sample interval with pooled variance, into which `spread` (a standard deviation of single
-    values and its degrees of freedom) is pooled as one more sample.
+    Source: Student's two-sample interval with pooled variance; `spread` (a standard deviation of single values and its
+    degrees of freedom) is pooled as one more sample.
     """
     from scipy import special  # scipy.stats takes a second to import
 
-    known, freedom = spread or (0.0, 0)
-    squares = sum(((sample - sample.mean()) ** 2).sum() for sample in (base, head)) + freedom * known**2
+    deviation, freedom = spread or (0.0, 0)
+    squares = sum(((sample - sample.mean()) ** 2).sum() for sample in (base, head)) + freedom * deviation**2
     freedom += len(base) + len(head) - 2
     if not freedom:
         return -math.inf, math.inf
     error = math.sqrt(squares / freedom * (1 / len(base) + 1 / len(head)))
-    reach = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
+    margin = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
     change = float(head.mean() - base.mean())
-    return change - reach, change + reach
+    return change - margin, change + margin
 
 
 def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_effect: float) -> dict[str, Any]:
-    """Compare the F1 of two runs; `inconclusive` where an older run does not hold its answers."""
+    """Compare the F1 of two runs; `inconclusive` if one is an older run that does not hold its answers."""
     from qbert import accuracy
 
-    if _absent(base.get("f1")) or _absent(head.get("f1")):
+    if _is_missing(base.get("f1")) or _is_missing(head.get("f1")):
         return {}
-    before, after = (one.get("answers") for one in (base, head))
+    before, after = (run.get("answers") for run in (base, head))
     if not isinstance(before, dict) or not isinstance(after, dict) or before["labels"] != after["labels"]:
         figures = {"f1_baseline": base["f1"], "f1": head["f1"], "f1_drop": base["f1"] - head["f1"]}
         return figures | {"verdict": "inconclusive"}
     return accuracy.compare_answers(before, after, confidence, min_effect)
 
 
-def _absent(value: Any) -> bool:  # noqa: ANN401
+def _is_missing(value: Any) -> bool:  # noqa: ANN401
     return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,4 +1,4 @@
-"""pytest-benchmark's saved runs as one table, and where a cell's history changes; nothing here needs torch."""
+"""pytest-benchmark's saved runs as one table, and the change points of a cell's history, without torch."""
 
 import itertools
 import math
@@ -28,15 +28,15 @@ ACCURACY = [
 FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "after_pause_s", "peak_rss_bytes"]
 RUN = ["file", "when", "host", "boot", "machine", "dataset", "commit", "failed"]
 SERIES = ["machine", "dataset", *CELL]
-"""What one history is of: latency is of the dataset's texts, so other texts are another history."""
+"""The columns that identify one history; latency depends on the dataset's texts, so each dataset has its own."""
 STORAGE = Path(".benchmarks")
 
 
 def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return one row a cell, in order of appearance, from entries of a run's `benchmarks`; foreign ones are left out.
+    """Return one row per cell, in order of appearance, from a run's `benchmarks`; other projects' are left out.
 
-    Columns: CELL, `trained`, `identity`, `stated` (whether its int8 is only what its own code says), LATENCY, ACCURACY,
-    FOOTPRINT; missing where a run has no such benchmark.
+    Columns: CELL, `trained`, `identity`, `stated` (whether only its own code says that it is int8), LATENCY, ACCURACY,
+    FOOTPRINT; values are missing if the run lacks that benchmark.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for benchmark in benchmarks:
@@ -73,10 +73,12 @@ def read(path: Path) -> pd.DataFrame:
     table["host"] = str(run.machine_info.get("node", ""))
     table["boot"] = run.qbert.boot if run.qbert else ""
     cpu = run.machine_info.get("cpu")
-    known = machine.of_cpuinfo(cpu) if isinstance(cpu, dict) else {}
-    table["identity"] = [{"hardware": known} | one for one in table["identity"]]  # older runs have none of their own
+    hardware = machine.of_cpuinfo(cpu) if isinstance(cpu, dict) else {}  # older runs have no `hardware` themselves
+    table["identity"] = [{"hardware": hardware} | identity for identity in table["identity"]]
     table["machine"] = table["identity"].map(machine_name)
-    table["dataset"] = [f"{one.get('dataset', '')} ({one['dataset_sha256'][:12]})" for one in table["identity"]]
+    table["dataset"] = [
+        f"{identity.get('dataset', '')} ({identity['dataset_sha256'][:12]})" for identity in table["identity"]
+    ]
     table["commit"] = run.commit_info.id[:12] + "+" * run.commit_info.dirty
     table["failed"] = bool(run.qbert and run.qbert.failed)
     table["median_s"] = table["median_s"].astype(float)
@@ -84,7 +86,7 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def machine_name(identity: Mapping[str, Any]) -> str:
-    """Return a machine's name: what keeps its latencies apart from those of most others, and is short."""
+    """Return a short name for a machine that distinguishes it from most others."""
     hardware = identity.get("hardware", {})
     parts = [
         identity.get("processor", "unknown processor"),
@@ -94,62 +96,63 @@ def machine_name(identity: Mapping[str, Any]) -> str:
     return f"{', '.join(filter(None, parts))} ({' '.join(identity.get('instruction_sets', []))})"
 
 
-def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return `tables`, as `read` gives them, as one, in which machines of one name but other hardware are told apart.
+def _concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Concatenate `tables` from `read`; machines with one name but different hardware get different names.
 
-    Its column `sitting` is as `sittings` gives it.
+    The column `sitting` comes from `sittings`.
     """
-    table = pd.concat([one.dropna(axis="columns", how="all") for one in tables], ignore_index=True)
+    table = pd.concat([run.dropna(axis="columns", how="all") for run in tables], ignore_index=True)
     table = table.reindex(columns=[*RUN, *tables[0].columns.drop(RUN)])
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    places = []
+    machines: dict[str, list[dict[str, Any]]] = {}
+    indices = []
     for name, identity in zip(table["machine"], table["identity"], strict=True):
-        hardware, known = identity["hardware"], kinds.setdefault(name, [])
-        same = (one for one in known if not differences({"hardware": one}, {"hardware": hardware}))
-        kind = next(same, None)
-        if kind is None:
-            known.append(kind := {})
-        kind |= hardware
-        places.append(known.index(kind))
+        hardware, namesakes = identity["hardware"], machines.setdefault(name, [])
+        same = (known for known in namesakes if not differences({"hardware": known}, {"hardware": hardware}))
+        match = next(same, None)
+        if match is None:
+            namesakes.append(match := {})
+        match |= hardware
+        indices.append(namesakes.index(match))
     table["machine"] = [
-        name + "".join(f", {key} {value}" for key, value in _apart(kinds[name], place))
-        for name, place in zip(table["machine"], places, strict=True)
+        name + "".join(f", {key} {value}" for key, value in _distinctive(machines[name], index))
+        for name, index in zip(table["machine"], indices, strict=True)
     ]
     return table.assign(sitting=sittings(table))
 
 
-OTHER = [name for name in SUBJECT if name not in {"processor", "instruction_sets", "hardware"}]
-"""What of an identity does not tell which machine it is."""
+NOT_MACHINE = [name for name in SUBJECT if name not in {"processor", "instruction_sets", "hardware"}]
+"""The keys of an identity that do not describe the machine."""
 
 
-def _apart(kinds: Sequence[Mapping[str, Any]], place: int) -> list[tuple[str, Any]]:
-    """Return what of the hardware `kinds[place]` the others have otherwise."""
-    return [(key, value) for key, value in kinds[place].items() if any(one.get(key) != value for one in kinds)]
+def _distinctive(machines: Sequence[Mapping[str, Any]], index: int) -> list[tuple[str, Any]]:
+    """Return the properties of `machines[index]` in which any other of `machines` differs from it."""
+    own = machines[index]
+    return [(key, value) for key, value in own.items() if any(hardware.get(key) != value for hardware in machines)]
 
 
 def sittings(table: pd.DataFrame) -> list[int]:
-    """Return for each row of `table` the number of its sitting: runs in which the machine's state is one.
+    """Return the number of each row's sitting: a series of runs that share the machine's state.
 
-    They are of one boot (of one host, where a run does not know its boot), each less than GAP after the one before it
-    and less than LONGEST after the first. What differs from day to day is the same in all of them, so that several are
-    no more sure than one.
+    The runs of a sitting have one boot (one host, if a run does not record its boot); each is less than GAP after the
+    previous one and less than LONGEST after the first. They share whatever varies from day to day, so several of them
+    are no surer than one.
     """
     columns = [table[name] for name in ("when", "host", "boot")]
     numbers: dict[tuple[pd.Timestamp, str, str], int] = {}
-    going_on: dict[int, tuple[pd.Timestamp, pd.Timestamp, str, str]] = {}  # first and last run, host, boot
+    current: dict[int, tuple[pd.Timestamp, pd.Timestamp, str, str]] = {}  # first and last run, host, boot
     for number, run in enumerate(sorted(set(zip(*columns, strict=True)))):
         when, host, boot = run
-        going_on = {
-            one: known for one, known in going_on.items() if when - known[1] < GAP and when - known[0] < LONGEST
+        current = {
+            sitting: state for sitting, state in current.items() if when - state[1] < GAP and when - state[0] < LONGEST
         }
         same = (
-            one
-            for one, (*_, its_host, its_boot) in going_on.items()
+            sitting
+            for sitting, (*_, its_host, its_boot) in current.items()
             if (boot == its_boot if boot and its_boot else host == its_host)
         )
         numbers[run] = next(same, number)
-        first, _, _, known_boot = going_on.get(numbers[run], (when, when, host, boot))
-        going_on[numbers[run]] = (first, when, host, boot or known_boot)
+        first, _, _, known_boot = current.get(numbers[run], (when, when, host, boot))
+        current[numbers[run]] = (first, when, host, boot or known_boot)
     return [numbers[run] for run in zip(*columns, strict=True)]
 
 
@@ -158,18 +161,18 @@ LONGEST = pd.Timedelta(days=1)
 
 
 def load(paths: Sequence[Path]) -> pd.DataFrame:
-    """Return the cells of every run in `paths`, one after the other, and the `sitting` of each.
+    """Return the cells of all runs in `paths`, run by run, with the column `sitting`.
 
     Raises:
-        InputError: as `read`.
+        InputError: as in `read`.
     """
-    return _together([read(path) for path in paths])
+    return _concatenate([read(path) for path in paths])
 
 
 def stored(storage: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Return the cells of all runs in pytest-benchmark's `storage`, oldest first, and a sentence for each not read.
+    """Return the cells of all runs in pytest-benchmark's `storage` as `load` does, oldest first, and what is left out.
 
-    They are as `load` gives them. Runs whose guards failed are left out too.
+    Left out, with a sentence for each, are runs that cannot be read or whose guards failed.
 
     Raises:
         InputError: there is no such folder, or no run of this suite in it.
@@ -190,38 +193,38 @@ def stored(storage: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{storage} holds no run of this suite: save some with pytest bench/ --benchmark-autosave"
             + (f" ({left_out[0]})" if left_out else "")
         )
-    return _together(whole).sort_values(["when", "file"], kind="stable", ignore_index=True), left_out
+    return _concatenate(whole).sort_values(["when", "file"], kind="stable", ignore_index=True), left_out
 
 
 def change_points(latencies_s: Sequence[float] | npt.NDArray[np.float64], min_effect: float = MIN_EFFECT) -> list[int]:
-    """Return where a series of medians changes: each the index of the first value that is different.
+    """Return the change points of a series of medians: the index of the first value of each new level.
 
-    A change is kept where the levels before and after it, up to the next changes, differ by a t test, and their medians
-    by more than `min_effect`.
+    A change point is kept if the levels on both sides, up to the next change points, differ in a t test, and their
+    medians by more than `min_effect`.
 
     Source: Matteson and James 2014, "A Nonparametric Approach for Multiple Change Point Analysis of Multivariate Data",
-    for where to split; a t test instead of permutations, and the weakest point taken out until all of them hold, as in
-    Fleming et al. 2023, "Hunter: Using Change Point Detection to Hunt for Performance Regressions". Each of the values
-    may be the first of a level, so a split's p-value has to be below ALPHA over their number.
+    for where to split; a t test instead of permutations, and removal of the weakest point until all are significant, as
+    in Fleming et al. 2023, "Hunter: Using Change Point Detection to Hunt for Performance Regressions". Any value may be
+    the first of a level, so a split's p-value must be below ALPHA over the number of values.
     """
     logs = np.log(np.asarray(latencies_s, dtype=float))
-    sure = ALPHA / max(1, len(logs))
+    max_p = ALPHA / max(1, len(logs))
     points: list[int] = []
-    left = [(0, len(logs))]
-    while left:
-        start, end = left.pop()
-        if not (found := _split(logs[start:end], last=end == len(logs))):
+    segments = [(0, len(logs))]
+    while segments:
+        start, end = segments.pop()
+        if not (split := _split(logs[start:end], last=end == len(logs))):
             continue
-        point, until = start + found[0], start + found[1]
-        if _p_value(logs[start:point], logs[point:until]) < sure:
+        point, level_end = start + split[0], start + split[1]
+        if _p_value(logs[start:point], logs[point:level_end]) < max_p:
             points.append(point)
-            left += [(start, point), (point, end)]
+            segments += [(start, point), (point, end)]
     points.sort()
     while points:
         pairs = list(itertools.pairwise(np.split(logs, points)))
         p_values = [_p_value(before, after) for before, after in pairs]
         effects = [abs(np.median(after) - np.median(before)) for before, after in pairs]
-        if max(p_values) >= sure:
+        if max(p_values) >= max_p:
             del points[int(np.argmax(p_values))]
         elif min(effects) <= math.log1p(min_effect):
             del points[int(np.argmin(effects))]
@@ -230,59 +233,59 @@ def change_points(latencies_s: Sequence[float] | npt.NDArray[np.float64], min_ef
     return points
 
 
-LEVEL = 5  # values: of three bad runs in a row, or two times two, a level is made too soon
-LAST_LEVEL = 3  # so that the newest change is found early; of two bad runs nothing is made
-ALPHA = 0.07  # by simulation of 8 to 100 values (tests/test_statistics_history.py): up to 3 % of constant series
-LEAST_NOISE = 0.003  # of logarithms: a few runs that happen to agree are no proof of none
-NOISIER = 0.05
+LEVEL = 5  # values at least: three bad runs in a row, or two pairs of them, are not a level
+LAST_LEVEL = 3  # finds the newest change early; two bad runs are not a level
+ALPHA = 0.07  # up to 3 % of constant series of 8 to 100 values change (tests/results/test_history_error_rates.py)
+LEAST_NOISE = 0.003  # standard deviation of logarithms: a few equal runs do not prove that there is no noise
+NOISIER = 0.05  # level of the F test
 
 
 def _split(values: npt.NDArray[np.float64], *, last: bool) -> tuple[int, int] | None:
-    """Return where the level after the first begins and ends, so that the two differ most; none of too few values.
+    """Return begin and end of the second level for which the first two levels differ most; None if values are too few.
 
-    `last` tells that no value comes after these. Source: Matteson and James 2014, equations 5 to 7, with the exponent
-    1: the scaled energy distance between values[:begin] and values[begin:end], greatest over both.
+    `last`: no value follows these. Source: Matteson and James 2014, equations 5 to 7, with exponent 1: the scaled
+    energy distance between values[:begin] and values[begin:end], maximized over begin and end.
     """
     begin, end = np.triu_indices(len(values) + 1, LAST_LEVEL)
     long = (begin >= LEVEL) & ((end - begin >= LEVEL) | (last & (end == len(values))))
     if not long.any():
         return None
     begin, end = begin[long], end[long]
-    # Sums of distances over squares of pairs: all sides of a split are differences of these.
+    # Cumulative sums of the pairwise distances: every sum that a split needs is a difference of these.
     sums = np.pad(np.abs(values[:, None] - values).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    within, reached, whole = sums[begin, begin], sums[begin, end], sums[end, end]
+    first, first_to_both, both = sums[begin, begin], sums[begin, end], sums[end, end]
     before, after = begin, end - begin
     energy = (
-        2 * (reached - within) / (before * after)
-        - within / (before * (before - 1))
-        - (whole - 2 * reached + within) / (after * (after - 1))
+        2 * (first_to_both - first) / (before * after)
+        - first / (before * (before - 1))
+        - (both - 2 * first_to_both + first) / (after * (after - 1))
     )
-    most = int(np.argmax(before * after / (before + after) * energy))
-    return int(begin[most]), int(end[most])
+    best = int(np.argmax(before * after / (before + after) * energy))
+    return int(begin[best]), int(end[best])
 
 
 def _p_value(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> float:
-    """Return how likely two levels that are the same would differ so much, by Student's t test with pooled variance.
+    """Return the p-value of the difference between two levels, by Student's t test with pooled variance.
 
-    Where one side is noisier than the other (F test), its variance counts for both: a few bad runs are no level.
+    If one side is noisier than the other (F test), its variance is used for both: a few bad runs are not a level.
     """
     from scipy import special  # scipy.stats takes a second to import
 
     freedoms = [len(before) - 1, len(after) - 1]
     variances = [max(float(side.var(ddof=1)), LEAST_NOISE**2) for side in (before, after)]
-    more = int(variances[1] > variances[0])
+    noisier = int(variances[1] > variances[0])
     variance = float(np.average(variances, weights=freedoms))
-    if special.fdtrc(freedoms[more], freedoms[1 - more], variances[more] / variances[1 - more]) < NOISIER:
-        variance = variances[more]
+    if special.fdtrc(freedoms[noisier], freedoms[1 - noisier], variances[noisier] / variances[1 - noisier]) < NOISIER:
+        variance = variances[noisier]
     error = math.sqrt(variance * (1 / len(before) + 1 / len(after)))
     return float(2 * special.stdtr(sum(freedoms), -abs(after.mean() - before.mean()) / error))
 
 
 def changes(table: pd.DataFrame, min_effect: float = MIN_EFFECT) -> list[dict[str, Any]]:
-    """Return a row for each SERIES of `table`, as `stored` gives it: its runs, first and last level, changes.
+    """Return a row for each SERIES of a `table` from `stored`: number of runs, first and last level, changes.
 
-    A sitting's runs are one value of the series. Each of `changes` has the `run` (a number from 0), `when` it was, the
-    `commits` one of which the change comes from, in git's notation, and the `change` of latency there.
+    A sitting's runs are one value of the series. Each of `changes` has the index of the first changed `run`, `when` it
+    was, the `commits`, in git's notation, one of which caused it, and the relative `change` of latency.
     """
     rows = []
     for key, group in table.dropna(subset=["median_s"]).groupby(SERIES, sort=False):
@@ -309,42 +312,43 @@ def changes(table: pd.DataFrame, min_effect: float = MIN_EFFECT) -> list[dict[st
 
 
 def _first_run(group: pd.DataFrame, point: int, before: float, after: float) -> int:
-    """Return the first run at the level `after`, where the levels (of logarithms) change at the sitting `point`.
+    """Return the index of the first run at the level `after`, given that the level changes at the sitting `point`.
 
-    It may be within this sitting or the one before it: there the squares of what is left are least.
+    The run may lie in this sitting or in the previous one: it is the one with the least squared residuals. The levels
+    are logarithms.
     """
-    last, this = np.unique(group["sitting"])[point - 1 : point + 1]
+    previous, this = np.unique(group["sitting"])[point - 1 : point + 1]
     sitting, logs = group["sitting"].to_numpy(), np.log(group["median_s"].to_numpy())
-    possible = range(int(np.argmax(sitting == last)) + 1, int(np.flatnonzero(sitting == this)[-1]) + 1)
+    candidates = range(int(np.argmax(sitting == previous)) + 1, int(np.flatnonzero(sitting == this)[-1]) + 1)
     return min(
-        possible,
+        candidates,
         key=lambda run: float(((logs[:run] - before) ** 2).sum() + ((logs[run:] - after) ** 2).sum()),
     )
 
 
 def _range(before: str, after: str) -> str:
-    """Return the commits after `before` up to `after`; a `+` tells that there were changes without a commit."""
+    """Return the commits after `before` up to `after`; `+` marks uncommitted changes."""
     before, after = (commit[:7] + "+" * commit.endswith("+") for commit in (before, after))
     return after if before == after else f"{before}..{after}"
 
 
 def spreads(table: pd.DataFrame, compared: pd.DataFrame) -> dict[tuple[Any, ...], tuple[float, int]]:
-    """Return the standard deviation of log latency from sitting to sitting and its degrees of freedom, by cell.
+    """Return the standard deviation of log latency between sittings and its degrees of freedom, by cell.
 
-    Between change points, of the runs that `stored` gives, on the machine of the first run `compared`. The sittings in
-    which those compared lie are left out; series of fewer than 4 others have none.
+    It is taken between change points of the runs in `table`, from `stored`, on the machine of the first run
+    `compared`. The sittings of the runs compared are left out; a series with fewer than 4 other sittings is too short.
     """
-    here = compared["identity"].iloc[0]
-    table = table[[not differences(one, here, may_differ=OTHER) for one in table["identity"]]]
-    numbers = sittings(pd.concat([one[["when", "host", "boot"]] for one in (table, compared)]))
+    first = compared["identity"].iloc[0]
+    table = table[[not differences(identity, first, may_differ=NOT_MACHINE) for identity in table["identity"]]]
+    numbers = sittings(pd.concat([runs[["when", "host", "boot"]] for runs in (table, compared)]))
     others = table.assign(sitting=numbers[: len(table)])
     others = others[~others["sitting"].isin(numbers[len(table) :])]
-    found: dict[tuple[Any, ...], tuple[float, int]] = {}
+    by_cell: dict[tuple[Any, ...], tuple[float, int]] = {}
     for key, group in others.dropna(subset=["median_s"]).groupby(CELL):
-        series = [samples(one) for _, one in group.groupby("dataset")]
-        long = [logs for logs in series if len(logs) >= 4]  # noqa: PLR2004  fewer say too little of a spread
+        series = [samples(of_dataset) for _, of_dataset in group.groupby("dataset")]
+        long = [logs for logs in series if len(logs) >= 4]  # noqa: PLR2004  fewer hardly show the spread
         segments = [part for logs in long for part in np.split(logs, change_points(np.exp(logs)))]
         if freedom := sum(map(len, segments)) - len(segments):
             squares = sum(((part - part.mean()) ** 2).sum() for part in segments)
-            found[key] = (math.sqrt(squares / freedom), freedom)
-    return found
+            by_cell[key] = (math.sqrt(squares / freedom), freedom)
+    return by_cell

@@ -1,4 +1,4 @@
-"""The interval of a speedup, and of the ratio of two: from how far a run's processes lie apart."""
+"""Intervals of speedups and of ratios of speedups, from the variance between a run's processes."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -10,62 +10,56 @@ import pandas as pd
 from qbert.stats import CONFIDENCE
 
 Logs = npt.NDArray[np.float64]
-"""Logarithms of a cell's speedup, or of its ratio to another's, one of each process."""
+"""Logarithms of a cell's speedup, or of its ratio to another cell's, one per process."""
 
 
 def of_logs(cells: Sequence[Logs | None], pools: Sequence[Hashable]) -> list[tuple[float, float]]:
-    """Return the interval of each cell's ratio, the exponential of the mean of its logarithms; nan where it has none.
+    """Return the interval of each cell's ratio, the exponential of the mean of its logarithms; nan without logarithms.
 
-    Source: Student's interval of a mean. Three processes say little of how far processes lie apart, so the variance
-    is pooled over the cells of one of `pools`, and the degrees of freedom with it, as in an analysis of variance.
+    Source: Student's interval of a mean. Three processes show little of the variance between processes, so variance
+    and degrees of freedom are pooled over the cells with equal `pools`, as in an analysis of variance.
     """
     from scipy import special  # scipy.stats takes a second to import
 
     squares: dict[Hashable, float] = {}
     freedom: dict[Hashable, int] = {}
     for logs, pool in zip(cells, pools, strict=True):
-        if logs is not None and logs.any():  # not of one that is held against itself
+        if logs is not None and logs.any():  # all are 0 if a cell is compared with itself
             squares[pool] = squares.get(pool, 0.0) + float(((logs - logs.mean()) ** 2).sum())
             freedom[pool] = freedom.get(pool, 0) + len(logs) - 1
-    found = []
+    ends = []
     for logs, pool in zip(cells, pools, strict=True):
         if logs is None or not logs.any() or not freedom.get(pool):
-            found.append((float("nan"), float("nan")))
+            ends.append((float("nan"), float("nan")))
             continue
         error = (squares[pool] / freedom[pool] / len(logs)) ** 0.5
-        reach = float(special.stdtrit(freedom[pool], (1 + CONFIDENCE) / 2)) * error
-        found.append((float(np.exp(logs.mean() - reach)), float(np.exp(logs.mean() + reach))))
-    return found
+        margin = float(special.stdtrit(freedom[pool], (1 + CONFIDENCE) / 2)) * error
+        ends.append((float(np.exp(logs.mean() - margin)), float(np.exp(logs.mean() + margin))))
+    return ends
 
 
 def speedups(cells: pd.DataFrame) -> list[tuple[float, float]]:
-    """Return the interval of each speedup of `cells`, as history.cells gives them.
-
-    Pooled over the cells of one runtime and run.
-    """
+    """Return the interval of each speedup of `cells`, from history.cells, pooled over cells of one runtime and run."""
     return of_logs([_logs(row) for row in cells.to_dict("records")], _pools(cells))
 
 
 def ratios(cells: pd.DataFrame, others: Sequence[Mapping[Any, Any] | None]) -> list[tuple[float, float]]:
-    """Return the interval of each of `cells`' speedup over that of the one of `others` (rows) in its place.
+    """Return the interval of the ratio of each cell's speedup to that of the row at the same position in `others`.
 
-    Process by process, so that what the fp32 of a process does to the speedups of all its cells is not in it.
+    The ratio is taken process by process: noise of fp32 in a process affects all speedups there, and cancels out.
     """
     rows = cells.to_dict("records")
     return of_logs([_difference(row, other) for row, other in zip(rows, others, strict=True)], _pools(cells))
 
 
-def apart(cells: pd.DataFrame, one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool | None:
-    """Whether the speedups of the rows `one` and `other` of `cells` can be told apart; None where that is not known."""
-    places = ["model", "max_length"]
-    seconds = {
-        tuple(row[name] for name in places): row
-        for row in cells.to_dict("records")
-        if row["variant"] == other["variant"]
-    }
-    others = [seconds.get(tuple(row[name] for name in places)) for row in cells.to_dict("records")]
-    at = [all(row[name] == one[name] for name in [*places, "variant"]) for row in cells.to_dict("records")].index(True)
-    low, high = ratios(cells, others)[at]
+def are_distinguishable(cells: pd.DataFrame, first: Mapping[Any, Any], second: Mapping[Any, Any]) -> bool | None:
+    """Whether the speedups of the rows `first` and `second` of `cells` differ significantly; None if not known."""
+    keys = ["model", "max_length"]
+    rows = cells.to_dict("records")
+    of_second = {tuple(row[name] for name in keys): row for row in rows if row["variant"] == second["variant"]}
+    others = [of_second.get(tuple(row[name] for name in keys)) for row in rows]
+    index = [all(row[name] == first[name] for name in [*keys, "variant"]) for row in rows].index(True)
+    low, high = ratios(cells, others)[index]
     return None if np.isnan(low) else not low <= 1 <= high
 
 
@@ -75,7 +69,7 @@ def _logs(row: Mapping[Any, Any]) -> Logs | None:
 
 
 def _difference(row: Mapping[Any, Any], other: Mapping[Any, Any] | None) -> Logs | None:
-    """Return the logarithms of `row` less those of `other`, where they are of the same processes."""
+    """Return the logarithms of `row` less those of `other`; None if they are of different processes."""
     if other is None or row.get("file") != other.get("file"):
         return None
     logs, others = _logs(row), _logs(other)

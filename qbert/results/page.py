@@ -1,4 +1,4 @@
-"""One page for a person to decide by: everything that saved runs know, as HTML that needs no network."""
+"""The report: the figures of saved runs on one HTML page that needs no network."""
 
 import base64
 import hashlib
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-INK, FAINT = "#010203", "#a1b2c3"  # stand in a drawing for the page's own colours, which are light or dark
+INK, FAINT = "#010203", "#a1b2c3"  # placeholders in a drawing for the page's own colours, which are light or dark
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#3f9bd1", "#8c6bb1", "#8a8a1f", "#aa4466", "#5b7f1e")
 MARKERS = "osD^vP*X<>"
 FLIPS_SHOWN = 200
-WIDTH_IN = 5.4  # as wide as a column of the page; on a phone it shrinks by a third and can still be read
+WIDTH_IN = 5.4  # as wide as a column of the page; on a phone it shrinks by a third and stays readable
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing, and what it shows in words."""
+    """A drawing, and its content in words."""
 
     svg: str
     alternative: str
@@ -55,10 +55,10 @@ class Figure:
 
 
 def summarize(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row a cell of `runs`, as history.load gives them: of each benchmark all figures of its newest run.
+    """Return one row per cell of `runs`, from history.load, with each benchmark's figures from its newest run.
 
-    Of several runs `low_s` and `high_s` are the least and the greatest median; of one, the quartiles of its rounds.
-    `latency_s`, `over_best`, `share_of_limit` and `pace_change` are as report.at_one_pace has them, intervals, too;
+    `low_s` and `high_s` are the least and greatest median of several runs, or the quartiles of a single run's rounds.
+    `latency_s`, `over_best`, `share_of_limit`, `pace_change` and the intervals come from tables.at_one_pace.
     `undominated`: no other variant of this model and length is at least as fast with at least its F1.
 
     Raises:
@@ -86,23 +86,23 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _newest(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each cell of `runs`, oldest first: its newest, each benchmark of the newest that has it.
+    """Return a row for each cell of `runs`, sorted from oldest to newest: each benchmark from the newest that has it.
 
-    The figures of one benchmark are of one run: none is filled in from another.
+    All figures of one benchmark come from one run.
     """
     rows = runs.groupby(CELL, sort=False).tail(1).set_index(CELL)
-    for sign, figures in (("median_s", [*LATENCY, "file"]), ("f1", ACCURACY), ("disk_bytes", FOOTPRINT)):
-        newest = runs[runs[sign].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
+    for key, figures in (("median_s", [*LATENCY, "file"]), ("f1", ACCURACY), ("disk_bytes", FOOTPRINT)):
+        newest = runs[runs[key].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
         for name in figures:
             rows[name] = newest[name].reindex(rows.index)
     return rows
 
 
 def _refuse_mixed(runs: pd.DataFrame) -> None:
-    """Let `runs` pass whose figures may stand in one table: of one dataset and its documents, each cell of one subject.
+    """Check that the figures of `runs` fit in one table: one dataset and its documents, one subject for each cell.
 
     Raises:
-        InputError: they may not.
+        InputError: they do not.
     """
     seen: dict[tuple[str, str], tuple[Any, str]] = {}
     for row in runs.to_dict("records"):
@@ -116,12 +116,13 @@ def _refuse_mixed(runs: pd.DataFrame) -> None:
                     continue
                 known, file = seen.setdefault((scope, fact), (value, row["file"]))
                 if known != value:
-                    told = differences({fact: known}, {fact: value}) or [
+                    differs = differences({fact: known}, {fact: value}) or [
                         f"{fact}: {known:g}, {value:g}" if isinstance(value, float) else f"{fact}: {known}, {value}"
                     ]
                     raise InputError(
                         f"what a report shows has to be measured alike, and {cell} is not in "
-                        f"{' and '.join(dict.fromkeys([file, row['file']]))} ({'; '.join(told)}): make a report of each"
+                        f"{' and '.join(dict.fromkeys([file, row['file']]))} ({'; '.join(differs)}): "
+                        "make a report of each"
                     )
 
 
@@ -135,30 +136,30 @@ def _undominated(row: Mapping[Any, Any], table: pd.DataFrame) -> bool:
 
 
 def answers(table: pd.DataFrame) -> list[str]:
-    """Return for each model, at its greatest length, a sentence: the fastest variant within its F1 limit."""
-    said = []
+    """Return a sentence for each model: the fastest variant within its F1 limit, at the model's greatest length."""
+    sentences = []
     for model, cells in table[table["median_s"].notna()].groupby("model", sort=False):
         max_length = cells["max_length"].max()
-        here = cells[(cells["max_length"] == max_length) & (cells["variant"] != BASELINE) & cells["speedup"].notna()]
-        within = here[here["f1_drop"].isna() | ~(here["f1_drop"] > here["max_f1_drop"])]
-        place = f"{model}, {max_length} tokens"
-        if here.empty:
-            said.append(f"{place}: nothing was measured beside {BASELINE}.")
+        timed = cells[(cells["max_length"] == max_length) & (cells["variant"] != BASELINE) & cells["speedup"].notna()]
+        within = timed[timed["f1_drop"].isna() | ~(timed["f1_drop"] > timed["max_f1_drop"])]
+        subject = f"{model}, {max_length} tokens"
+        if timed.empty:
+            sentences.append(f"{subject}: nothing was measured beside {BASELINE}.")
             continue
         if within.empty or within["speedup"].max() <= 1:
-            said.append(f"{place}: no variant is faster than {BASELINE} and within its F1 limit.")
+            sentences.append(f"{subject}: no variant is faster than {BASELINE} and within its F1 limit.")
             continue
         best = within.loc[within["speedup"].idxmax()]
         low, high = (within[name].fillna(within["speedup"]) for name in ("speedup_low", "speedup_high"))
         rivals = within[high >= low[best.name]].sort_values("speedup", ascending=False)
         noisy = [row["variant"] for row in rivals.to_dict("records") if is_too_noisy(row)]
         if noisy and len(rivals) > 1:
-            said.append(
-                f"{place}: which of {' and '.join(rivals['variant'])} is the fastest cannot be told, "
+            sentences.append(
+                f"{subject}: which of {' and '.join(rivals['variant'])} is the fastest cannot be told, "
                 f"too noisy: {' and '.join(noisy)}."
             )
             continue
-        sentence = f"{place}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}"
+        sentence = f"{subject}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}"
         if noisy:
             sentence += " (too noisy)"
         else:
@@ -177,10 +178,10 @@ def answers(table: pd.DataFrame) -> list[str]:
                 "; its F1 was not measured." if best["trained"] else "; the model is untrained, so F1 means nothing."
             )
         second = within.drop(index=best.name).nlargest(1, "speedup")
-        if len(second) and intervals.apart(table, best.to_dict(), second.iloc[0].to_dict()) is False:
+        if len(second) and intervals.are_distinguishable(table, best.to_dict(), second.iloc[0].to_dict()) is False:
             sentence += f" It and {second['variant'].iloc[0]} cannot be told apart in speed."
-        said.append(sentence)
-    return said
+        sentences.append(sentence)
+    return sentences
 
 
 def _range(low: float, high: float) -> str:
@@ -192,7 +193,7 @@ def _drop(drop: float) -> str:
 
 
 def render(runs: pd.DataFrame) -> str:
-    """Return the page of `runs`, as history.load gives them.
+    """Return the page of `runs`, from history.load.
 
     Raises:
         InputError: the runs are of different machines, or the extra `report` is not installed.
@@ -249,7 +250,7 @@ def render(runs: pd.DataFrame) -> str:
 
 
 def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> list[Figure]:
-    """Return the drawings of one model, those for which there are figures."""
+    """Return the drawings of one model for which there are figures."""
     timed = cells[cells["median_s"].notna()]
     drawn = []
     if not timed.empty:
@@ -309,7 +310,7 @@ def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
 
 
 def _draw(draw: "Callable[[Axes], None]", height_in: float) -> str:
-    """Return the SVG element of what `draw` draws, in the page's colours."""
+    """Return the SVG element that `draw` draws, in the page's colours."""
     from matplotlib import figure
 
     canvas = figure.Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
@@ -320,7 +321,7 @@ def _draw(draw: "Callable[[Axes], None]", height_in: float) -> str:
     )
     svg = shown(file.getvalue())
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(FAINT, "var(--line)")
-    svg = re.sub(r'<g id="[a-zA-Z_]+\d*_?\d*"', "<g", svg)  # ids that every drawing has
+    svg = re.sub(r'<g id="[a-zA-Z_]+\d*_?\d*"', "<g", svg)  # ids that all drawings share
     unique = hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{unique}", svg)
     return re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"( (?:width|height)="[^"]*")?', r"\1", svg, count=1)
@@ -333,8 +334,8 @@ def _latency(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, s
             group[name].to_numpy(dtype=float) * 1e3 for name in ("latency_s", "median_s", "low_s", "high_s")
         )
         low, high = (end * middle / median for end in (low, high))
-        reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
-        axes.errorbar(group["max_length"], middle, yerr=reach, color=colour, marker=marker, markersize=5, capsize=2)
+        error = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
+        axes.errorbar(group["max_length"], middle, yerr=error, color=colour, marker=marker, markersize=5, capsize=2)
     axes.set_yscale("log")
     verdicts.ticks(axes.yaxis)
     axes.set_xticks(sorted(cells["max_length"].unique()))
@@ -343,34 +344,34 @@ def _latency(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, s
 
 
 def _speedups(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
-    places = np.arange(len(cells))[::-1]
+    rows = np.arange(len(cells))[::-1]
     middle, low, high = (cells[name].to_numpy(dtype=float) for name in ("speedup", "speedup_low", "speedup_high"))
-    reach = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
-    axes.barh(places, middle, xerr=reach, color=[looks[name][0] for name in cells["variant"]], ecolor=INK, capsize=2)
-    axes.plot(cells["over_best"], places, linestyle="", marker="D", color=INK, markersize=5, markerfacecolor="white")
-    for row, place, value in zip(cells.to_dict("records"), places, np.fmax(high, middle), strict=True):
+    error = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
+    axes.barh(rows, middle, xerr=error, color=[looks[name][0] for name in cells["variant"]], ecolor=INK, capsize=2)
+    axes.plot(cells["over_best"], rows, linestyle="", marker="D", color=INK, markersize=5, markerfacecolor="white")
+    for cell, y, x in zip(cells.to_dict("records"), rows, np.fmax(high, middle), strict=True):
         axes.annotate(
-            f"{row['speedup']:.2f}" + (" too noisy" if is_too_noisy(row) else ""),
-            (value, place),
+            f"{cell['speedup']:.2f}" + (" too noisy" if is_too_noisy(cell) else ""),
+            (x, y),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
         )
-    _named(axes, cells, places, "times fp32's speed")
+    _label_axes(axes, cells, rows, "times fp32's speed")
     axes.set_xlim(0, 1.12 * float(np.nanmax(np.fmax(high, middle))))
 
 
 def _shares(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
-    places = np.arange(len(cells))[::-1]
-    axes.barh(places, cells["share_of_limit"] * 100, color=[looks[name][0] for name in cells["variant"]])
-    for place, share in zip(places, cells["share_of_limit"] * 100, strict=True):
-        axes.annotate(f"{share:.0f}", (share, place), xytext=(4, 0), textcoords="offset points", va="center")
-    _named(axes, cells, places, "% of this core's limit")
+    rows = np.arange(len(cells))[::-1]
+    axes.barh(rows, cells["share_of_limit"] * 100, color=[looks[name][0] for name in cells["variant"]])
+    for y, share in zip(rows, cells["share_of_limit"] * 100, strict=True):
+        axes.annotate(f"{share:.0f}", (share, y), xytext=(4, 0), textcoords="offset points", va="center")
+    _label_axes(axes, cells, rows, "% of this core's limit")
     axes.set_xlim(0, max(105, 1.12 * float(cells["share_of_limit"].max()) * 100))
 
 
-def _named(axes: "Axes", cells: pd.DataFrame, places: "np.ndarray[Any, Any]", label: str) -> None:
-    axes.set_yticks(places, [_shortened(name) for name in cells["variant"]], parse_math=False)
+def _label_axes(axes: "Axes", cells: pd.DataFrame, rows: "np.ndarray[Any, Any]", label: str) -> None:
+    axes.set_yticks(rows, [_shortened(name) for name in cells["variant"]], parse_math=False)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(label)
 
@@ -400,8 +401,8 @@ def _f1(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, str]])
     axes.set_ylabel("weighted F1")
 
 
-def _shortened(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _shortened(name: str, max_length: int = 24) -> str:
+    return name if len(name) <= max_length else name[: max_length - 1] + "…"
 
 
 COLUMNS = (
@@ -409,12 +410,12 @@ COLUMNS = (
     *("weighted F1", "F1 drop, 95 %", "flips", "choice"),
 )
 FOOTPRINT_COLUMNS = ("tokens", "variant", "disk MB", "load s", "first call ms", "after a pause ms", "memory MB")
-Shown = tuple[str, float | str]
-"""What a table shows, and what it is sorted by."""
+Entry = tuple[str, float | str]
+"""The text of a table's cell, and its sort key."""
 
 
 def markdown(runs: pd.DataFrame) -> str:
-    """Return the answers and the tables of `runs`, as history.load gives them, for a README."""
+    """Return the answers and tables of `runs`, from history.load, as Markdown for a README."""
     table = summarize(runs)
     parts = [f"- {markdown_text(answer)}" for answer in answers(table)]
     for model, cells in table.groupby("model", sort=False):
@@ -427,19 +428,19 @@ def markdown(runs: pd.DataFrame) -> str:
 
 
 def csv(runs: pd.DataFrame) -> str:
-    """Return the figures of `runs`, as history.load gives them, a row a cell, for a spreadsheet; seconds and bytes."""
+    """Return the figures of `runs`, from history.load, as CSV with a row per cell, in seconds and bytes."""
     return spreadsheet(summarize(runs).drop(columns=["identity", "flipped", "process_speedups"]))
 
 
-def _tables(cells: pd.DataFrame) -> list[tuple[Sequence[str], list[list[Shown]]]]:
-    """Return the tables of one model, headings and rows: latency and F1, footprint; without those that are empty."""
+def _tables(cells: pd.DataFrame) -> list[tuple[Sequence[str], list[list[Entry]]]]:
+    """Return the tables of one model that are not empty, as headings and rows: latency and F1; footprint."""
     records = cells.to_dict("records")
-    judged = [_judged(row) for row in records if pd.notna(row["latency_s"]) or pd.notna(row["f1"])]
-    weighed = [_weighed(row) for row in records if pd.notna(row["disk_bytes"])]
-    return [table for table in ((COLUMNS, judged), (FOOTPRINT_COLUMNS, weighed)) if table[1]]
+    main = [_main_row(row) for row in records if pd.notna(row["latency_s"]) or pd.notna(row["f1"])]
+    footprint = [_footprint_row(row) for row in records if pd.notna(row["disk_bytes"])]
+    return [table for table in ((COLUMNS, main), (FOOTPRINT_COLUMNS, footprint)) if table[1]]
 
 
-def _shown(value: Any, text: str) -> Shown:  # noqa: ANN401
+def _entry(value: Any, text: str) -> Entry:  # noqa: ANN401
     return ("", "") if pd.isna(value) else (text, float(value))
 
 
@@ -457,40 +458,40 @@ def _over_best(row: Mapping[Any, Any]) -> str:
     return f"{row['over_best']:.2f}" + (" (too noisy)" if too_wide(low, high) else _between(low, high, ".2f"))
 
 
-def _judged(row: Mapping[Any, Any]) -> list[Shown]:
-    held = pd.notna(row["f1"]) and row["variant"] != BASELINE
-    over = held and row["f1_drop"] > row["max_f1_drop"]
+def _main_row(row: Mapping[Any, Any]) -> list[Entry]:
+    compared = pd.notna(row["f1"]) and row["variant"] != BASELINE
+    over = compared and row["f1_drop"] > row["max_f1_drop"]
     choice = "over the limit" if over else "undominated" if row["undominated"] else ""
     choice = ", ".join(filter(None, [choice, "int8 stated, not shown" if row["stated"] else ""]))
-    drop = _shown(row["f1_drop"], f"{row['f1_drop']:+.4f}" + _between(row["f1_drop_low"], row["f1_drop_high"], "+.4f"))
+    drop = _entry(row["f1_drop"], f"{row['f1_drop']:+.4f}" + _between(row["f1_drop_low"], row["f1_drop_high"], "+.4f"))
     return [
         (str(row["max_length"]), float(row["max_length"])),
         (row["variant"], row["variant"]),
-        _shown(row["latency_s"], f"{row['latency_s'] * 1e3:.4g}"),
-        _shown(row["speedup"], _speedup(row)),
-        _shown(row["over_best"], _over_best(row)),
-        _shown(row["share_of_limit"], f"{row['share_of_limit']:.0%}"),
-        _shown(row["f1"], f"{row['f1']:.4f}"),
-        drop if held else ("", ""),
-        _shown(row["flips"], f"{row['flips']:.0f}") if held else ("", ""),
+        _entry(row["latency_s"], f"{row['latency_s'] * 1e3:.4g}"),
+        _entry(row["speedup"], _speedup(row)),
+        _entry(row["over_best"], _over_best(row)),
+        _entry(row["share_of_limit"], f"{row['share_of_limit']:.0%}"),
+        _entry(row["f1"], f"{row['f1']:.4f}"),
+        drop if compared else ("", ""),
+        _entry(row["flips"], f"{row['flips']:.0f}") if compared else ("", ""),
         (choice, choice),
     ]
 
 
-def _weighed(row: Mapping[Any, Any]) -> list[Shown]:
+def _footprint_row(row: Mapping[Any, Any]) -> list[Entry]:
     return [
         (str(row["max_length"]), float(row["max_length"])),
         (row["variant"], row["variant"]),
-        _shown(row["disk_bytes"], f"{row['disk_bytes'] / 1e6:.4g}"),
-        _shown(row["load_s"], f"{row['load_s']:.2f}"),
-        _shown(row["first_call_s"], f"{row['first_call_s'] * 1e3:.4g}"),
-        _shown(row["after_pause_s"], f"{row['after_pause_s'] * 1e3:.4g}"),
-        _shown(row["peak_rss_bytes"], f"{row['peak_rss_bytes'] / 1e6:.0f}"),
+        _entry(row["disk_bytes"], f"{row['disk_bytes'] / 1e6:.4g}"),
+        _entry(row["load_s"], f"{row['load_s']:.2f}"),
+        _entry(row["first_call_s"], f"{row['first_call_s'] * 1e3:.4g}"),
+        _entry(row["after_pause_s"], f"{row['after_pause_s'] * 1e3:.4g}"),
+        _entry(row["peak_rss_bytes"], f"{row['peak_rss_bytes'] / 1e6:.0f}"),
     ]
 
 
 def _flips(cells: pd.DataFrame) -> "Sequence[Mapping[str, Any]]":
-    """Return each document that some variant labels otherwise than fp32, with the length and the variant."""
+    """Return each document that a variant labels differently from fp32, with the length and the variant."""
     return [
         {"max_length": row["max_length"], "by": row["variant"]} | flip
         for row in cells.to_dict("records")
@@ -499,7 +500,7 @@ def _flips(cells: pd.DataFrame) -> "Sequence[Mapping[str, Any]]":
 
 
 def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Return what was measured on what: a name and its text each."""
+    """Return what was measured, and on which machine, as pairs of name and text."""
     newest = runs.sort_values(["when", "file"], kind="stable").iloc[-1]
     identity = newest["identity"]
     files = list(dict.fromkeys(runs["file"]))
@@ -509,8 +510,8 @@ def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]
         for row in table.to_dict("records")
     }
     versions: dict[str, str] = {}
-    for one in runs["identity"]:
-        versions |= one.get("versions", {})
+    for measured in runs["identity"]:
+        versions |= measured.get("versions", {})
     documents = table["documents"].max()
     visible = table["visible_drop"].max()
     judged = f", {documents:.0f} test documents, one at a time"

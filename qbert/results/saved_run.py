@@ -1,4 +1,4 @@
-"""One saved run of pytest-benchmark, as typed objects: what it holds of this suite is whole, or it is refused."""
+"""One saved run of pytest-benchmark, as typed objects; a run with damaged benchmarks of this suite is refused."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -23,14 +23,14 @@ REMEDY = "the run is damaged, so name another one"
 
 
 class Definition(Struct):
-    """What is read of a variant's definition."""
+    """The part of a variant's definition that is read."""
 
     precision: str
     runtime: str | UnsetType = UNSET
 
 
 class Identity(Struct):
-    """What was measured on what: compare.SUBJECT."""
+    """What was measured, and on which machine: compare.SUBJECT."""
 
     processor: str
     instruction_sets: list[str]
@@ -44,7 +44,7 @@ class Identity(Struct):
 
 
 class Cell(Struct):
-    """What every benchmark of this suite says of itself in its `extra_info`."""
+    """The part of `extra_info` that every benchmark of this suite has."""
 
     model: str
     max_length: Annotated[int, Meta(ge=1)]
@@ -70,7 +70,7 @@ class Latency(Cell):
 
 
 class Flip(Struct):
-    """One of `flipped`: a document whose label differs from the baseline's, its labels as people read them."""
+    """One of `flipped`: a document whose label differs from the baseline's; labels are given by name."""
 
     row: Count
     label: str
@@ -82,11 +82,11 @@ class Flip(Struct):
 
 
 Ids = Annotated[str, Meta(pattern=r"^(-|\d{1,4}(,\d{1,4})*)( (-|\d{1,4}(,\d{1,4})*))*$")]
-"""Of each document, as labels.packed writes them."""
+"""The label ids of each document, as labels.packed writes them."""
 
 
 class Answers(Struct):
-    """What was answered for each test document, as labels.answers tells it."""
+    """The predicted labels of each test document, from labels.answers."""
 
     labels: Ids
     predicted: Ids
@@ -126,7 +126,7 @@ MEASURED: Mapping[str, type[Cell]] = {"latency": Latency, "accuracy": Accuracy, 
 
 
 class Stats(Struct):
-    """What is read of pytest-benchmark's statistics; every round, which is most of a file, is skipped."""
+    """The part of pytest-benchmark's statistics that is read; the rounds, which are most of a file, are skipped."""
 
     median: float
     q1: float
@@ -144,80 +144,80 @@ class Benchmark(Struct):
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is of this suite; by more than one sign, since any of them may be garbled."""
+        """Whether it belongs to this suite; several signs are checked, since any of them may be garbled."""
         signs = sum(name in self.extra_info for name in [*CELL, "trained", "identity", "measured"])
         named = self.name.partition("[")[0] in {f"test_{measured}" for measured in MEASURED}
-        return signs > len(CELL) or (named and self._place is not None)
+        return signs > len(CELL) or (named and self._cell is not None)
 
     @property
-    def _place(self) -> list[Any] | None:
-        """The cell that pytest ran it for, which its `extra_info` names too."""
+    def _cell(self) -> list[Any] | None:
+        """The cell in pytest's `params`; its `extra_info` names it too."""
         known = isinstance(self.params, dict) and all(name in self.params for name in CELL)
         return [self.params[name] for name in CELL] if known else None
 
     def check(self, source: str) -> None:
-        """Find out whether it is whole; `source` names the run.
+        """Check that it is complete and consistent; `source` names the run.
 
         Raises:
-            InputError: a value is missing, of another type, impossible, or at odds with another one.
+            InputError: a value is missing, of another type, impossible, or contradicts another one.
         """
-        what = f"{source}: {self.name}"
+        name = f"{source}: {self.name}"
         measured = self.extra_info.get("measured")
         if not isinstance(measured, str) or measured not in MEASURED:
-            raise InputError(f"{what} measures {measured!r}, and not {', '.join(MEASURED)}: {REMEDY}")
-        found = parse.convert(self.extra_info, MEASURED[measured], what, REMEDY)
-        for why in self._at_odds(found):
-            raise InputError(f"{what} cannot be used ({why}): {REMEDY}")
+            raise InputError(f"{name} measures {measured!r}, and not {', '.join(MEASURED)}: {REMEDY}")
+        info = parse.convert(self.extra_info, MEASURED[measured], name, REMEDY)
+        for contradiction in self._contradictions(info):
+            raise InputError(f"{name} cannot be used ({contradiction}): {REMEDY}")
 
-    def _at_odds(self, found: Cell) -> Iterator[str]:
-        """Yield what contradicts itself in its figures, of which `found` are typed."""
-        if self._place not in (None, [getattr(found, name) for name in CELL]):
+    def _contradictions(self, info: Cell) -> Iterator[str]:
+        """Yield each contradiction among its figures; `info` is its typed `extra_info`."""
+        if self._cell not in (None, [getattr(info, name) for name in CELL]):
             yield "`params` and `extra_info` name different cells"
         if not 0 < self.stats.q1 <= self.stats.median <= self.stats.q3:
             yield "`q1`, `median` and `q3` of `stats` are not above 0, or not ascending"
-        if isinstance(found, Latency):
-            yield from self._latency_at_odds(found)
-        if isinstance(found, Accuracy):
-            yield from _accuracy_at_odds(found)
+        if isinstance(info, Latency):
+            yield from self._latency_contradictions(info)
+        if isinstance(info, Accuracy):
+            yield from _accuracy_contradictions(info)
 
-    def _latency_at_odds(self, found: Latency) -> Iterator[str]:
-        if not _agree(self.stats.median, found.p50_s):
+    def _latency_contradictions(self, info: Latency) -> Iterator[str]:
+        if not _agree(self.stats.median, info.p50_s):
             yield "`p50_s` is not the median of `stats`"
-        if _known(found.speedup_low) != _known(found.speedup_high):
+        if _known(info.speedup_low) != _known(info.speedup_high):
             yield "`speedup_low` or `speedup_high` is missing"
-        if _known(found.floor_s) != _known(found.share_of_limit):
+        if _known(info.floor_s) != _known(info.share_of_limit):
             yield "`floor_s` or `share_of_limit` is missing"
-        if not _ascending(found.speedup_low, found.speedup, found.speedup_high):
+        if not _ascending(info.speedup_low, info.speedup, info.speedup_high):
             yield "`speedup` is outside its interval"
-        if not _agree(found.share_of_limit, found.floor_s, found.p50_s):
+        if not _agree(info.share_of_limit, info.floor_s, info.p50_s):
             yield "`share_of_limit` is not `floor_s` over `p50_s`"
-        if isinstance(found.process_speedups, list):
-            if not _agree(found.speedup, math.prod(found.process_speedups) ** (1 / len(found.process_speedups))):
+        if isinstance(info.process_speedups, list):
+            if not _agree(info.speedup, math.prod(info.process_speedups) ** (1 / len(info.process_speedups))):
                 yield "`speedup` is not the geometric mean of `process_speedups`"
-            if found.identity.definition.runtime is UNSET:
+            if info.identity.definition.runtime is UNSET:
                 yield "the `runtime` of its definition is missing"
 
 
-def _accuracy_at_odds(found: Accuracy) -> Iterator[str]:
-    if not _agree(found.f1_drop, found.f1_baseline - found.f1):
+def _accuracy_contradictions(info: Accuracy) -> Iterator[str]:
+    if not _agree(info.f1_drop, info.f1_baseline - info.f1):
         yield "`f1_drop` is not `f1_baseline` less `f1`"
-    if found.f1_drop_low > found.f1_drop_high:
+    if info.f1_drop_low > info.f1_drop_high:
         yield "`f1_drop_low` is above `f1_drop_high`"
-    if isinstance(found.answers, Answers):
-        counts = {len(ids.split(" ")) for ids in (found.answers.labels, found.answers.predicted)}
-        if counts != {found.documents}:
+    if isinstance(info.answers, Answers):
+        counts = {len(ids.split(" ")) for ids in (info.answers.labels, info.answers.predicted)}
+        if counts != {info.documents}:
             yield "`answers` are not of so many `documents`"
 
 
 class Commit(Struct):
-    """What pytest-benchmark knows of the commit."""
+    """The commit, as pytest-benchmark records it."""
 
     id: str
     dirty: bool = False
 
 
 class Outcome(Struct):
-    """What the suite adds to a run."""
+    """What this suite adds to a saved run."""
 
     failed: list[str] = []
     boot: str = ""
@@ -239,21 +239,22 @@ class Run(Struct):
             InputError: one of them is damaged.
         """
         failed = self.qbert.failed if self.qbert else []
-        # A test that failed before it had its figures left the name of its cell.
-        ours = [one for one in self.benchmarks if one.is_ours and not (one.fullname in failed and _is_begun(one))]
-        subjects: dict[tuple[Any, ...], Any] = {}
-        for one in ours:
-            one.check(source)
-            identity = one.extra_info["identity"]
-            if subjects.setdefault(tuple(one.extra_info[name] for name in CELL), identity) != identity:
-                raise InputError(f"{source}: {one.name} has another `identity` than its cell has elsewhere: {REMEDY}")
-        sped = [one.extra_info for one in ours if {"speedup_low", "process_speedups"} & one.extra_info.keys()]
-        if len({"baseline_p50_s" in info for info in sped}) > 1:
+        ours = [entry for entry in self.benchmarks if entry.is_ours]
+        # A test that failed before it had its figures has saved its cell's name only.
+        ours = [entry for entry in ours if not (entry.fullname in failed and _lacks_figures(entry))]
+        identities: dict[tuple[Any, ...], Any] = {}
+        for entry in ours:
+            entry.check(source)
+            identity = entry.extra_info["identity"]
+            if identities.setdefault(tuple(entry.extra_info[name] for name in CELL), identity) != identity:
+                raise InputError(f"{source}: {entry.name} has another `identity` than its cell has elsewhere: {REMEDY}")
+        compared = [entry.extra_info for entry in ours if {"speedup_low", "process_speedups"} & entry.extra_info.keys()]
+        if len({"baseline_p50_s" in info for info in compared}) > 1:
             raise InputError(f"{source} has `baseline_p50_s` in some of its cells only: {REMEDY}")
         return ours
 
 
-def _is_begun(benchmark: Benchmark) -> bool:
+def _lacks_figures(benchmark: Benchmark) -> bool:
     return benchmark.extra_info.get("measured") == "accuracy" and "f1" not in benchmark.extra_info
 
 
@@ -267,7 +268,7 @@ def read(path: Path) -> Run:
 
 
 def of(run: Mapping[str, Any], source: str) -> Run:
-    """Return the run that pytest-benchmark read itself; `source` names it.
+    """Return as typed object the `run` that pytest-benchmark has read; `source` names it.
 
     Raises:
         InputError: it is no run of pytest-benchmark.
@@ -276,8 +277,8 @@ def of(run: Mapping[str, Any], source: str) -> Run:
 
 
 def as_dictionaries(benchmarks: list[Benchmark]) -> list[dict[str, Any]]:
-    """Return what is read of `benchmarks` as pytest-benchmark saves it."""
-    return [{"extra_info": one.extra_info, "stats": msgspec.to_builtins(one.stats)} for one in benchmarks]
+    """Return the part of `benchmarks` that is read, as pytest-benchmark saves it."""
+    return [{"extra_info": entry.extra_info, "stats": msgspec.to_builtins(entry.stats)} for entry in benchmarks]
 
 
 def _known(value: float | UnsetType) -> bool:
@@ -289,8 +290,8 @@ def _ascending(*values: float | UnsetType) -> bool:
     return known == sorted(known)
 
 
-def _agree(one: float | UnsetType, other: float | UnsetType, divisor: float = 1) -> bool:
-    """Whether `one` is `other` over `divisor`, rounding aside, or one of them is not known."""
-    if isinstance(one, UnsetType) or isinstance(other, UnsetType):
+def _agree(quotient: float | UnsetType, dividend: float | UnsetType, divisor: float = 1) -> bool:
+    """Whether `quotient` is `dividend` over `divisor`, except for rounding; True if one of them is not known."""
+    if isinstance(quotient, UnsetType) or isinstance(dividend, UnsetType):
         return True
-    return math.isclose(one, other / divisor, rel_tol=1e-6, abs_tol=1e-9)
+    return math.isclose(quotient, dividend / divisor, rel_tol=1e-6, abs_tol=1e-9)

@@ -1,4 +1,4 @@
-"""Tables for people, from benchmarks as pytest-benchmark saves them; nothing here needs torch."""
+"""Tables for people, from benchmarks as pytest-benchmark saves them, without torch."""
 
 import math
 import re
@@ -21,21 +21,21 @@ Row = Mapping[Any, Any]
 Format = Callable[[Row], str]
 
 TOO_NOISY = 1.25
-"""Upper over lower end of a speedup's interval, from which on it decides nothing: on a Granite Rapids machine variants
-that are next to each other in speed were 1.14 apart (median of 54; 39 of them less than 1.25), and 52 of 54 intervals
-were no wider than 1.16."""
+"""A speedup is too noisy if the upper end of its interval is more than so many times the lower end. On a Granite Rapids
+machine, variants adjacent in speed differed by a factor of 1.14 (median of 54; 39 of them less than 1.25), and 52 of 54
+intervals were no wider than 1.16."""
 PACE = (
     "Latencies are at one pace of the machine: fp32's median among the cells of a model and length, over the speedup."
 )
 PACE_CHANGE = 0.10
-"""How far fp32's medians of one model and length may lie apart unsaid: 3 to 8 % on a machine with nothing else to do
-(Granite Rapids)."""
+"""A greater relative difference of fp32's medians of one model and length is reported; on an idle machine it is 3 to
+8 % (Granite Rapids)."""
 
 
 def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
-    """Return what a run ends with: under one heading for each model and length, a line for each variant.
+    """Return the summary of a run, at most 80 columns wide: a heading for each model and length, a line per variant.
 
-    `table` is as history.cells gives it. It fits 80 columns.
+    `table` is from history.cells.
     """
     parts: list[RenderableType] = [Text(title, style="bold")]
     table = in_order(at_one_pace(table, table))
@@ -51,40 +51,42 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     for number, ((model, max_length), group) in enumerate(weighed.groupby(["model", "max_length"], sort=False)):
         parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))
         parts.append(lines(group, FOOTPRINT_COLUMNS, width, header=number == 0))
-    told = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
-    return Group(*parts, Text("\n".join(["", caption, *told]), style="dim"))
+    notes = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
+    return Group(*parts, Text("\n".join(["", caption, *notes]), style="dim"))
 
 
 def with_intervals(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return `cells`, as history.cells gives them, with the intervals of speedups whose processes' figures are known.
+    """Return `cells`, from history.cells, with the intervals of all speedups that have figures of each process.
 
-    Runs made before there were such figures have intervals of their own, which stay.
+    Older runs lack such figures and keep the intervals that they have saved.
     """
-    found = pd.DataFrame(intervals.speedups(cells), columns=["low", "high"], index=cells.index, dtype=float)
+    ends = pd.DataFrame(intervals.speedups(cells), columns=["low", "high"], index=cells.index, dtype=float)
     return cells.assign(
-        speedup_low=found["low"].fillna(cells["speedup_low"].astype(float)),
-        speedup_high=found["high"].fillna(cells["speedup_high"].astype(float)),
+        speedup_low=ends["low"].fillna(cells["speedup_low"].astype(float)),
+        speedup_high=ends["high"].fillna(cells["speedup_high"].astype(float)),
     )
 
 
 def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return `cells`, a row each, with figures of one row that belong together and rank as its speedup does.
+    """Return `cells` with figures that are consistent within a row and rank like its speedup.
 
-    A speedup is of pairs of blocks of calls, each pair at one moment; a median is of its cell's moment, and from one to
-    the next the machine's pace may change. So `latency_s` is the latency of fp32, over the speedup; that of fp32 is the
-    median of all its medians among the cells of the same model and length in `runs`. Where they do not tell it for
-    every speedup, it is `median_s`. `over_best` is the speedup over the greatest of an fp32 variant, with the interval
-    `over_best_low` to `over_best_high`; `share_of_limit` is of `latency_s`; `pace_change` is how far the medians of
-    fp32 lie apart, as a share of the least. The intervals of speedups are as with_intervals has them.
+    A speedup is measured in pairs of blocks of calls, each pair at one moment. A median is measured at its cell's
+    moment, and the machine's pace may change between cells. So `latency_s` is fp32's latency over the speedup, where
+    fp32's latency is the median of all its medians among the cells of the same model and length in `runs`. If some of
+    these cells have a speedup but no such median, `latency_s` is `median_s`.
+
+    `over_best` is the speedup over the greatest speedup of an fp32 variant, with the interval `over_best_low` to
+    `over_best_high`. `share_of_limit` refers to `latency_s`. `pace_change` is greatest over least median of fp32, less
+    1. The intervals of speedups come from with_intervals.
     """
     fp32_s = runs["baseline_p50_s"].where(runs["variant"] != BASELINE, runs["median_s"]).astype(float)
-    places = [runs["model"], runs["max_length"]]
-    told = (fp32_s.notna() | runs["speedup"].isna()).groupby(places).all()
-    medians = fp32_s.groupby(places)
-    here = pd.MultiIndex.from_frame(cells[["model", "max_length"]])
+    keys = [runs["model"], runs["max_length"]]
+    complete = (fp32_s.notna() | runs["speedup"].isna()).groupby(keys).all()
+    medians = fp32_s.groupby(keys)
+    of_cells = pd.MultiIndex.from_frame(cells[["model", "max_length"]])
     speedup = cells["speedup"].astype(float)
-    fp32_here = pd.Series(medians.median().where(told).reindex(here).to_numpy(), index=cells.index)
-    latency_s = (fp32_here / speedup).fillna(cells["median_s"]).astype(float)
+    fp32_of_cells = pd.Series(medians.median().where(complete).reindex(of_cells).to_numpy(), index=cells.index)
+    latency_s = (fp32_of_cells / speedup).fillna(cells["median_s"]).astype(float)
     cells = with_intervals(cells)
     best = speedup.where(cells["precision"] == "fp32").groupby([cells["model"], cells["max_length"]]).transform("max")
     over_best = pd.DataFrame(intervals.ratios(cells, _best_fp32(cells)), columns=["low", "high"], index=cells.index)
@@ -92,26 +94,26 @@ def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         over_best_low=over_best["low"].astype(float),
         over_best_high=over_best["high"].astype(float),
         latency_s=latency_s,
-        over_best=speedup / best.clip(lower=1),  # fp32 itself is the best where it was not run
+        over_best=speedup / best.clip(lower=1),  # fp32's own speedup is 1, also if it was not run
         share_of_limit=cells["share_of_limit"].astype(float) * cells["median_s"].astype(float) / latency_s,
-        pace_change=(medians.max() / medians.min() - 1).reindex(here).to_numpy(),
+        pace_change=(medians.max() / medians.min() - 1).reindex(of_cells).to_numpy(),
     )
 
 
 def _best_fp32(cells: pd.DataFrame) -> list[Row]:
-    """Return for each of `cells` the fastest fp32 cell of its model and length: fp32 itself where it was not run."""
+    """Return for each of `cells` the fastest fp32 cell of its model and length: the baseline if none was run."""
     best: dict[Any, Row] = {}
     for row in cells.to_dict("records"):
-        place = row["model"], row["max_length"]
-        least = {"speedup": 1.0, "process_speedups": None, "file": row.get("file")}
-        if row["precision"] == "fp32" and row["speedup"] > best.setdefault(place, least)["speedup"]:
-            best[place] = row
-        best.setdefault(place, least)
+        key = row["model"], row["max_length"]
+        baseline = {"speedup": 1.0, "process_speedups": None, "file": row.get("file")}
+        if row["precision"] == "fp32" and row["speedup"] > best.setdefault(key, baseline)["speedup"]:
+            best[key] = row
+        best.setdefault(key, baseline)
     return [best[model, max_length] for model, max_length in zip(cells["model"], cells["max_length"], strict=True)]
 
 
 def pace_changes(cells: pd.DataFrame) -> list[str]:
-    """Return a sentence for each model and length among which the machine's pace changed by more than PACE_CHANGE."""
+    """Return a sentence for each model and length during which the machine's pace changed by more than PACE_CHANGE."""
     return [
         f"The machine's pace changed by {row['pace_change']:.0%} among the cells of {row['model']}, "
         f"{row['max_length']} tokens."
@@ -121,17 +123,17 @@ def pace_changes(cells: pd.DataFrame) -> list[str]:
 
 
 def is_too_noisy(row: Row) -> bool:
-    """Whether the interval of a speedup is too wide to decide by."""
+    """Whether the interval of a speedup is too wide for a decision."""
     return too_wide(row["speedup_low"], row["speedup_high"])
 
 
 def too_wide(low: float, high: float) -> bool:
-    """Whether so wide an interval decides nothing."""
+    """Whether an interval is too wide for a decision."""
     return bool(high > TOO_NOISY * low)
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Return `table` with models as they first appear, and the lengths of each ascending."""
+    """Return `table` with the models in order of appearance and the lengths of each ascending."""
     return table.sort_values(
         ["model", "max_length"],
         key=lambda column: pd.Series(pd.factorize(column)[0]) if column.name == "model" else column,
@@ -140,7 +142,7 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width: int, *, header: bool) -> Table:
-    """Return a line for each row of `group`: the variant, then `columns` (heading: width, and the text of a row)."""
+    """Return a line for each row of `group`: the variant, then `columns` (heading: width, function of the row)."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=header)
     drawn.add_column("variant", min_width=width, no_wrap=True)
     for heading, (column_width, _) in columns.items():
@@ -151,7 +153,7 @@ def lines(group: pd.DataFrame, columns: Mapping[str, tuple[int, Format]], width:
 
 
 def _marked(row: Row, drawn: Table) -> str:
-    """Return the variant of `row`, marked where its int8 is only stated; `drawn` says below what the mark means."""
+    """Return the variant of `row`, marked if its int8 is only stated; the caption of `drawn` explains the mark."""
     if row.get("stated") is not True:
         return escape(row["variant"])
     drawn.caption, drawn.caption_justify = "* int8 as its own code states it, not shown", "left"
@@ -159,9 +161,9 @@ def _marked(row: Row, drawn: Table) -> str:
 
 
 def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
-    """Return the table of an accuracy pass, from dictionaries with the names of evaluate.Comparison.
+    """Return the table of an accuracy pass, from dictionaries with the fields of accuracy.Comparison.
 
-    A variant without such figures has in `cannot` why.
+    A variant without such figures gives the reason in `cannot`.
     """
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("variant", "p50\nms", "p95\nms", "F1\n", "F1\ndrop", "F1 drop\n95 %", "flips\n", "McNemar\np"):
@@ -189,18 +191,18 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
                 ]
             ),
         )
-    told = f"{counted(documents, 'document')} show a true drop of {visible:.3f} with a chance of 80 %."
+    power = f"{counted(documents, 'document')} show a true drop of {visible:.3f} with a chance of 80 %."
     return Group(
         Text(title, style="bold"),
         "",
         drawn,
         *map(Text, without),
-        Text(f"\nms: text to logits, tokenizing included. {told}", style="dim"),
+        Text(f"\nms: text to logits, tokenizing included. {power}", style="dim"),
     )
 
 
 def over_limit(info: Row) -> str:
-    """Return in a sentence by how much the cell with the `extra_info` of an accuracy benchmark is over its F1 limit."""
+    """Return a sentence on how far a cell is over its F1 limit; `info` is its accuracy benchmark's `extra_info`."""
     judged = "interval of its F1 drop" if info["f1_guard"] == "interval" else "F1 drop"
     figures = f"{info['f1_drop']:+.4f} (95 %: {info['f1_drop_low']:+.4f} to {info['f1_drop_high']:+.4f})"
     name = f"{info['model']}-{info['max_length']}-{info['variant']}"
@@ -208,13 +210,13 @@ def over_limit(info: Row) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table in which every text is shown letter by letter."""
+    """Return a Markdown table in which every text is shown literally."""
     lines = [list(headings), ["---"] * len(headings), *([markdown_text(text) for text in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown_text(text: str) -> str:
-    """Return `text` as Markdown shows it letter by letter."""
+    """Return `text` escaped so that Markdown shows it literally."""
     text = shown(text)
     for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(sign, entity)
@@ -222,9 +224,9 @@ def markdown_text(text: str) -> str:
 
 
 def spreadsheet(table: pd.DataFrame) -> str:
-    """Return `table` as CSV in which a text is a text: no spreadsheet takes it for a formula, no terminal obeys it.
+    """Return `table` as CSV whose texts no spreadsheet takes for formulas and no terminal for control codes.
 
-    Source: OWASP, "CSV Injection": an apostrophe before the signs with which a formula can begin.
+    Source: OWASP, "CSV Injection": an apostrophe before the characters with which a formula can begin.
     """
 
     def cell(value: Any) -> Any:  # noqa: ANN401
@@ -236,22 +238,22 @@ def spreadsheet(table: pd.DataFrame) -> str:
 
 
 def show(drawn: RenderableType) -> None:
-    """Print to standard output; colours only on a terminal and without NO_COLOR."""
+    """Print to standard output, in colours only on a terminal and without NO_COLOR."""
     console().print(drawn)
 
 
 def milliseconds(seconds: float) -> str:
-    """Return seconds as milliseconds with three significant digits or more."""
+    """Return seconds as milliseconds with at least three significant digits."""
     return "" if math.isnan(seconds) else three_digits(seconds * 1e3)
 
 
 def three_digits(value: float) -> str:
-    """Return `value` with three significant digits or more."""
+    """Return `value` with at least three significant digits."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
 
 
 def megabytes(size: float | None, form: str = ".0f") -> str:
-    """Return bytes as megabytes; nothing where they are not known."""
+    """Return bytes as megabytes; empty if not known."""
     return "" if pd.isna(size) else format(size / 1e6, form)
 
 
@@ -266,7 +268,7 @@ def _speedup(row: Row) -> str:
 
 
 def _over_best(row: Row) -> str:
-    """Return how many times faster than the best fp32, and the half of its interval, in at most nine signs."""
+    """Return the speedup over the best fp32 and half the width of its interval, in at most nine characters."""
     if pd.isna(row["over_best"]) or pd.isna(row["over_best_low"]):
         return number(row["over_best"], ".2f")
     if too_wide(row["over_best_low"], row["over_best_high"]):
@@ -276,7 +278,7 @@ def _over_best(row: Row) -> str:
 
 
 def number(value: float, form: str) -> str:
-    """Return `value` as the format `form` has it; nothing where it is not known."""
+    """Return `value` in the format `form`; empty if not known."""
     return "" if pd.isna(value) else format(value, form)
 
 

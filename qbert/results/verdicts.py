@@ -30,75 +30,74 @@ VERDICTS = {
     "new": "",
     "not comparable": "yellow",
 }
-
-
-"""Of latency, in the order in which they are told, with their colours."""
+"""The verdicts on latency, in the order in which they are shown, with their colours."""
 
 
 def answer(rows: Sequence[Row]) -> str:
-    """Return in a sentence what the verdicts of `rows` (gate.Cell.as_dict, compare.runs) come to."""
+    """Return a sentence that counts the verdicts of `rows` (gate.Cell.as_dict, compare.runs)."""
     counts = [(sum(row["verdict"] == verdict for row in rows), verdict) for verdict in VERDICTS]
     counts += [
         (sum(row["f1"].get("verdict") == verdict for row in rows), f"in F1 {verdict}")
         for verdict in ("worse", "better", "inconclusive")
     ]
     counts += [(sum(bool(row.get("over")) for row in rows), "over a limit")]
-    return f"{counted(len(rows), 'cell')}: " + ", ".join(f"{count} {what}" for count, what in counts if count)
+    return f"{counted(len(rows), 'cell')}: " + ", ".join(f"{count} {label}" for count, label in counts if count)
 
 
-def gate_caption(found: Row) -> str:
-    """Return what the gate's result `found` shows and how sure that is, and what would make it surer."""
-    cells = found["cells"]
-    settings = found["settings"]
+def gate_caption(result: Row) -> str:
+    """Return what the gate's `result` shows, how sure that is, and what would make it surer."""
+    cells = result["cells"]
+    settings = result["settings"]
     pairs = max((len(cell["log_ratios"]) for cell in cells), default=0)
-    told = (
-        f"{counted(pairs, 'pair')} of processes in {found['measure_s']:.0f} s, one thread, batch 1. The verdicts on\n"
+    caption = (
+        f"{counted(pairs, 'pair')} of processes in {result['measure_s']:.0f} s, one thread, batch 1. The verdicts on\n"
         f"latency hold together with 95 %, and so do those on F1. Slower, faster: beyond\n"
         f"{settings['min_effect']:.1%}; worse, better: beyond {settings['min_f1_effect']:g} of F1; same: within."
     )
     unsure = [cell for cell in cells if cell["verdict"] == "inconclusive"]
-    if found["too_short"]:
-        told += f"\nNothing was decided: {found['too_short']}."
+    if result["too_short"]:
+        caption += f"\nNothing was decided: {result['too_short']}."
     elif unsure:
-        told += "\nInconclusive: more --max-seconds, a quieter machine or a greater --min-effect decides."
+        caption += "\nInconclusive: more --max-seconds, a quieter machine or a greater --min-effect decides."
     if any(cell["f1"].get("verdict") == "inconclusive" for cell in cells):
-        told += "\nInconclusive F1: more test documents or a greater --min-f1-effect decides."
-    if found["exit_code"] == 0:
-        judged = [cell["f1"]["verdict"] for cell in cells if cell["f1"]]
+        caption += "\nInconclusive F1: more test documents or a greater --min-f1-effect decides."
+    if result["exit_code"] == 0:
+        f1_verdicts = [cell["f1"]["verdict"] for cell in cells if cell["f1"]]
         decided = sum(cell["verdict"] in DECIDED for cell in cells)
-        told += f"\nNothing was shown to be worse. Decided: latency in {decided} of {counted(len(cells), 'cell')}"
-        told += f", F1 in {len(judged) - judged.count('inconclusive')} of {len(judged)}." if judged else "."
-    return told
+        decided_f1 = len(f1_verdicts) - f1_verdicts.count("inconclusive")
+        caption += f"\nNothing was shown to be worse. Decided: latency in {decided} of {counted(len(cells), 'cell')}"
+        caption += f", F1 in {decided_f1} of {len(f1_verdicts)}." if f1_verdicts else "."
+    return caption
 
 
 def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
-    """Return head against base: for each model and length a heading and a line for each variant. It fits 80 columns.
+    """Compare head with base in at most 80 columns: a heading for each model and length, a line for each variant.
 
-    `rows` are as gate.Cell.as_dict or compare.runs give them.
+    `rows` come from gate.Cell.as_dict or compare.runs.
     """
     parts: list[RenderableType] = [Text(title, style="bold")]
-    told = details(rows)
+    notes = details(rows)
     table = tables.in_order(pd.DataFrame(rows))
     rows = table.to_dict("records")
     width = max(len("variant"), *table["variant"].str.len())
-    for columns, drawn in ((VERDICT_COLUMNS, table), (F1_COLUMNS, table[[_weighed(row) for row in rows]])):
+    for columns, drawn in ((VERDICT_COLUMNS, table), (F1_COLUMNS, table[[_has_f1_or_size(row) for row in rows]])):
         for number, ((model, max_length), group) in enumerate(drawn.groupby(["model", "max_length"], sort=False)):
             parts.append(Text(f"\n{model}, {max_length} tokens", style="bold"))
             parts.append(tables.lines(group, columns, width, header=number == 0))
-    parts += [Text(""), *map(Text, told)] if told else []
+    parts += [Text(""), *map(Text, notes)] if notes else []
     return Group(*parts, Text(f"\n{caption}", style="dim"))
 
 
 def details(rows: Sequence[Row]) -> list[str]:
-    """Return what the table has no room for: why cells are not comparable, which limits and guards they exceed."""
+    """Return sentences beside the table: why cells are not comparable, which limits and guards they exceed."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row["differs"]:
             reasons.setdefault("; ".join(row["differs"]), []).append(
                 f"{row['model']}-{row['max_length']}-{row['variant']}"
             )
-    said = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
-    return said + [
+    sentences = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return sentences + [
         f"{row['model']}-{row['max_length']}-{row['variant']}: {sentence}"
         for row in rows
         for sentence in [*row.get("over", []), *row.get("told", [])]
@@ -106,7 +105,7 @@ def details(rows: Sequence[Row]) -> list[str]:
 
 
 def verdicts_markdown(rows: Sequence[Row], *, title: str, caption: str) -> str:
-    """Return the same as `verdicts` for a pull request."""
+    """Return the content of `verdicts` as Markdown, for a pull request."""
     columns = {
         heading.replace("\n", " ").strip(): text for heading, (_, text) in (VERDICT_COLUMNS | F1_COLUMNS).items()
     }
@@ -114,13 +113,12 @@ def verdicts_markdown(rows: Sequence[Row], *, title: str, caption: str) -> str:
         [f"{row['model']}-{row['max_length']}-{row['variant']}", *(text(row) for text in columns.values())]
         for row in rows
     ]
-    said = [f"- {tables.markdown_text(sentence)}" for sentence in details(rows)]
-    return (
-        "\n".join([f"### {title}", "", tables.markdown_table(["cell", *columns], lines), "", *said, "", caption]) + "\n"
-    )
+    notes = [f"- {tables.markdown_text(sentence)}" for sentence in details(rows)]
+    table = tables.markdown_table(["cell", *columns], lines)
+    return "\n".join([f"### {title}", "", table, "", *notes, "", caption]) + "\n"
 
 
-def _weighed(row: Row) -> bool:
+def _has_f1_or_size(row: Row) -> bool:
     return bool(row["f1"]) or _differ(row.get("base_disk_bytes"), row.get("head_disk_bytes"))
 
 
@@ -128,12 +126,12 @@ def _differ(base: float | None, head: float | None) -> bool:
     return bool(pd.notna(base) and pd.notna(head) and base != head)
 
 
-FOUND = 0.8
-"""The chance to find a slowdown from which on a machine can gate on it."""
+POWER = 0.8
+"""A machine can gate on a slowdown that it finds with at least this chance."""
 
 
-def calibration(rows: Sequence[Row], found: Row) -> Group:
-    """Return what gate.calibrated makes of a calibration's result `found`, and a sentence at the end."""
+def calibration(rows: Sequence[Row], result: Row) -> Group:
+    """Return the table of `rows`, from gate.calibrated of a calibration's `result`, and a conclusion."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("slowdown", "found", "at least", "false alarms"):
         drawn.add_column(heading, justify="right")
@@ -141,28 +139,28 @@ def calibration(rows: Sequence[Row], found: Row) -> Group:
         drawn.add_row(
             *(f"{row[name]:.0%}" for name in ("slowdown", "found", "found_at_least")), f"{row['false_alarms']:.1%}"
         )
-    cells = [cell for cell in found["cells"] if cell["log_ratios"]]
+    cells = [cell for cell in result["cells"] if cell["log_ratios"]]
     pairs = max((len(cell["log_ratios"]) for cell in cells), default=0)
-    able = [row for row in rows if row["found_at_least"] >= FOUND]
-    told = "Nothing could be measured."
-    if able:
-        told = (
-            f"This machine can gate on {able[0]['slowdown']:.0%} with --min-effect {able[0]['slowdown'] / 2:.1%}: "
-            f"it finds so much in {able[0]['found_at_least']:.0%} of gates or more."
+    detected = next((row for row in rows if row["found_at_least"] >= POWER), None)
+    conclusion = "Nothing could be measured."
+    if detected:
+        conclusion = (
+            f"This machine can gate on {detected['slowdown']:.0%} with --min-effect {detected['slowdown'] / 2:.1%}: "
+            f"it finds so much in {detected['found_at_least']:.0%} of gates or more."
         )
     elif rows:
-        told = f"This machine cannot gate on {rows[-1]['slowdown']:.0%}: a quieter one may, or more --max-pairs."
+        conclusion = f"This machine cannot gate on {rows[-1]['slowdown']:.0%}: a quieter one may, or more --max-pairs."
     if rows:
-        told += (
+        conclusion += (
             f"\nFound: by the cell whose pairs spread most, by {rows[0]['spread']:.2%}. At least: with the upper end "
             f"of the 95 % interval of that.\n{counted(pairs, 'pair')} of {counted(len(cells), 'cell')} took "
-            f"{found['measure_s'] / 60:.1f} minutes."
+            f"{result['measure_s'] / 60:.1f} minutes."
         )
-    return Group(Text("qbert gate: this machine against itself\n", style="bold"), drawn, Text(f"\n{told}"))
+    return Group(Text("qbert gate: this machine against itself\n", style="bold"), drawn, Text(f"\n{conclusion}"))
 
 
 def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
-    """Return each cell over its runs, from history.changes: machines and datasets apart, a line for each change."""
+    """Return the history of each cell, from history.changes, by machine and dataset, with a line for each change."""
     parts: list[RenderableType] = []
     table = tables.in_order(pd.DataFrame(rows))
     width = max(table["variant"].str.len().max(), len("variant"))
@@ -172,17 +170,19 @@ def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
             parts.append(Text(f"\n{model}, {max_length} tokens", style="bold"))
             drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=number == 0)
             drawn.add_column("variant", min_width=width, no_wrap=True)
-            for heading, least in (("runs", 4), ("first ms", 8), ("last ms", 8)):
-                drawn.add_column(heading, justify="right", min_width=least)
+            for heading, min_width in (("runs", 4), ("first ms", 8), ("last ms", 8)):
+                drawn.add_column(heading, justify="right", min_width=min_width)
             drawn.add_column("changes", min_width=28)
             for row in group.to_dict("records"):
-                told = [f"{one['change']:+.1%} {one['commits']}{_day(one['when'])}" for one in row["changes"]]
+                changes = [
+                    f"{change['change']:+.1%} {change['commits']}{_day(change['when'])}" for change in row["changes"]
+                ]
                 drawn.add_row(
                     escape(row["variant"]),
                     str(row["runs"]),
                     tables.milliseconds(row["first_s"]),
                     tables.milliseconds(row["last_s"]),
-                    escape("\n".join(told)),
+                    escape("\n".join(changes)),
                 )
             parts.append(drawn)
         parts.append(Text(""))
@@ -198,7 +198,7 @@ def _day(when: pd.Timestamp) -> str:
 
 
 def ticks(axis: "Axis") -> None:
-    """Put as many numbers on a logarithmic `axis`, of which the data is drawn, as can be read."""
+    """Label a logarithmic `axis`, after its data is drawn, with as many numbers as are readable."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()
@@ -208,7 +208,7 @@ def ticks(axis: "Axis") -> None:
 
 
 def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
-    """Draw the latency of each cell over the runs of `table` (history.stored) to `path`, its changes as vertical marks.
+    """Draw the latency of each cell over the runs of `table` (history.stored) to `path`, with its changes marked.
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written in that format.
@@ -225,19 +225,19 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
     ):
         order = {file: number for number, file in enumerate(group["file"].unique())}
         for variant, cell in group.groupby("variant", sort=False):
-            places = [order[file] for file in cell["file"]]
-            (line,) = axes.plot(places, cell["median_s"] * 1e3, marker=".", label=shown(str(variant)))
-            found = next(
+            positions = [order[file] for file in cell["file"]]
+            (line,) = axes.plot(positions, cell["median_s"] * 1e3, marker=".", label=shown(str(variant)))
+            series = next(
                 row
                 for row in rows
                 if tuple(row[name] for name in SERIES) == (machine, dataset, model, max_length, variant)
             )
-            for change in found["changes"]:
-                place, level = places[change["run"]], cell["median_s"].iloc[change["run"]] * 1e3
-                axes.axvline(place - 0.5, color=line.get_color(), linestyle=":")
+            for change in series["changes"]:
+                position, level = positions[change["run"]], cell["median_s"].iloc[change["run"]] * 1e3
+                axes.axvline(position - 0.5, color=line.get_color(), linestyle=":")
                 axes.annotate(
                     f"{change['change']:+.0%} {shown(change['commits'])}",
-                    (place, level),
+                    (position, level),
                     xytext=(0, 6),
                     textcoords="offset points",
                     fontsize=7,

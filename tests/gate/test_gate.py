@@ -578,13 +578,13 @@ def test_a_cell_that_is_decided_leaves_its_error_to_the_rest() -> None:
         run.judge(both, looks=40)
         return [cell.verdict for cell in both]
 
-    assert run.least_pairs(1, 40) == 8 < run.least_pairs(2, 40) == 9
+    assert run.min_pairs(1, 40) == 8 < run.min_pairs(2, 40) == 9
     assert judged(8) == ["inconclusive", "inconclusive"]
     assert judged(9) == ["slower", "slower"]
 
 
 def test_either_side_is_first_once_in_every_two_times_and_which_is_drawn() -> None:
-    orders = run.drawn_orders("base", "head", np.random.default_rng(0))
+    orders = run.random_orders("base", "head", np.random.default_rng(0))
     twos = [(next(orders), next(orders)) for _ in range(400)]
     assert all(set(two) == {("base", "head"), ("head", "base")} for two in twos)
     assert 0.4 < sum(one == ("base", "head") for one, _ in twos) / len(twos) < 0.6

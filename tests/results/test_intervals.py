@@ -98,7 +98,7 @@ def test_equal_variants_cannot_be_told_apart_and_others_can() -> None:
         cells = table(rng, {"one": 2.0, "equal": 2.0, "int8": 2.4}, 6, normal, bursts=True)
         here = cells[cells["max_length"] == 0].set_index("variant", drop=False)
         for name, found in told.items():
-            found.append(intervals.apart(cells, here.loc["one"].to_dict(), here.loc[name].to_dict()))
+            found.append(intervals.are_distinguishable(cells, here.loc["one"].to_dict(), here.loc[name].to_dict()))
     assert np.mean(np.array(told["equal"], dtype=bool)) < 0.15
     assert np.mean(np.array(told["int8"], dtype=bool)) > 0.95
 
@@ -108,7 +108,7 @@ def test_what_is_not_of_the_same_processes_has_no_interval() -> None:
     assert tables.at_one_pace(cells, cells)["over_best_low"].notna().sum() == 1
     assert tables.at_one_pace(cells.assign(file=["a", "b"]), cells)["over_best_low"].isna().all()
     one, other = cells.to_dict("records")
-    assert intervals.apart(cells.assign(process_speedups=None), one, other) is None
+    assert intervals.are_distinguishable(cells.assign(process_speedups=None), one, other) is None
 
 
 def test_the_interval_of_before_stays_where_there_is_no_other() -> None:

@@ -30,7 +30,7 @@ def test_identical_runs_have_nothing_to_tell() -> None:
 
 def test_a_cell_that_is_gone_is_named_and_a_new_one_is_not() -> None:
     findings = previous.compare_cells([cell("a"), cell("c")], [cell("a"), cell("b")])
-    assert findings.gone == ["b"]
+    assert findings.missing == ["b"]
     assert findings.lines() == ["1 of the previous run's cells was not run: b"]
 
 
