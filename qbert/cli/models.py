@@ -42,14 +42,14 @@ _max_length = click.option(
 _served_dataset = click.option(
     "--dataset",
     metavar="DIR",
-    help="Folder of the dataset that a calibrated variant sees, or a built-in model learns (unless told: news_mini).",
+    help="Folder of the dataset that a calibrated variant sees, or a built-in model learns (default: news_mini).",
 )
 _served_length = click.option(
     "--max-length",
     type=click.IntRange(min=1),
     metavar="L",
     help="Tokens at which texts are cut off, and at which a built-in model is trained. "
-    "Unless told: as many as MODEL was trained at; of a built-in one, or where it does not say, 384.",
+    "Default: as many as MODEL was trained at; 384 for a built-in one, or where that is unknown.",
 )
 
 
@@ -188,7 +188,7 @@ def quantize(model: str | None, variant: str, output: Path, dataset: str | None,
     metavar="MODEL",
     help="Folder from `qbert quantize`, checkpoint folder, hub id or built-in model.",
 )
-@click.option("--variant", metavar="NAME", help="How to run a checkpoint; fp32 unless told.")
+@click.option("--variant", metavar="NAME", help="How to run a checkpoint; default: fp32.")
 @_served_dataset
 @_served_length
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the score of every label.")
