@@ -30,14 +30,14 @@ __all__ = [
 
 _MODULES = {"Classifier": "qbert.variants", "Variant": "qbert.variants", "register": "qbert.variants"}
 _MODULES |= {"Prediction": "qbert.serving", "TextClassifier": "qbert.serving"}
-"""Where a name of `__all__` is, if not in qbert.api. Each is imported when it is first asked for."""
+"""The modules of names in `__all__` that are not in qbert.api. Each is imported at first use."""
 
-# ONNX Runtime's wheels look up a telemetry host and keep a device id, unless told before their first import. Child
-# processes inherit it.
+# ONNX Runtime's wheels look up a telemetry host and keep a device id unless this is set before their first import.
+# Child processes inherit it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever the name stands for
+def __getattr__(name: str) -> Any:  # noqa: ANN401  of any type
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES.get(name, "qbert.api")), name)

@@ -1,4 +1,4 @@
-"""What a notebook and a service call; each function does what the command of its name does."""
+"""The functions for notebooks and services; each does the same as the command of its name."""
 
 import collections
 import functools
@@ -22,11 +22,11 @@ Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 
 MOST_CHARACTERS = 100_000
-"""The longest text that a loaded classifier takes unless told: some fifty pages, 0.1 s of tokenizing."""
+"""The default of the longest text that a loaded classifier takes: about fifty pages, 0.1 s of tokenizing."""
 
 
 def _needs(extra: str) -> Callable[[Callable[Given, Answer]], Callable[Given, Answer]]:
-    """Have a function say how to install what it lacks: `extra` brings it."""
+    """Make a function raise, where a package is missing, an error that says to install `extra`."""
 
     def decorate(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
         @functools.wraps(function)
@@ -52,9 +52,9 @@ def load(
 
     Args:
         folder: the artefact.
-        max_length: tokens at which texts are cut off; unless told, as many as the model was trained at.
+        max_length: tokens at which texts are cut off; default: the length at which the model was trained.
         max_characters: the longest text that it takes; None for any.
-        verify: whether the files are held against their checksums first (0.75 s for each GB on AMD Zen 3).
+        verify: whether to check the checksums of the files first (0.75 s for each GB on AMD Zen 3).
 
     Raises:
         InputError: the folder is no artefact, is damaged, cannot run here, or does not take `max_length` tokens.
@@ -78,17 +78,17 @@ def quantize(
     dataset: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
 ) -> Path:
-    """Write a model as one variant to the folder `output`, which `load` reads, and return that.
+    """Write a model as one variant to the folder `output`, which `load` reads, and return its path.
 
     Args:
         model: checkpoint folder, hub id or built-in model.
         variant: its name, one of `qbert variants`.
         output: the folder to write.
         dataset: folder of the dataset that a calibrated variant sees, or a built-in model learns.
-        max_length: tokens at which texts are cut off; unless told, as many as the model was trained at.
+        max_length: tokens at which texts are cut off; default: the length at which the model was trained.
 
     Raises:
-        InputError: something cannot be used, the variant cannot run here, or `output` is there already.
+        InputError: something cannot be used, the variant cannot run here, or `output` exists already.
     """
     from qbert import models, variants
     from qbert.cache import build_folder, is_filled
@@ -97,9 +97,9 @@ def quantize(
     chosen = variants.get(variant)
     if is_filled(target):
         raise InputError(f"{target} exists already: remove it or name another folder")
-    checkpoint, seen = models.to_serve(source, chosen, texts, max_length)
+    checkpoint, loaded = models.to_serve(source, chosen, texts, max_length)
     checkpoint.check_trained(source)
-    build_folder(target, lambda stage: variants.write_artefact(chosen, checkpoint, stage, seen, max_length))
+    build_folder(target, lambda stage: variants.write_artefact(chosen, checkpoint, stage, loaded, max_length))
     return target
 
 
@@ -124,7 +124,7 @@ def train(
         base: hub id or folder with weights, or, from scratch, `bert-tiny`, `-mini`, `-small`, `-medium`, `-base`.
         output: the folder to write.
         max_length: tokens at which texts are cut off.
-        seed: of whatever is drawn.
+        seed: of all random numbers.
         vocab: file of a WordPiece vocabulary to use instead of learning one.
         epochs: pretrained: 3; from scratch: until 6,400 texts were seen, at least 3.
         learning_rate: pretrained: 5e-5; from scratch: 1e-3.
@@ -132,10 +132,10 @@ def train(
         warmup: share of the steps over which the learning rate rises; pretrained: 0.2; from scratch: 0.1.
 
     Returns:
-        The metrics: `test_weighted_f1`, `seconds` and what else the training measured.
+        The metrics: `test_weighted_f1`, `seconds` and others of the training.
 
     Raises:
-        InputError: something cannot be used, or `output` is there already.
+        InputError: something cannot be used, or `output` exists already.
     """
     import dataclasses
 
@@ -178,13 +178,13 @@ def evaluate(
         model: checkpoint folder, hub id or built-in model.
         dataset: folder of the dataset.
         variants: names, also `default` and `all`.
-        max_length: tokens at which texts are cut off; unless told, as many as the model was trained at.
-        documents: judge by a sample of so many test documents, not by all.
+        max_length: tokens at which texts are cut off; default: the length at which the model was trained.
+        documents: size of a sample of the test documents to judge by; default: all.
 
     Returns:
         Columns `model`, `max_length`, `variant`, those of accuracy.Comparison (`f1`, `f1_drop`, `flips` and so on),
         `p50_s` and, where there are enough documents, `p95_s` and `p99_s`, `flipped` (the documents), `identity` (what
-        was measured on what), and `cannot`: why a variant that `default` or `all` brought along cannot run.
+        was measured on what), and `cannot`: why a variant that `default` or `all` includes cannot run.
 
     Raises:
         InputError: something cannot be used, or a variant that was named cannot run.
@@ -194,11 +194,11 @@ def evaluate(
     from qbert import evaluation
 
     names = _listed(variants)
-    found = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents)
-    for row in found.results:
+    evaluated = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents)
+    for row in evaluated.results:
         if "cannot" in row and row["variant"] in names.split(","):
             raise InputError(row["cannot"])
-    return pd.DataFrame(found.results)
+    return pd.DataFrame(evaluated.results)
 
 
 @_needs("bench")
@@ -210,14 +210,14 @@ def benchmark(
     max_lengths: Sequence[int] = (128, 256, 384),
     seconds_per_cell: float | None = None,
 ) -> "pd.DataFrame":
-    """Measure as `qbert bench` does, in a process of its own: a row for each model, length and variant.
+    """Run `qbert bench` in a process of its own; return a row for each model, length and variant.
 
     Args:
         model: checkpoint folder, hub id or built-in model, or several.
         dataset: folder of the dataset.
         variants: names, also `default` and `all`.
         max_lengths: tokens.
-        seconds_per_cell: time to measure each latency cell for; 1.5 unless told.
+        seconds_per_cell: seconds for which each latency cell is measured; default: 1.5.
 
     Returns:
         The columns of `runs`.
@@ -230,9 +230,9 @@ def benchmark(
     with tempfile.TemporaryDirectory() as place:
         saved = Path(place) / "run.json"
         arguments = bench_arguments(model, dataset, variants, max_lengths, seconds_per_cell)
-        said = _bench([*arguments, f"--benchmark-json={saved}"])
+        last_line = _bench([*arguments, f"--benchmark-json={saved}"])
         if not saved.is_file() or not saved.stat().st_size:
-            raise InputError(f"nothing was measured: {said}")
+            raise InputError(f"nothing was measured: {last_line}")
         return history.load([saved])
 
 
@@ -254,7 +254,7 @@ def bench_arguments(
 
 
 def _bench(arguments: Sequence[str]) -> str:
-    """Run `qbert bench` with a bar of how far it is; return the last line that it said."""
+    """Run `qbert bench` with a progress bar; return the last line that it printed."""
     from qbert import children
     from qbert.terminal import progress
 
@@ -273,17 +273,17 @@ def _bench(arguments: Sequence[str]) -> str:
         last: collections.deque[str] = collections.deque(maxlen=1)
         for line in process.stdout or ():
             last.extend(text for text in [line.strip()] if text)
-            if done := re.search(r"\[ *(\d+)%\]$", line.rstrip()):  # pytest's, at the end of a line
-                advance(int(done[1]))
+            if percent := re.search(r"\[ *(\d+)%\]$", line.rstrip()):  # pytest's, at the end of a line
+                advance(int(percent[1]))
     return last[0] if last else f"exit code {process.returncode}"
 
 
 @_needs("report")
 def runs(*saved: str | os.PathLike[str]) -> "pd.DataFrame":
-    """Return saved runs, a row for each cell of each run: what `qbert history` and `qbert report` read.
+    """Return saved runs as `qbert history` and `qbert report` read them: a row for each cell of each run.
 
     Args:
-        saved: files of `--benchmark-json`, or one folder that `--benchmark-autosave` filled; unless told, .benchmarks.
+        saved: files of `--benchmark-json`, or one folder that `--benchmark-autosave` filled; default: .benchmarks.
 
     Returns:
         Columns `file`, `when`, `machine`, `dataset`, `commit`, `model`, `max_length`, `variant`, `median_s`, `speedup`
@@ -291,7 +291,7 @@ def runs(*saved: str | os.PathLike[str]) -> "pd.DataFrame":
         folder that cannot be read, or whose guards failed, are left out, and a warning says so.
 
     Raises:
-        InputError: nothing is there, or a named file is no run of this suite.
+        InputError: there is no saved run, or a named file is no run of this suite.
     """
     import warnings
 

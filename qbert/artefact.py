@@ -1,4 +1,4 @@
-"""A folder that `qbert quantize` wrote, read without torch or transformers: what serves needs no more."""
+"""Read a folder that `qbert quantize` wrote, for serving: without torch and transformers."""
 
 import threading
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from qbert.variants import Classifier
 
 ARRAYS = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
-"""What transformers and tokenizers call the same array."""
+"""The names of the arrays in the library tokenizers, by those in transformers."""
 
 
 class Record(Struct):
-    """What made an artefact, as far as serving needs it."""
+    """The keys of an artefact's qbert.json that serving needs."""
 
     variant: str
     inputs: tuple[Literal["input_ids", "token_type_ids", "attention_mask"], ...]
@@ -32,28 +32,28 @@ class Record(Struct):
     positions: Rows
     truncation_side: Literal["left", "right"]
     problem_type: ProblemType = SINGLE_LABEL
-    """Artefacts made before several labels were told apart have none."""
+    """Artefacts from before qbert supported several labels lack it."""
     untrained: bool = False
     versions: dict[str, str] = {}
 
 
 def is_artefact(folder: Path) -> bool:
-    """Whether `folder` says that it holds a variant, as `qbert quantize` writes it."""
+    """Whether the record in `folder` names a variant, as `qbert quantize` writes it."""
     path = folder / RECORD
     return path.exists() and "variant" in read_json(path, dict[str, Any], "copy it again, or remove it")
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A variant's files, its tokenizer, and the record of what made them."""
+    """A variant's files, its tokenizer, and the record of how they were made."""
 
     folder: Path
     variant: str
     inputs: tuple[str, ...]
-    """The arrays that the model takes, of an encoding."""
+    """The arrays of an encoding that the model takes."""
     labels: tuple[str, ...]
     max_length: int
-    """The length that the model was trained at."""
+    """The length at which the model was trained, in tokens."""
     positions: int
     """The greatest length that it takes, in tokens."""
     truncation_side: str
@@ -63,7 +63,7 @@ class Artefact:
     trained: bool = True
     """Whether its head was trained, so that its labels mean something."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of Python and the libraries that made it."""
+    """The versions of Python and the libraries that made it."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
@@ -71,7 +71,7 @@ class Artefact:
         """Read the record in `folder`.
 
         Raises:
-            InputError: there is none, or it is a checkpoint's.
+            InputError: there is no record, or it is a checkpoint's.
         """
         path = folder / RECORD
         record = read_json(path, Record, f"is {folder} a quantized artefact? qbert quantize makes them")
@@ -98,12 +98,12 @@ class Artefact:
         path = self.folder / "tokenizer.json"
         try:
             return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises no more than that
+        except Exception as error:  # the library raises this class
             raise InputError(f"{path} cannot be read ({reason(error)}): make it again with qbert quantize") from error
 
     def encoder(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        with self._lock:  # the length is the tokenizer's own, which another thread would change
+        with self._lock:  # the length is a state of the tokenizer, which another thread might change
             self.tokenizer.no_padding()
             self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
             tokens = self.tokenizer.encode(text, text_pair)
@@ -115,10 +115,10 @@ class Artefact:
         check_length(self.folder, self.positions, special, max_length)
 
     def load(self, *, verify: bool = True) -> "Classifier":
-        """Return the classifier; unless `verify` is false, its files are held against their checksums first.
+        """Return the classifier; unless `verify` is false, the checksums of its files are checked first.
 
         Raises:
-            InputError: its files are damaged, or its variant is not what it was when they were made.
+            InputError: its files are damaged, or its variant is defined differently now.
         """
         from qbert import variants
 

@@ -1,4 +1,4 @@
-"""Folders and files that are either absent or whole: built beside their place, then renamed; folders under a lock."""
+"""Folders and files that are either absent or whole: made beside their place, then renamed; folders under a lock."""
 
 import contextlib
 import errno
@@ -18,9 +18,9 @@ from qbert.errors import InputError
 from qbert.terminal import say
 
 MANIFEST = "files.sha256"
-SILENT_S = 2  # of waiting for another process: most of what is built takes longer, and then it is said
-OTHERS_WRITE = 0o022  # the bits of a file's mode that let its group and everybody write to it
-FULL = 1 << 20  # bytes left on a disk that was written to until it was full
+SILENT_S = 2  # of waiting for another process before a message says so; most builds take longer
+OTHERS_WRITE = 0o022  # the bits of a file's mode with which its group or everybody may write to it
+FULL = 1 << 20  # a disk with fewer free bytes counts as full
 CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 
 
@@ -30,36 +30,36 @@ def cache_dir() -> Path:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` write a file beside `path`, then rename it; what is no file (/dev/stdout, a pipe) is written to.
+    """Let `write` write a file beside `path`, then rename it to `path`; devices and pipes are written directly.
 
     Raises:
         InputError: it cannot be written.
     """
-    place = beside = path
+    destination = stage = path
     try:
-        place = beside = path.resolve()
-        if not place.exists() or place.is_file():
-            # The suffix stays, since it may choose the format.
-            beside = place.with_name(f".{place.stem}.unfinished-{secrets.token_hex(4)}{place.suffix}")
-        write(beside)
-        if beside != place:
-            beside.replace(place)
+        destination = stage = path.resolve()
+        if not destination.exists() or destination.is_file():
+            # The suffix is kept, since it may determine the format.
+            stage = destination.with_name(f".{destination.stem}.unfinished-{secrets.token_hex(4)}{destination.suffix}")
+        write(stage)
+        if stage != destination:
+            stage.replace(destination)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
     finally:
-        if beside != place:
+        if stage != destination:
             with contextlib.suppress(OSError):
-                beside.unlink()
+                stage.unlink()
 
 
 def is_filled(target: Path) -> bool:
-    """Whether something is at `target`, an empty folder aside."""
+    """Whether `target` exists and is not an empty folder."""
     return target.exists() and not (target.is_dir() and not any(target.iterdir()))
 
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of `target`; lock files stay, so they are kept apart from a person's folders."""
+    """Hold the lock of `target`; lock files are never removed, so they are in the cache, not in users' folders."""
     locks = cache_dir() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     lock = FileLock(locks / hashlib.sha256(str(target).encode()).hexdigest()[:32])
@@ -75,15 +75,15 @@ def _locked(target: Path) -> Iterator[None]:
 
 
 def _remove_stages(target: Path) -> None:
-    """Remove what builds of `target` left beside it, as far as that can be removed: nothing but room depends on it."""
-    for dots in (".", ".."):  # with two: where a process started by the build filled the stage in the same way
+    """Remove what interrupted builds of `target` left beside it; errors are ignored: leftovers only take disk space."""
+    for dots in (".", ".."):  # with two: of a process that the build started and that made the stage in the same way
         for stage in target.parent.glob(f"{dots}{glob.escape(target.name)}.unfinished*"):
             shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _closed_to_others() -> Iterator[None]:
-    """Let nobody else write to what is made meanwhile: with many a umask a group's members could, and it is run."""
+    """Create files that only this user can write to, whatever the umask: programs among them are run."""
     umask = os.umask(OTHERS_WRITE)
     os.umask(umask | OTHERS_WRITE)
     try:
@@ -94,11 +94,10 @@ def _closed_to_others() -> Iterator[None]:
 
 @_closed_to_others()
 def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callable[[Path], bool] = is_filled) -> Path:
-    """Return `target`; where it is not `intact`, let `build` fill an empty folder beside it and rename that.
+    """Return `target`; where it is not `intact`, first let `build` fill an empty folder beside it and rename that.
 
-    A second process that wants the same folder waits and then uses the first one's work. What a killed process left
-    beside `target` is removed by the next one that builds it; no two builds share a stage, so that one which lives on
-    unseen disturbs none.
+    A second process that needs the same folder waits and then uses it. The next build of `target` removes what a killed
+    one left beside it. Each build has a stage of its own, so a build that was thought dead disturbs no other.
 
     Raises:
         InputError: the place cannot be written to, or is full.
@@ -135,7 +134,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
 
 
 def build_kept(target: Path, build: Callable[[Path], None]) -> Path:
-    """Do as build_folder for a folder of the cache, which is built again where one of its files was changed."""
+    """Return the folder `target` of the cache; where it is absent or a file in it was changed, let `build` fill it."""
 
     def build_sealed(stage: Path) -> None:
         build(stage)
@@ -145,12 +144,12 @@ def build_kept(target: Path, build: Callable[[Path], None]) -> Path:
 
 
 def seal(folder: Path) -> None:
-    """List the checksums of the files in `folder` beside them."""
+    """Write the checksums of the files in `folder` into it."""
     (folder / MANIFEST).write_text(_manifest(folder), encoding="utf-8")
 
 
 def check_files(folder: Path) -> None:
-    """Check that the files that `seal` listed in `folder` are as they were; others beside them do not count.
+    """Check that the files in `folder` are as `seal` listed them; files that it did not list are ignored.
 
     Raises:
         InputError: one is missing or was changed, or there is no list.
@@ -181,7 +180,7 @@ def _is_sealed(folder: Path) -> bool:
 
 
 def _manifest(folder: Path) -> str:
-    """Return a line for each file below `folder`, as sha256sum writes them."""
+    """Return a line for each file below `folder`, in the format of sha256sum."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
     return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
 
@@ -192,21 +191,21 @@ def _sha256(path: Path) -> str:
 
 
 def check_trusted(path: Path) -> None:
-    """Check that nobody but this user and root can have written `path`, from which programs are about to be run.
+    """Check that only this user and root can have written `path`, from which programs are about to be run.
 
-    Looked at are a file and its folder, or a folder and all in it, and what is above in the cache.
+    It checks a file and its folder, or a folder and all in it, and the folders above within the cache.
 
     Raises:
         InputError: one of these is another user's, or others can write to it.
     """
-    if sys.platform == "win32":  # its rights are not in the mode
+    if sys.platform == "win32":  # permissions are not in the mode there
         return
     cache, folder = cache_dir().resolve(), path if path.is_dir() else path.parent
     above = [place for place in folder.parents if place.is_relative_to(cache)]
     for place in (*reversed(above), folder, *(folder.rglob("*") if folder == path else [path])):
         try:
             status = place.stat()
-        except FileNotFoundError:  # removed meanwhile, or a link to nothing
+        except FileNotFoundError:  # removed meanwhile, or a broken link
             continue
         if status.st_uid not in {os.geteuid(), 0}:
             raise InputError(
@@ -219,10 +218,10 @@ def check_trusted(path: Path) -> None:
 
 
 def _build(build: Callable[[Path], None], stage: Path) -> None:
-    """Call `build`; of whatever it raises on a full disk, make the error that says so."""
+    """Call `build`; where it fails on a full disk, raise the error that says so."""
     try:
         build(stage)
-    except Exception as error:  # native writers raise what they like
+    except Exception as error:  # native writers raise exceptions of any class
         if shutil.disk_usage(stage).free < FULL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(stage.parent)) from error
         raise

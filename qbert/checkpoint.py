@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from qbert.dataset import Dataset
 
 CLASSIFIER = "ForSequenceClassification"
-"""How the name of an architecture ends whose head tells labels of a text apart."""
+"""How the names of architectures for text classification end."""
 BODIES = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "ForConditionalGeneration")
-"""How the names of those end that can be timed and fine-tuned, with a head of random weights."""
-ATTENTIONS = (None, "eager", "sdpa")  # transformers fetches the others' kernels from the hub where it can
+"""How the names of architectures end that can be timed and fine-tuned, with a head of random weights."""
+ATTENTIONS = (None, "eager", "sdpa")  # for others transformers may fetch kernels from the hub
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,7 +43,7 @@ Width = Annotated[int, Meta(ge=1, le=1 << 17)]
 
 
 class Configuration(Struct):
-    """What is checked of config.json before transformers reads it; the bounds keep it from making models for hours."""
+    """The keys of config.json that are checked before transformers reads it; bounds prevent models that take hours."""
 
     model_type: str
     architectures: list[str] | None = None
@@ -71,13 +71,13 @@ class Configuration(Struct):
 
 
 class Index(Struct):
-    """What model.safetensors.index.json says: the file of each tensor."""
+    """The contents of model.safetensors.index.json: the file of each tensor."""
 
     weight_map: dict[str, str]
 
 
 class Record(TypedDict, total=False):
-    """What made a folder of ours, as far as it is read again."""
+    """The keys of qbert.json that are read again."""
 
     variant: str
     untrained: bool
@@ -93,22 +93,22 @@ def locate(source: str) -> Path:
     """Return the folder of a checkpoint: `source` itself, or where the hub's model `source` was downloaded to.
 
     Raises:
-        InputError: it is neither a folder nor a model that the hub gives.
+        InputError: it is neither a folder nor a model on the hub that can be downloaded.
     """
     folder = Path(source)
     if folder.is_dir():
         return folder
-    wanted = f"model {source!r} is no folder here"
+    problem = f"model {source!r} is no folder here"
     if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise InputError(f"{wanted}: give a checkpoint's folder (with config.json and model.safetensors) or a hub id")
+        raise InputError(f"{problem}: give a checkpoint's folder (with config.json and model.safetensors) or a hub id")
     from huggingface_hub import snapshot_download
 
     try:
-        # Nothing that would run code or unpickle is downloaded.
+        # No code and no pickles are downloaded.
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as error:  # the hub's client passes on whatever its HTTP library raises, without a common class
+    except Exception as error:  # the hub's client raises the exceptions of its HTTP library, without a common class
         raise InputError(
-            f"{wanted}, and the Hugging Face hub did not give it ({reason(error)}): check the path or the hub id"
+            f"{problem}, and the Hugging Face hub did not give it ({reason(error)}): check the path or the hub id"
         ) from error
 
 
@@ -120,9 +120,9 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path, *, as_base: bool = False) -> "Checkpoint":
-        """Check that `folder` holds a checkpoint that can be used; `as_base`, that one can be fine-tuned from it.
+        """Return the checkpoint in `folder` after checking that it can be used; `as_base`, that it can be fine-tuned.
 
-        A base may have a head of any kind, since it gets another.
+        A base may have a head of any kind, since fine-tuning replaces it.
 
         Raises:
             InputError: configuration, weights or tokenizer are missing or damaged, or it is no text classifier.
@@ -138,10 +138,10 @@ class Checkpoint:
         checkpoint = cls(folder)
         if not as_base:
             checkpoint._check_head()
-        # Damage is found here, not in the middle of a run.
+        # The properties below raise on damage: better here than in the middle of a run.
         checkpoint._check_size()
         tokens = max(checkpoint.encoder.tokenizer.get_vocab().values(), default=0) + 1
-        known = getattr(checkpoint.config, "vocab_size", tokens)  # a model of characters has none
+        known = getattr(checkpoint.config, "vocab_size", tokens)  # models of characters have none
         if tokens > known:
             raise InputError(
                 f"{folder}: the tokenizer has {tokens} tokens and the model {known}: save the one it was trained with"
@@ -150,7 +150,7 @@ class Checkpoint:
         return checkpoint
 
     def _check_head(self) -> None:
-        """Raise InputError where the head is not one that tells the labels of a text apart."""
+        """Raise InputError where the head is not one for text classification."""
         configuration = self.configuration
         path = self.folder / "config.json"
         names = configuration.architectures or [CLASSIFIER]
@@ -174,18 +174,18 @@ class Checkpoint:
             )
 
     def _check_size(self) -> None:
-        """Raise InputError where config.json is of a far larger model than the weights: memory could not hold it."""
-        wanted = sum(parameter.numel() for parameter in self.skeleton.parameters())
-        there = sum(math.prod(shape) for shape in self.weights.values())
-        if wanted > 2 * there:  # a head that is still to be trained is smaller than its body
+        """Raise InputError where config.json is of a far larger model than the weights: memory might not suffice."""
+        needed = sum(parameter.numel() for parameter in self.skeleton.parameters())
+        stored = sum(math.prod(shape) for shape in self.weights.values())
+        if needed > 2 * stored:  # an untrained head adds less than its body has
             raise InputError(
-                f"{self.folder}: weights and config.json do not fit ({there:,} numbers, where {wanted:,} are needed): "
+                f"{self.folder}: weights and config.json do not fit ({stored:,} numbers, where {needed:,} are needed): "
                 "save both again"
             )
 
     @cached_property
     def configuration(self) -> Configuration:
-        """What config.json says, checked."""
+        """The checked keys of config.json."""
         path = self.folder / "config.json"
         configuration = read_json(path, Configuration, "is it a BERT-like model's?")
         if configuration.quantization_config is not None:
@@ -195,14 +195,14 @@ class Checkpoint:
     @cached_property
     def config(self) -> Any:  # noqa: ANN401  transformers has one class an architecture
         """The configuration, as transformers reads it; no code from the folder is run."""
-        _ = self.configuration  # its sizes are bounded from here on
+        _ = self.configuration  # checks its sizes
         from transformers import AutoConfig
 
         path = self.folder / "config.json"
         try:
             with quiet_transformers():
                 config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever its reading of a value comes to
+        except Exception as error:  # what transformers raises depends on the value
             raise InputError(f"{path} cannot be used ({reason(error)}): is it a BERT-like model's?") from error
         for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
             if (attention := getattr(part, "_attn_implementation", None)) not in ATTENTIONS:
@@ -259,13 +259,13 @@ class Checkpoint:
 
     @property
     def trained(self) -> bool:
-        """Whether the file has weights for the classification head; else the head would be random."""
+        """Whether the classification head was trained; else its weights are missing or random."""
         body = self.skeleton.base_model_prefix + "."
         head = {name for name in self.expected_weights if not name.startswith(body)}
         return head <= set(self.weights) and not self.record.get("untrained", False)
 
     def check_trained(self, name: str) -> None:
-        """Raise InputError where the head was not trained; a person called the model `name`."""
+        """Raise InputError where the head was not trained; the message calls the model `name`."""
         if not self.trained:
             raise InputError(
                 f"{name} has no trained classification head, so its labels would be random: train it first"
@@ -278,7 +278,7 @@ class Checkpoint:
 
     @property
     def num_labels(self) -> int:
-        """How many labels the head tells apart."""
+        """How many labels the head has."""
         return int(self.config.num_labels)
 
     @property
@@ -291,20 +291,20 @@ class Checkpoint:
         """The greatest length that the model takes, in tokens."""
         positions = int(getattr(self.config, "max_position_embeddings", 512))
         for name, module in self.skeleton.named_modules():
-            # RoBERTa counts its positions from the padding token's id on.
+            # RoBERTa's positions start after the padding token's id.
             if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
                 return positions - int(module.padding_idx) - 1
         return positions
 
     @cached_property
     def record(self) -> Record:
-        """What made this folder, where this project did (`qbert.json`); else empty."""
+        """The record (`qbert.json`) of how this folder was made; empty where qbert did not make it."""
         path = self.folder / RECORD
         return read_json(path, Record, "copy it again, or remove it") if path.exists() else {}
 
     @cached_property
     def sha256(self) -> str:
-        """Of configuration, weights and tokenizer."""
+        """The hash of configuration, weights and tokenizer."""
         digest = hashlib.sha256()
         for path in self.files:
             with path.open("rb") as file:
@@ -313,57 +313,62 @@ class Checkpoint:
 
     @property
     def files(self) -> list[Path]:
-        """Configuration, weights and tokenizer, without what else may lie beside them."""
+        """The files of configuration, weights and tokenizer, without others in the folder."""
         tokenizer = (self.folder / name for name in TOKENIZER_FILES)
         return [path for path in (self.folder / "config.json", *self.weight_files, *tokenizer) if path.is_file()]
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The tokenizer of this checkpoint, giving what its model takes."""
+        """The tokenizer of this checkpoint, with the arrays that its model takes."""
         return Encoder.open(self.folder, self.skeleton.forward)
 
     @property
     def max_length(self) -> int:
-        """The length that it was trained at, where its record tells; else 384, or its positions if fewer."""
+        """The length at which it was trained; where its record lacks it, 384, or its positions if fewer."""
         return self.record.get("max_length", min(384, self.positions))
 
     def load(self, *, seed: int = 0, **options: Any) -> Any:  # noqa: ANN401
-        """Return the model in evaluation mode, float32 unless `options` (of from_pretrained) say otherwise.
+        """Return the model in evaluation mode, in float32 unless `options` (of from_pretrained) say otherwise.
 
-        Weights of a head that the file lacks are drawn at random by `seed`.
+        Weights of a head that the file lacks are random, by `seed`.
 
         Raises:
-            InputError: the weights do not fit the configuration, or are not all numbers.
+            InputError: the weights do not fit the configuration, or some are nan or infinite.
         """
         import torch
 
         torch.manual_seed(seed)
-        wanted = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-        wanted["ignore_mismatched_sizes"] = True  # they are told below, by name
+        arguments = {
+            "dtype": torch.float32,
+            "use_safetensors": True,
+            "local_files_only": True,
+            "trust_remote_code": False,
+            "ignore_mismatched_sizes": True,  # _check_weights reports them by name
+        }
         try:
             with quiet_transformers():
                 from transformers import AutoModelForSequenceClassification
 
                 model, report = AutoModelForSequenceClassification.from_pretrained(
-                    self.folder, output_loading_info=True, **wanted | options
+                    self.folder, output_loading_info=True, **arguments | options
                 )
         except InputError:
             raise
-        except Exception as error:  # transformers and safetensors raise whatever the files come to
+        except Exception as error:  # what transformers and safetensors raise depends on the files
             raise InputError(
                 f"{self.folder}: weights and config.json do not fit ({reason(error)}): save both again"
             ) from error
         self._check_weights(report, new_head="num_labels" in options)
         for name, tensor in model.state_dict().items():
-            # The least and the greatest of numbers with a nan among them are nan: half the time of looking at each.
+            # Minimum and maximum are nan where one of the numbers is: twice as fast as testing each number.
             if tensor.is_floating_point() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
                 raise InputError(f"{self.folder}: {name} has weights that are nan or infinite: train or save it again")
         return model.eval()
 
     def _check_weights(self, report: dict[str, Any], *, new_head: bool) -> None:
-        """Raise InputError where the file has other tensors than the model of config.json; `report` is of loading.
+        """Raise InputError where the file has other tensors than the model of config.json; `report` is from loading.
 
-        Without a trained head it may lack the pooler, and have a head of another kind: layers of the body alone count.
+        A file without a trained head may lack the pooler or have another head: only layers of the body are compared.
         """
         body = self.skeleton.base_model_prefix + "."
         lacking, surplus = set(report["missing_keys"]), set(report["unexpected_keys"])
@@ -373,11 +378,11 @@ class Checkpoint:
         elif surplus:
             unused = self._body_weights
             surplus = {name for name in surplus if name.removeprefix(body) not in unused}
-        for name, there, here in sorted(report["mismatched_keys"]):
+        for name, in_file, in_model in sorted(report["mismatched_keys"]):
             if name.startswith(body) or not new_head:
                 raise InputError(
-                    f"{self.folder}: weights and config.json do not fit ({name} is {tuple(there)} and "
-                    f"{tuple(here)}): save both again"
+                    f"{self.folder}: weights and config.json do not fit ({name} is {tuple(in_file)} and "
+                    f"{tuple(in_model)}): save both again"
                 )
         if lacking:
             raise InputError(f"{self.folder}: the weights lack {min(lacking)}, which config.json has: save both again")
@@ -388,7 +393,7 @@ class Checkpoint:
 
     @property
     def _body_weights(self) -> set[str]:
-        """Names of the whole body's weights; a classifier may leave some out, as RoBERTa's does the pooler."""
+        """Names of all weights of the body; a classifier may lack some, such as the pooler in RoBERTa's."""
         import torch
         from transformers import AutoModel
 
@@ -396,7 +401,7 @@ class Checkpoint:
             return set(AutoModel.from_config(self.config).state_dict())
 
     def check_labels(self, dataset: "Dataset") -> None:
-        """Raise InputError where the labels that this checkpoint tells apart are not the dataset's."""
+        """Raise InputError where the labels of this checkpoint are not the dataset's."""
         if dataset.multi_label and self.problem_type != MULTI_LABEL:
             raise InputError(
                 f"{self.folder} gives a text one label and the dataset {dataset.name} any number (column 'labels'): "
@@ -407,12 +412,12 @@ class Checkpoint:
                 f"{self.folder} tells {self.num_labels} labels apart and the dataset {dataset.name} has "
                 f"{len(dataset.label_names)}: give the dataset it was trained on"
             )
-        ours = {str(name): int(label) for label, name in (self.config.id2label or {}).items()}
+        own = {str(name): int(label) for label, name in (self.config.id2label or {}).items()}
         theirs = {name: label for label, name in enumerate(dataset.label_names)}
-        if ours.keys() == theirs.keys() and ours != theirs:
+        if own.keys() == theirs.keys() and own != theirs:
             raise InputError(
                 f"{self.folder} and the dataset {dataset.name} number the same labels differently "
-                f"({ours} and {theirs}): change label.json or config.json"
+                f"({own} and {theirs}): change label.json or config.json"
             )
 
     def check_length(self, *max_lengths: int) -> None:
@@ -421,14 +426,14 @@ class Checkpoint:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise InputError where something in `folder` would be waited for without an end."""
+    """Raise InputError where `folder` has a pipe or a device: reading it might never end."""
     for path in folder.glob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is a pipe or a device: a checkpoint is a folder of files")
 
 
 def _layers(names: Iterable[str], known: Iterable[str], body: str) -> set[str]:
-    """Return those of `names` that some layer has in `known`, whichever; with or without the prefix `body`."""
+    """Return those of `names` that are in `known` for any layer; the prefix `body` is ignored."""
 
     def any_layer(name: str) -> str:
         return re.sub(r"\.\d+\.", ".N.", name.removeprefix(body))

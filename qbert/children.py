@@ -1,6 +1,6 @@
-"""Processes that end with the one that started them, however that ends: a pipe tells them, which it alone holds open.
+"""Child processes that end with their parent, however it ends: a pipe, which the parent alone holds open, then closes.
 
-The standard library alone is needed: the gate's worker reads this file in trees that do not have it.
+It imports only the standard library: the gate's worker also loads this file in trees that lack it.
 """
 
 import contextlib
@@ -17,22 +17,22 @@ from functools import cache
 from typing import Any
 
 LIFELINE = "QBERT_LIFELINE"
-"""The environment variable that gives a child the number of its end of the pipe."""
+"""The environment variable with the file descriptor of the child's end of the pipe."""
 
 
 @cache
 def _read_end() -> int:
-    """Return the end of the pipe for children; the other stays open, unread and unwritten, while this process lives."""
+    """Return the children's end of the pipe; the other end stays open, unused, as long as this process lives."""
     return os.pipe()[0]
 
 
 def tied(**variables: str) -> dict[str, Any]:
-    """Return what subprocess takes to start a child that ends with this process; `variables` go to its environment."""
+    """Return arguments of subprocess for a child that ends with this process; its environment gets `variables` too."""
     return {"pass_fds": (_read_end(),), "env": os.environ | variables | {LIFELINE: str(_read_end())}}
 
 
 def run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":  # noqa: ANN401
-    """Run this interpreter with `arguments` and this process's module path, and wait; it ends with this process."""
+    """Run this interpreter with `arguments` and the same module path, and wait; the child ends with this process."""
     return subprocess.run(  # noqa: S603  our own command
         [sys.executable, "-P", "-W", "ignore", *arguments],
         **tied(PYTHONPATH=os.pathsep.join(entry for entry in sys.path if entry)),
@@ -43,9 +43,10 @@ def run(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]": 
 
 
 class Answering:
-    """A child that answers requests, one at a time, each a line of JSON: `answer_requests` is its part.
+    """A child that answers requests one at a time, each a line of JSON; it runs `answer_requests`.
 
-    It leads a group, so that it ends with all that it started, and the terminal's Ctrl-C is not for it.
+    It leads a process group, so that it ends with all processes that it started, and Ctrl-C in the terminal does not
+    reach it.
     """
 
     def __init__(self, python: str, *arguments: str, path: str, stderr: int | None = None) -> None:
@@ -71,16 +72,16 @@ class Answering:
     def send(self, do: str, **arguments: Any) -> None:  # noqa: ANN401  whatever JSON holds
         """Send a request; `receive` waits for its answer."""
         unsent = memoryview(json.dumps({"do": do} | arguments).encode() + b"\n")
-        with contextlib.suppress(BrokenPipeError):  # receive finds out why
+        with contextlib.suppress(BrokenPipeError):  # receive raises the reason
             while unsent:
                 unsent = unsent[self._stdin.write(unsent) or 0 :]
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
-        """Return the answer to the last request: `answer`, or `error` and what else the child tells of it.
+        """Return the answer to the last request: `answer`, or `error` and what else the child reports of it.
 
         Raises:
-            TimeoutError: there is none in time.
-            EOFError: it has ended; the message says how.
+            TimeoutError: there is no answer in time.
+            EOFError: the child has ended; the message says how.
         """
         end = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
@@ -93,11 +94,11 @@ class Answering:
                     raise EOFError(f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}")
                 self._received += part
         line, _, self._received = self._received.partition(b"\n")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def end(self) -> None:
-        """Kill what is left of it."""
+        """Kill the child and its group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -105,31 +106,31 @@ class Answering:
         self._stdout.close()
 
 
-def answer_requests(answering: object, told: Callable[[Exception], dict[str, Any]]) -> None:
-    """Answer the requests on standard input by the methods of `answering` until there are no more.
+def answer_requests(handler: object, report: Callable[[Exception], dict[str, Any]]) -> None:
+    """Answer the requests on standard input by the methods of `handler` until there are no more.
 
-    What a method raises is answered with what `told` makes of it.
+    Where a method raises, the answer is what `report` returns for the exception.
     """
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
+        os.dup2(2, 1)  # so that what libraries print is not taken for an answer
         for line in sys.stdin:
             request = json.loads(line)
             try:
-                answer = {"answer": getattr(answering, request.pop("do"))(**request)}
-            except Exception as error:  # noqa: BLE001  of any kind, by anybody's code: who asked reports it
-                answer = told(error)
+                answer = {"answer": getattr(handler, request.pop("do"))(**request)}
+            except Exception as error:  # noqa: BLE001  of any class; the parent reports it
+                answer = report(error)
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 
 
 def end_with_parent() -> None:
-    """Have this process, and its group where it leads one, end with its parent, if that has tied it."""
-    if number := os.environ.pop(LIFELINE, ""):  # whom this process starts has no such pipe
+    """Make this process, and the group that it leads, end with its parent, if that started it with `tied`."""
+    if number := os.environ.pop(LIFELINE, ""):  # so that its own children do not inherit it
         threading.Thread(target=_end_after, args=(int(number),), daemon=True).start()
 
 
 def _end_after(pipe: int) -> None:
-    """Wait, without taking processor time, until the parent's end of `pipe` is closed; then end."""
+    """Wait, without processor time, until the parent's end of `pipe` is closed; then end this process."""
     os.set_inheritable(pipe, False)  # noqa: FBT003  the standard library's
     os.read(pipe, 1)
     if os.getpgrp() == os.getpid():

@@ -1,4 +1,4 @@
-"""Load a dataset folder and check all that training, timing or judging would otherwise trip over."""
+"""Load a dataset folder, and check it so that training, timing and judging do not fail on it."""
 
 import csv
 import hashlib
@@ -20,23 +20,23 @@ FILES = ("train.csv", "test.csv", "label.json")
 
 
 class DatasetWarning(UserWarning):
-    """The dataset can be used, but its figures deserve a second look."""
+    """The dataset can be used, but its figures may mislead."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Texts with labels, in a split to train on and a split to judge by."""
+    """Texts with labels, in a training split and a test split."""
 
     folder: Path
-    """Where its files are."""
+    """The folder of its files."""
     label_names: tuple[str, ...]
-    """The name of each label id."""
+    """The names of the labels, in the order of their ids."""
     train: pd.DataFrame
     """Columns `text`, for sentence pairs `text_pair`, and `label` (int64 ids) or `labels` (tuples of ids)."""
     test: pd.DataFrame
-    """As `train`."""
+    """The same columns as `train`."""
     sha256: str
-    """Of the three files' bytes."""
+    """The hash of its three files."""
 
     @property
     def name(self) -> str:
@@ -49,23 +49,23 @@ class Dataset:
         return "labels" in self.train
 
     def indicators(self, documents: pd.DataFrame) -> Indicators:
-        """Return which labels each of `documents`, rows of a split, has: `(documents, num_labels)`."""
+        """Return which labels each of `documents`, rows of a split, has; the shape is `(documents, num_labels)`."""
         count = len(self.label_names)
         if not self.multi_label:
             return one_hot(documents["label"].to_numpy(), count)
-        found = np.zeros((len(documents), count), dtype=bool)
+        result = np.zeros((len(documents), count), dtype=bool)
         for row, ids in enumerate(documents["labels"]):
-            found[row, list(ids)] = True
-        return found
+            result[row, list(ids)] = True
+        return result
 
     def documents(self, count: int | None = None) -> pd.DataFrame:
-        """Return the test split, or a sample of `count` of it: the same one each time, in file order."""
+        """Return the test split, or a sample of `count` documents: always the same, in file order."""
         if count is None or count >= len(self.test):
             return self.test
         return self.test.sample(count, random_state=0).sort_index()
 
     def training_texts(self, count: int) -> list[tuple[str, ...]]:
-        """Return the text, or the two texts of a pair, of `count` training documents: the same ones each time."""
+        """Return the text, or the two texts of a pair, of `count` training documents: always the same."""
         return text_rows(self.train.sample(min(count, len(self.train)), random_state=0))
 
 
@@ -87,10 +87,10 @@ def load(source: str | Path) -> Dataset:
         if (name in train) != (name in test):
             raise InputError(f"{folder}: column {name!r} has to be in both train.csv and test.csv or in neither")
     train, test = _number_labels(folder, label_names, train, test)
-    learned, judged = (
+    train_labels, test_labels = (
         set(split["labels"].explode().dropna() if "labels" in split else split["label"]) for split in (train, test)
     )
-    if untrained := sorted(judged - learned):
+    if untrained := sorted(test_labels - train_labels):
         names = ", ".join(repr(label_names[label]) for label in untrained)
         raise InputError(f"{folder / 'test.csv'} has the label {names}, of which train.csv has no row: add some")
     _warn_of_duplicates(folder, train, test)
@@ -138,16 +138,16 @@ def _label_names(path: Path, content: bytes) -> tuple[str, ...]:
 
 
 def _rows(path: Path, content: bytes) -> pd.DataFrame:
-    """Return the needed columns of one CSV file as text, indexed by the line each row begins on."""
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a document may be longer than csv's 128 KiB
+    """Return the columns of a CSV file that are used, as text, indexed by the line where each row begins."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # csv's default of 128 KiB is less than a document may have
     reader = csv.reader(io.StringIO(_text(path, content), newline=""), strict=True)
     lines, rows = [], []
     start = 1
     try:
         header = next(reader, [])
-        for needed in (["text"], ["label", "labels"]):
-            if sum(map(header.count, needed)) != 1:
-                either = " or ".join(map(repr, needed))
+        for alternatives in (["text"], ["label", "labels"]):
+            if sum(map(header.count, alternatives)) != 1:
+                either = " or ".join(map(repr, alternatives))
                 raise InputError(f"{path}: one column {either} is needed, its first line has {header}")
         columns = [name for name in ("text", "text_pair", "label", "labels") if name in header]
         start = reader.line_num + 1
@@ -175,11 +175,11 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
 
 
 def _number_labels(folder: Path, label_names: tuple[str, ...], *splits: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the splits with label ids: read as names or as ids, whichever explains more of them."""
+    """Return the splits with label ids; the labels are read as names or as ids, whichever matches more of them."""
     by_name = {name: label for label, name in enumerate(label_names)}
     by_id = {str(label): label for label in range(len(label_names))}
     column = "labels" if "labels" in splits[0] else "label"
-    written = [split[column].map(_several if column == "labels" else lambda field: [field]) for split in splits]
+    written = [split[column].map(_split_labels if column == "labels" else lambda field: [field]) for split in splits]
     labels = [label for rows in written for row in rows for label in row]
     known = max(by_name, by_id, key=lambda ids: sum(label in ids for label in labels))
     for rows, file in zip(written, FILES, strict=False):
@@ -196,8 +196,8 @@ def _number_labels(folder: Path, label_names: tuple[str, ...], *splits: pd.DataF
     return [split.assign(**{column: ids}).reset_index(drop=True) for split, ids in zip(splits, numbered, strict=True)]
 
 
-def _several(field: str) -> list[str]:
-    """Return the labels in a field of the column `labels`, which have | between them; an empty one has none."""
+def _split_labels(field: str) -> list[str]:
+    """Return the labels in a field of the column `labels`, separated by |; an empty field has none."""
     return field.split("|") if field.strip() else []
 
 

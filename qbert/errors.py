@@ -1,11 +1,11 @@
-"""What a person is told when something goes wrong: one sentence with the place, the value found and the remedy."""
+"""Error messages: each is one sentence with the place, the value found and the remedy."""
 
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 DISTRIBUTION = "pytest-qbert"
-"""What pip calls this package: the name qbert is another project's on PyPI."""
+"""The name of this package on PyPI, where qbert is another project."""
 
 EXTRAS = {
     "torch": "train",
@@ -16,22 +16,22 @@ EXTRAS = {
     "openvino": "openvino",
     "torchao": "torchao",
 }
-"""The extra of this project that brings each package which a variant may need."""
+"""The extra of this project that installs each package that a variant may need."""
 
 TRACEBACK = "QBERT_TRACEBACK"
-"""The environment variable with which developers see where an error was raised."""
+"""The environment variable that makes errors show their traceback, for developers."""
 
 
 class InputError(Exception):
-    """What a person gave cannot be used; the message is one sentence: where, the value found, the remedy."""
+    """The user's input cannot be used; the message is one sentence: the place, the value found, the remedy."""
 
 
 class CannotRunError(InputError):
-    """A variant cannot run a model, and others may: in words, why."""
+    """A variant cannot run a model, though others may; the message says why."""
 
 
 def sentence(error: BaseException) -> str:
-    """Return what to tell a person of `error`: their mistake, an unusable file, or a fault of this project."""
+    """Return the message for `error`: a mistake in the input, an unusable file, or a bug of this project."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
@@ -43,37 +43,34 @@ def sentence(error: BaseException) -> str:
 
 
 def reason(error: BaseException, line: int = 0) -> str:
-    """Return one line of an error's message, without what it says around it; the error's name where it says nothing."""
+    """Return the non-blank line at index `line` of the error's message; the error's class where there is none."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    if lines and lines[line].endswith(":"):  # it says what on the next
+    if lines and lines[line].endswith(":"):  # the next line says what
         return " ".join(lines[line:][:2])
     return lines[line] if lines else type(error).__name__
 
 
 def lacking(error: ModuleNotFoundError, what: str, extra: str) -> InputError:
-    """Return what tells how pip brings the package that `what` lacks: `extra` has all that it needs."""
+    """Return the error that says how to install the package that `what` lacks: `extra` has all that it needs."""
     package = (error.name or "").partition(".")[0]
-    if package == __package__:  # a module of ours that is not there is a fault of ours
+    if package == __package__:  # a missing module of qbert is a bug
         raise error
     return InputError(f"{what} needs the package {package}, which is not installed: {pip_install(extra)}")
 
 
 def pip_install(*extras: str) -> str:
-    """Return the command that brings `extras`, or what is always needed, from where this was installed from.
-
-    That is a clone, or the registry.
-    """
+    """Return the command that installs this package with `extras`: from this clone, or from PyPI."""
     clone = Path(__file__).resolve().parents[1]
     if not (clone / "pyproject.toml").is_file():
         return pip_install_released(*extras)
-    return f"pip install -e '{'.' if clone == Path.cwd() else clone}{_wanted(extras)}'"
+    return f"pip install -e '{'.' if clone == Path.cwd() else clone}{_brackets(extras)}'"
 
 
 def pip_install_released(*extras: str) -> str:
-    """Return the command that brings `extras` on any machine: from the registry."""
-    return f"pip install '{DISTRIBUTION}{_wanted(extras)}'"
+    """Return the command that installs this package with `extras` from PyPI, on any machine."""
+    return f"pip install '{DISTRIBUTION}{_brackets(extras)}'"
 
 
-def _wanted(extras: Iterable[str]) -> str:
+def _brackets(extras: Iterable[str]) -> str:
     listed = ",".join(extras)
     return f"[{listed}]" if listed else ""

@@ -1,4 +1,4 @@
-"""What `qbert init` writes into a repository: the table [tool.qbert], a GitHub workflow, a line of .gitignore."""
+"""What `qbert init` writes into a repository: the table [tool.qbert], a GitHub workflow, and a line of .gitignore."""
 
 import json
 import re
@@ -18,14 +18,14 @@ from qbert.gate.sides import git
 
 WORKFLOW = Path(".github/workflows/qbert.yml")
 IGNORED = ".benchmarks/"
-"""Where pytest-benchmark saves runs: each machine has its own."""
+"""Where pytest-benchmark saves runs, which differ by machine."""
 MINUTES = 90
-"""After which GitHub ends a job: BERT-base in all variants at three lengths takes an hour."""
+"""The time limit of the GitHub job: BERT-base in all variants at three lengths takes an hour."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the table says at first."""
+    """The settings that the new table gets."""
 
     models: tuple[str, ...]
     dataset: str
@@ -39,13 +39,13 @@ class Change:
 
     path: Path
     added: str
-    """With `\\n` at the end of each line, whatever the file has."""
+    """The text to add, with `\\n` as line end whatever the file has."""
     before: bytes | None = None
-    """What the file holds; None where there is none."""
+    """The contents of the file; None where it does not exist."""
 
     @property
     def content(self) -> bytes:
-        """What the file will hold: all that it holds now, then what is added, with line ends like those before."""
+        """The new contents of the file: the old ones, then what is added, with the same line ends."""
         before = self.before or b""
         end = b"\r\n" if b"\r\n" in before else b"\n"
         missing = end if before and not before.endswith(b"\n") else b""
@@ -65,17 +65,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written into the repository at `root`, and in words what is left as it is."""
+    """What will be written into the repository at `root`, and sentences on what is kept."""
 
     root: Path
     changes: list[Change]
     kept: list[str]
     advice: list[str]
-    """What the person has to do for the gate to be of use."""
+    """Sentences on what the user has to do before the gate is useful."""
 
 
 class _Template(string.Template):
-    delimiter = "%"  # the dollar is the shell's and GitHub's
+    delimiter = "%"  # the dollar is used by the shell and by GitHub
 
 
 def render(template: str, /, **values: str) -> str:
@@ -97,37 +97,37 @@ def repository(folder: Path) -> Path:
 
 
 def inside(folder: Path, root: Path, option: str) -> str:
-    """Return how the table at `root` names `folder`, which `option` gave.
+    """Return the path of `folder`, which `option` gave, relative to `root`.
 
     Raises:
         InputError: it is not in the repository.
     """
-    place = folder.resolve()
-    if not place.is_relative_to(root):
+    path = folder.resolve()
+    if not path.is_relative_to(root):
         raise InputError(
             f"{option} {folder} lies outside the repository {root}, where CI cannot find it: move it there"
         )
-    return place.relative_to(root).as_posix()
+    return path.relative_to(root).as_posix()
 
 
 def plan(root: Path, settings: Settings) -> Plan:
-    """Return what the repository at `root` lacks.
+    """Return the plan for the repository at `root`.
 
     Raises:
         InputError: a file there cannot be read, is no TOML, or has no room for the table.
     """
-    found = Plan(root, [], [], [])
-    table = _plan_table(found, settings)
-    _plan_workflow(found, table)
-    _plan_gitignore(found)
-    return found
+    planned = Plan(root, [], [], [])
+    table = _plan_table(planned, settings)
+    _plan_workflow(planned, table)
+    _plan_gitignore(planned)
+    return planned
 
 
-def _plan_table(found: Plan, settings: Settings) -> dict[str, Any]:
-    """Plan the table, and return what it will hold, or holds."""
-    path = found.root / "pyproject.toml"
+def _plan_table(planned: Plan, settings: Settings) -> dict[str, Any]:
+    """Plan the table, and return its contents, new or existing."""
+    path = planned.root / "pyproject.toml"
     before = parse.read_bytes(path, "it gets the table [tool.qbert]") if path.exists() else None
-    wanted = {
+    new_table = {
         "models": list(settings.models),
         "dataset": settings.dataset,
         "variants": settings.variants,
@@ -138,40 +138,40 @@ def _plan_table(found: Plan, settings: Settings) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no TOML ({reason(error)}): mend it first") from error
     tool = document.get("tool", {})
-    held = tool.get("qbert") if isinstance(tool, dict) else None
-    there = f"{path.name} has a table [tool.qbert], which is left as it is"
-    if isinstance(held, dict) and set(held) != {"gate"}:
-        found.kept.append(there)
-        return held
-    added = render("settings.toml", **{key: json.dumps(value, ensure_ascii=False) for key, value in wanted.items()})
+    existing = tool.get("qbert") if isinstance(tool, dict) else None
+    note = f"{path.name} has a table [tool.qbert], which is left as it is"
+    if isinstance(existing, dict) and set(existing) != {"gate"}:
+        planned.kept.append(note)
+        return existing
+    added = render("settings.toml", **{key: json.dumps(value, ensure_ascii=False) for key, value in new_table.items()})
     change = Change(path, f"\n{added}" if before else added, before)
     try:
         tomllib.loads(change.content.decode())
     except tomllib.TOMLDecodeError as error:
-        if isinstance(held, dict):  # a header of its own stands over the gate's limits
-            found.kept.append(there)
-            return held
-        # What is written otherwise, as tool = {...}, cannot be added to.
+        if isinstance(existing, dict):  # the limits of the gate follow a header [tool.qbert]
+            planned.kept.append(note)
+            return existing
+        # An inline table, such as tool = {...}, cannot be extended.
         raise InputError(f"{path} has no room for a table [tool.qbert] at its end: add it by hand") from error
-    found.changes.append(change)
-    return wanted
+    planned.changes.append(change)
+    return new_table
 
 
-def _plan_workflow(found: Plan, table: dict[str, Any]) -> None:
-    path = found.root / WORKFLOW
+def _plan_workflow(planned: Plan, table: dict[str, Any]) -> None:
+    path = planned.root / WORKFLOW
     for file in sorted(path.parent.glob("*.y*ml")):
         if file == path or b"qbert gate" in parse.read_bytes(file, "it may be a workflow of qbert's"):
-            found.kept.append(f"{file.relative_to(found.root)} exists, and is left as it is")
+            planned.kept.append(f"{file.relative_to(planned.root)} exists, and is left as it is")
             return
     models = table.get("models", [])
     sources = [*(models if isinstance(models, list) else [models]), table.get("dataset")]
-    folders = [source for source in sources if isinstance(source, str) and (found.root / source).is_dir()]
+    folders = [source for source in sources if isinstance(source, str) and (planned.root / source).is_dir()]
     if not folders:
-        found.advice.append(
+        planned.advice.append(
             "neither a model nor the dataset is a folder of this repository, so no pull request changes what the gate "
             f"compares: name yours in [tool.qbert], and under paths in {WORKFLOW}"
         )
-    branch = git("-C", str(found.root), "symbolic-ref", "--short", "refs/remotes/origin/HEAD") or "origin/main"
+    branch = git("-C", str(planned.root), "symbolic-ref", "--short", "refs/remotes/origin/HEAD") or "origin/main"
     text = render(
         "workflow.yml",
         about="Made by `qbert init`, and yours to change.",
@@ -183,25 +183,25 @@ def _plan_workflow(found: Plan, table: dict[str, Any]) -> None:
         gate_options="",
         bench="qbert bench",
     )
-    found.changes.append(Change(path, text))
+    planned.changes.append(Change(path, text))
 
 
 def _patterns(folders: list[str]) -> list[str]:
-    """Return GitHub's patterns for all in `folders`; where there are none, for every checkpoint and dataset."""
+    """Return GitHub's patterns for the files in `folders`; without folders, for every checkpoint and dataset."""
     special = re.compile(r"[\\*?+\[\]!]")
     names = [special.sub(r"\\\g<0>", Path(folder).as_posix()) for folder in folders]
     return ["**" if name == "." else f"{name}/**" for name in names] or ["**.safetensors", "**.csv"]
 
 
 def paths(key: str, comment: str, patterns: Iterable[str]) -> str:
-    """Return the lines of the workflow's `on.pull_request` that say for which files it starts."""
+    """Return the lines of the workflow's `on.pull_request` with the files for which it starts."""
     return "\n".join([f"{key}: # {comment}", *(f"      - {json.dumps(pattern)}" for pattern in patterns)])
 
 
-def _plan_gitignore(found: Plan) -> None:
-    path = found.root / ".gitignore"
+def _plan_gitignore(planned: Plan) -> None:
+    path = planned.root / ".gitignore"
     before = parse.read_bytes(path, "it gets a line") if path.exists() else None
     if IGNORED.strip("/").encode() in {line.strip().strip(b"/") for line in (before or b"").splitlines()}:
-        found.kept.append(f"{path.name} has {IGNORED}")
+        planned.kept.append(f"{path.name} has {IGNORED}")
     else:
-        found.changes.append(Change(path, f"{IGNORED}\n", before))
+        planned.changes.append(Change(path, f"{IGNORED}\n", before))

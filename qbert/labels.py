@@ -1,4 +1,4 @@
-"""What a classifier's logits say: which labels a text has, and with what score."""
+"""From logits to the labels of a text and their scores."""
 
 import hashlib
 from typing import Any, Literal
@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
-"""What transformers calls the kinds of heads."""
+"""The kinds of heads, as transformers names them."""
 REGRESSION: ProblemType = "regression"
 SINGLE_LABEL: ProblemType = "single_label_classification"
 MULTI_LABEL: ProblemType = "multi_label_classification"
 
 Indicators = npt.NDArray[np.bool_]
-"""Which labels each document has, `(documents, num_labels)`."""
+"""Which labels each document has; the shape is `(documents, num_labels)`."""
 
 
 def predicted(logits: npt.NDArray[np.floating[Any]], problem_type: str) -> Indicators:
@@ -29,20 +29,20 @@ def one_hot(ids: npt.NDArray[np.integer[Any]], num_labels: int) -> Indicators:
 
 
 def packed(indicators: Indicators) -> str:
-    """Return the ids of each document's labels: a comma between ids, a blank between documents, `-` for none."""
+    """Return the ids of each document's labels as text: commas between ids, blanks between documents, `-` for none."""
     return " ".join(",".join(map(str, np.flatnonzero(row))) or "-" for row in indicators)
 
 
 def unpacked(text: str, num_labels: int) -> Indicators:
-    """Return what `packed` made a text of."""
-    found = np.zeros((len(documents := text.split(" ")), num_labels), dtype=bool)
-    for row, ids in zip(found, documents, strict=True):
-        row[[int(one) for one in ids.split(",") if one != "-"]] = True
-    return found
+    """Return the indicators that `packed` wrote as `text`."""
+    indicators = np.zeros((len(documents := text.split(" ")), num_labels), dtype=bool)
+    for row, ids in zip(indicators, documents, strict=True):
+        row[[int(label) for label in ids.split(",") if label != "-"]] = True
+    return indicators
 
 
 def answers(labels: Indicators, predicted: Indicators, logits: npt.NDArray[np.float32]) -> dict[str, str]:
-    """Return what a saved run or a side of the gate tells of its answers: true and predicted labels, and a hash."""
+    """Return what a saved run or a side of the gate records of its answers: true and predicted labels, and a hash."""
     return {
         "labels": packed(labels),
         "predicted": packed(predicted),

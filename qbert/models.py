@@ -1,4 +1,4 @@
-"""What `--model` names: a checkpoint's folder, a model on the hub, or a built-in one, which is made at first use."""
+"""What `--model` names: a checkpoint's folder, a model on the hub, or a built-in model, which is made at first use."""
 
 import hashlib
 import json
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from qbert.variants import Variant
 
 UNTRAINED = "bert-base"
-"""The built-in model of random weights; every other built-in one is trained on the dataset at first use."""
+"""The built-in model of random weights; the others are trained on the dataset at first use."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What one `--model` names."""
+    """A model that `--model` names."""
 
     name: str
-    """As it stands in test ids."""
+    """Its name in test ids."""
     source: str
-    """A key of training.GEOMETRIES, or a checkpoint's folder: to be used as it is, or fine-tuned."""
+    """A key of training.GEOMETRIES, or the folder of a checkpoint to use or to fine-tune."""
     trained: bool
     """Whether its head was trained, so that its labels mean something."""
     seed: int = 0
-    """Of the training."""
+    """The seed of its training."""
     fine_tune: bool = False
-    """Whether its source is a base that is trained on the dataset here."""
+    """Whether its source is a base to be fine-tuned on the dataset."""
 
     @property
     def is_made_at_first_use(self) -> bool:
@@ -46,19 +46,19 @@ class Model:
         return self.fine_tune or self.source in training.GEOMETRIES
 
     def place(self, dataset: "Dataset", max_length: int) -> Path:
-        """Return the folder of its checkpoint for this dataset and length, whether or not it was made."""
+        """Return the folder of its checkpoint for this dataset and length, which may not exist yet."""
         if not self.is_made_at_first_use:
             return Path(self.source)
         base = Checkpoint(Path(self.source)).sha256 if self.fine_tune else self.source
-        made_of: list[Any] = [dataset.sha256, base, self.seed]
+        ingredients: list[Any] = [dataset.sha256, base, self.seed]
         if self.trained:
             recipe = training.recipe_for(self.source, len(dataset.train))
-            made_of += [max_length, asdict(recipe), sources.sha256(training.__name__)]
-        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+            ingredients += [max_length, asdict(recipe), sources.sha256(training.__name__)]
+        key = hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:16]
         return cache_dir() / "models" / key / (f"{self.name}-{max_length}" if self.trained else self.name)
 
     def make(self, dataset: "Dataset", max_length: int) -> Checkpoint:
-        """Return its checkpoint for this dataset and length, made where it is not there.
+        """Return its checkpoint for this dataset and length; make it where it does not exist.
 
         Raises:
             InputError: it cannot be trained, or the cache cannot be written to.
@@ -73,9 +73,9 @@ class Model:
             training.write_untrained(dataset, self.source, stage, self.seed)
             return
         say(f"training {self.name} at {max_length} tokens on {dataset.name}, once")
-        # A process of its own has all cores, and leaves this one's threads and memory as every later run finds them.
-        wanted = {"dataset": str(dataset.folder), "base": self.source, "folder": str(stage)}
-        arguments = json.dumps(wanted | {"max_length": max_length, "seed": self.seed})
+        # In its own process, training can use all cores and does not change this process's threads and memory.
+        request = {"dataset": str(dataset.folder), "base": self.source, "folder": str(stage)}
+        arguments = json.dumps(request | {"max_length": max_length, "seed": self.seed})
         done = children.run("-m", training.__name__, arguments, stdout=subprocess.DEVNULL)
         if done.returncode:
             raise InputError(f"training {self.name} failed with exit code {done.returncode}: see the message above")
@@ -84,9 +84,9 @@ class Model:
 def find(
     source: str, dataset: "Dataset", max_lengths: Sequence[int], *, experiments: int = 1, fine_tune: bool = False
 ) -> list[Model]:
-    """Return what `source` names: a model, or one for each of the `experiments` where it is trained here.
+    """Return the model that `source` names; one for each of the `experiments` (training seeds) if it is trained here.
 
-    With `fine_tune` a folder or hub id is a base, to be trained on the dataset.
+    With `fine_tune`, a folder or hub id is a base to be trained on the dataset.
 
     Raises:
         InputError: it is no model, its labels are not the dataset's, or one of `max_lengths` is beyond its positions.
@@ -117,23 +117,23 @@ def _numbered(name: str, seed: int) -> str:
 
 
 def max_length_of(source: str) -> int:
-    """Return at how many tokens texts for the model `source` are cut off where nobody said another number."""
+    """Return the default number of tokens at which texts for the model `source` are cut off."""
     return DEFAULT_MAX_LENGTH if source in training.GEOMETRIES else Checkpoint.open(locate(source)).max_length
 
 
 def to_serve(
     source: str, variant: "Variant", dataset: str | None, max_length: int | None
 ) -> "tuple[Checkpoint, Dataset | None]":
-    """Return the checkpoint of the model `source`, and the dataset on which `variant` is calibrated, where it is.
+    """Return the checkpoint of the model `source`, and the dataset on which `variant` is calibrated, if it is.
 
-    A built-in model is trained on `dataset`, news_mini unless told, at `max_length` tokens.
+    A built-in model is trained on `dataset`, by default news_mini, at `max_length` tokens.
 
     Raises:
         InputError: one of them cannot be used.
     """
     if source not in training.GEOMETRIES:
-        seen = datasets.load(dataset) if variant.calibrated and dataset is not None else None
-        return Checkpoint.open(locate(source)), seen
+        calibration = datasets.load(dataset) if variant.calibrated and dataset is not None else None
+        return Checkpoint.open(locate(source)), calibration
     loaded = datasets.load(dataset or datasets.BUILT_IN)
     max_length = max_length or DEFAULT_MAX_LENGTH
     (model,) = find(source, loaded, [max_length])

@@ -1,4 +1,4 @@
-"""What a person gives, read into typed objects: one place that tells what is wrong with it."""
+"""Read what users give into typed objects; errors name the place and the remedy."""
 
 import codecs
 import errno
@@ -13,10 +13,10 @@ Kind = TypeVar("Kind")
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:
-    """Return what is in the file `path`; `remedy` ends the sentence that says why it cannot be read.
+    """Return the contents of the file `path`; `remedy` ends the message where it cannot be read.
 
     Raises:
-        InputError: it is missing, cannot be read, or is no file: a pipe would be waited for without an end.
+        InputError: it is missing, cannot be read, or is a pipe or device, of which reading might never end.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -50,7 +50,7 @@ def decode(path: Path, content: bytes, kind: type[Kind], remedy: str) -> Kind:
         raise InputError(f"{path} cannot be used ({error}): {remedy}") from error
 
 
-def convert(value: Any, kind: type[Kind], what: str, remedy: str) -> Kind:  # noqa: ANN401  that is what is found out
+def convert(value: Any, kind: type[Kind], what: str, remedy: str) -> Kind:  # noqa: ANN401  its type is checked here
     """Return `value`, which JSON or TOML held, as a `kind`; `what` names it in the error.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The pytest plugin: options, fixtures and hooks of the cases in bench/, and of a team's own.
+"""The pytest plugin: options, fixtures and hooks for the cases in bench/, and for a team's own cases.
 
-pytest loads it in every project of an environment that it is installed in. So it imports nothing that takes time until
-a case is collected, its options begin with `--qbert-`, and its hooks leave other tests and their benchmarks alone.
+pytest loads it in every project of the environment. So it imports nothing slow until a case is collected, its options
+begin with `--qbert-`, and its hooks do not affect other tests and their benchmarks.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from qbert.suite import Cell, Suite
 
 CASES = "qbert.bench"
-"""The package of the cases; in a clone, the folder bench/."""
+"""The package of the cases; in a clone it is the folder bench/."""
 
 
 def positive(kind: type) -> Any:  # noqa: ANN401  argparse's
-    """Return an argparse type that takes numbers above 0."""
+    """Return an argparse type for numbers above 0."""
 
     def parse(text: str) -> Any:  # noqa: ANN401  a `kind`
         value = kind(text)
@@ -42,7 +42,7 @@ def positive(kind: type) -> Any:  # noqa: ANN401  argparse's
 
 
 def drop(text: str) -> float:
-    """Parse an F1 drop; one below 0 asks for a gain."""
+    """Parse an F1 drop; a negative one is a gain."""
     value = float(text)
     if not -1 <= value <= 1:
         raise ValueError
@@ -94,16 +94,16 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "help": "training seeds of each built-in model",
     },
 }
-"""By their short names: `--qbert-NAME` everywhere, `--NAME` in this project's clone and for `qbert bench`."""
+"""The options by short name: `--qbert-NAME` everywhere, `--NAME` in a clone of qbert and for `qbert bench`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options, under names that are no other project's."""
+    """Add the options with a prefix that no other project uses."""
     add_options(parser, "--qbert-")
 
 
 def add_options(parser: pytest.Parser, prefix: str) -> None:
-    """Add OPTIONS as `prefix` and name; a name that another plugin or conftest.py has stays theirs."""
+    """Add OPTIONS, each as `prefix` and its name, except names that another plugin or conftest.py has added."""
     group = parser.getgroup("qbert", "qbert: quantized BERT text classifiers")
     for name, how in OPTIONS.items():
         with contextlib.suppress(ValueError):
@@ -112,20 +112,20 @@ def add_options(parser: pytest.Parser, prefix: str) -> None:
 
 @dataclass
 class State:
-    """What a session knows of its cases."""
+    """The state of a session's cases."""
 
     suite: "Suite | None" = None
-    """Made when the first case is collected."""
+    """It is made when the first case is collected."""
     mistake: str = ""
-    """What a person did wrong, found while a file was collected."""
+    """The error of the user's input that was found while a file was collected."""
     results: list[dict[str, Any]] = field(default_factory=list)
-    """Benchmarks as pytest-benchmark saves them."""
+    """Benchmarks in the format of pytest-benchmark."""
     previous: list[dict[str, Any]] = field(default_factory=list)
     """The runs that --benchmark-compare names."""
     compared: list[str] = field(default_factory=list)
-    """What is to be said of this run beside the previous ones."""
+    """Lines of the comparison with the previous runs."""
     failed: list[str] = field(default_factory=list)
-    """Node ids of what failed, and what fails the run besides."""
+    """Node ids of failed tests, and other reasons why the run fails."""
     cannot: dict[str, str] = field(default_factory=dict)
     """Why a cell was left out, by the cell's name."""
     settings: "Settings | None" = None
@@ -133,7 +133,7 @@ class State:
 
 STATE = pytest.StashKey[State]()
 PARALLEL = "qbert_parallel"
-"""Where a process of pytest-xdist tells the one that started it that it would have to time something."""
+"""The key by which a worker of pytest-xdist reports to the controller that it has cells to time."""
 
 
 def _state(config: pytest.Config) -> State:
@@ -141,14 +141,14 @@ def _state(config: pytest.Config) -> State:
 
 
 def _is_of_cases(config: pytest.Config) -> bool:
-    """Whether the command line names the cases of this package, so that pytest-benchmark's options are for them."""
+    """Whether the command line names the cases of this package, so that pytest-benchmark's options apply to them."""
     folder = (Path(__file__).parent / CASES.rpartition(".")[2]).resolve()
     paths = [str(argument).partition("::")[0] for argument in config.args]
     return any(path.startswith(CASES) or Path(path).resolve().is_relative_to(folder) for path in paths)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marks of cases; of a run of this package's own cases, check pytest-benchmark's options."""
+    """Register the marks of cases; where this package's own cases run, check pytest-benchmark's options."""
     config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
     config.addinivalue_line("markers", "own_process: cells of the greatest length alone, each run in its own process")
     if _is_of_cases(config):
@@ -156,7 +156,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _has_benchmarks(config: pytest.Config) -> bool:
-    """Whether pytest-benchmark is on, by whatever name it was loaded."""
+    """Whether pytest-benchmark is loaded, under either of its names."""
     return any(map(config.pluginmanager.hasplugin, ("benchmark", "pytest_benchmark.plugin")))
 
 
@@ -174,7 +174,7 @@ def _check_options(config: pytest.Config) -> None:
 def pytest_benchmark_compare_machine_info(
     config: pytest.Config, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
 ) -> None:
-    """Keep the previous run, to compare more of it than times."""
+    """Keep the previous run, to compare more than times."""
     _state(config).previous.append(compared_benchmark)
     if not _is_of_cases(config):
         return
@@ -182,11 +182,11 @@ def pytest_benchmark_compare_machine_info(
 
     if why := previous.unusable([compared_benchmark], disabled=False):
         raise pytest.UsageError(why)
-    compared_benchmark["machine_info"] = machine_info  # what differs is said of each cell, and not as two dictionaries
+    compared_benchmark["machine_info"] = machine_info  # differences are reported per cell, not as two dictionaries
 
 
 def settings_of(config: pytest.Config) -> "Settings":
-    """Return the session's settings: of the command line, of `[tool.qbert]` in the rootdir, or the defaults."""
+    """Return the session's settings: from the command line, `[tool.qbert]` in the rootdir, or the defaults."""
     state = _state(config)
     if state.settings is None:
         from qbert import settings
@@ -204,7 +204,7 @@ def settings_of(config: pytest.Config) -> "Settings":
 
 
 def suite_of(config: pytest.Config) -> "Suite":
-    """Return the session's suite, made when the first case is collected."""
+    """Return the session's suite; the first call makes it."""
     state = _state(config)
     if state.suite is None:
         from qbert import dataset
@@ -223,7 +223,7 @@ def suite_of(config: pytest.Config) -> "Suite":
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of each cell where our fixture `cell` is used, and not another project's of that name."""
+    """Make a test of each cell where the fixture `cell` is used and is ours, not another project's."""
     if not {"cell", "qbert_suite"} <= set(metafunc.fixturenames):
         return
     config, state = metafunc.config, _state(metafunc.config)
@@ -233,7 +233,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     elif not state.mistake:
         try:
             cells = list(_cells(metafunc))
-        except Exception as error:  # of any kind: while a file is collected, it would come with a traceback
+        except Exception as error:  # of any class: pytest would show a traceback while it collects
             if os.environ.get(TRACEBACK):
                 raise
             state.mistake = _shown(sentence(error))
@@ -257,7 +257,7 @@ def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """Say what is wrong before anything is run, and keep the cells in order: pytest-randomly would mix the models."""
+    """Report errors before any test runs, and keep the cells in order: pytest-randomly would mix the models."""
     places = {item: place for place, item in enumerate(items) if "qbert_suite" in getattr(item, "fixturenames", ())}
     yield
     cells = iter(sorted((item for item in items if item in places), key=places.__getitem__))
@@ -266,7 +266,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Raise what a person has done wrong, and find each case's place in the previous runs."""
+    """Raise errors of the user's input, and match the cases with the previous runs."""
     state = _state(config)
     if getattr(config, "workeroutput", {}).get(PARALLEL):
         items.clear()
@@ -287,7 +287,7 @@ def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  pytest-xdist's
-    """Note that a process of pytest-xdist would have to time something."""
+    """Set the error where a worker of pytest-xdist has cells to time."""
     if getattr(node, "workeroutput", {}).get(PARALLEL):
         _state(
             node.config
@@ -298,32 +298,32 @@ def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  pytest-xdist's
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-benchmark saves and compares
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
-    """Hold this run against the previous ones, and leave one that failed unsaved."""
+    """Compare this run with the previous ones, and do not save a run that failed."""
     benchmarks = session.config.pluginmanager.getplugin("pytest-benchmark")
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
     state = _state(session.config)
     if benchmarks and reporter and state.suite:
         from qbert.results import previous
 
-        ended = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
+        completed = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
         state.failed = [report.nodeid for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]
         state.compared, failed = previous.finish(
-            benchmarks, state.previous, whole=ended, max_f1_drop=settings_of(session.config).max_f1_drop
+            benchmarks, state.previous, whole=completed, max_f1_drop=settings_of(session.config).max_f1_drop
         )
         state.failed += failed
         if failed:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if state.failed or not ended:
+        if state.failed or not completed:
             state.compared += previous.leave_unsaved(benchmarks)
     result = yield
-    if state.mistake and reporter and not state.suite:  # told by pytest-xdist's processes
+    if state.mistake and reporter and not state.suite:  # set by pytest_testnodedown
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
     return result
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    """Save what failed, and which boot of the machine this run is of."""
+    """Save what failed, and the boot of the machine during which this run was made."""
     state = _state(config)
     if state.suite:
         from qbert import machine
@@ -338,23 +338,23 @@ def _shown(text: str) -> str:
 
 
 def failed(why: str) -> BaseException:
-    """Return what fails a test with a sentence."""
+    """Return the exception that fails a test with the sentence `why`."""
     return pytest.fail.Exception(why, pytrace=False)
 
 
 @contextlib.contextmanager
 def in_a_sentence(cannot: Callable[[str], BaseException] = failed) -> Iterator[None]:
-    """Fail, with a sentence and without a traceback, where something is raised within.
+    """Turn an exception in the block into a failure with one sentence and no traceback.
 
-    Where that is a variant which cannot run the model, raise what `cannot` makes of the reason.
+    Where the variant cannot run the model, raise what `cannot` returns for the sentence.
     """
     try:
         yield
-    except Exception as error:  # of any kind: the outer net of the cells
+    except Exception as error:  # of any class: nothing above catches it
         if os.environ.get(TRACEBACK):
             raise
-        give_up = cannot if isinstance(error, CannotRunError) else failed
-        raise give_up(_shown(sentence(error))) from None
+        exception = cannot if isinstance(error, CannotRunError) else failed
+        raise exception(_shown(sentence(error))) from None
 
 
 @pytest.fixture(scope="session")
@@ -365,13 +365,13 @@ def qbert_suite(pytestconfig: pytest.Config) -> "Suite":
 
 @pytest.fixture(scope="session")
 def qbert_settings(pytestconfig: pytest.Config) -> "Settings":
-    """Return the session's settings: of the command line, of `[tool.qbert]`, or the defaults."""
+    """Return the session's settings: from the command line, `[tool.qbert]`, or the defaults."""
     return settings_of(pytestconfig)
 
 
 @pytest.fixture
 def qbert_named(qbert_settings: "Settings", variant: str) -> bool:
-    """Whether the variant itself was named, and not brought along by 'default' or 'all'."""
+    """Whether the variant was named, not only included by 'default' or 'all'."""
     from qbert import variants
 
     return variant in variants.named(qbert_settings.variant_list)
@@ -381,7 +381,7 @@ def qbert_named(qbert_settings: "Settings", variant: str) -> bool:
 def qbert_attempt(
     pytestconfig: pytest.Config, model: str, max_length: int, variant: str, *, qbert_named: bool
 ) -> Callable[[], AbstractContextManager[None]]:
-    """Return the context for what the variant may be unable to do: if it was brought along, that is no failure."""
+    """Return the context for what the variant may be unable to do; unless it was named, that skips the test."""
     from qbert.variants import BASELINE
 
     def left_out(why: str) -> BaseException:
@@ -400,10 +400,10 @@ def cell(
     variant: str,
     qbert_attempt: Callable[[], AbstractContextManager[None]],
 ) -> "Cell":
-    """One model, maximum length and variant: built, or what it takes to build it in another process."""
+    """One model, maximum length and variant, built; or, for another process, prepared to be built there."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     own_process = request.node.get_closest_marker("own_process")
-    with capture.global_and_fixture_disabled():  # shows the progress of a training
+    with capture.global_and_fixture_disabled():  # so that the progress of a training is shown
         with in_a_sentence():
             built = qbert_suite.cell(model, max_length, variant)
             _ = built.checkpoint if own_process else built.baseline
@@ -414,7 +414,7 @@ def cell(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Take a cell's figures for the table."""
+    """Keep a cell's figures for the table."""
     funcargs = getattr(item, "funcargs", {})
     benchmark: Any = funcargs.get("benchmark")
     is_ours = "qbert_suite" in funcargs and benchmark and "measured" in benchmark.extra_info
@@ -424,7 +424,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def qbert_timers() -> "Iterator[Timers]":
-    """Give the processes that time latency; they end with the session."""
+    """Yield the processes that time latency; they end with the session."""
     from qbert.latency import Timers
 
     with contextlib.closing(Timers()) as started:
@@ -433,21 +433,21 @@ def qbert_timers() -> "Iterator[Timers]":
 
 @pytest.fixture(scope="session")
 def qbert_documents(pytestconfig: pytest.Config, qbert_suite: "Suite") -> "pd.DataFrame":
-    """Return the test documents to judge by."""
+    """Return the test documents on which the variants are judged."""
     with in_a_sentence():
         return qbert_suite.dataset.documents(pytestconfig.option.qbert_documents)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
-    """End with the table of the cells, and with what was left out or is worse than in the previous run."""
+    """Print the table of the cells at the end, then what was left out or is worse than in the previous run."""
     state = _state(config)
     benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
     if benchmarks and state.suite:
-        benchmarks.performance_regressions.clear()  # among what is told below; it would raise for them
+        benchmarks.performance_regressions.clear()  # printed below; pytest-benchmark would raise for them
     try:
         yield
-    finally:  # pytest-benchmark may raise here, as where a histogram cannot be written
+    finally:  # pytest-benchmark may raise here, for example if it cannot write a histogram
         if state.suite:
             _summarize(terminalreporter, config, state)
         elif state.mistake:
@@ -459,7 +459,7 @@ def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: 
 
     from qbert.results import history, tables
 
-    assert state.suite is not None  # noqa: S101  the caller looked
+    assert state.suite is not None  # noqa: S101  the caller checked
     if state.results:
         caption = (
             "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
@@ -479,11 +479,11 @@ def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: 
 
 
 def odds(results: list[dict[str, Any]]) -> str:
-    """Return how often the F1 guard errs in the cell with the most flips, on a line of its own."""
+    """Return a line on how often the F1 guard errs in the cell with the most flips."""
     from qbert import accuracy
     from qbert.variants import BASELINE
 
-    judged = [one["extra_info"] for one in results if "f1_guard" in one["extra_info"]]
+    judged = [result["extra_info"] for result in results if "f1_guard" in result["extra_info"]]
     judged = [info for info in judged if info["variant"] != BASELINE and info["f1_guard"] == "point"]
     judged = [info for info in judged if info["flips"] and 2 * info["max_f1_drop"] < 1]  # else the guard cannot err
     if not judged:
@@ -493,11 +493,11 @@ def odds(results: list[dict[str, Any]]) -> str:
 
 
 def marks(state: State, *, strict: bool) -> list[str]:
-    """Return what is told of variants that 'default' or 'all' brought along, and is no failure."""
+    """Return lines on variants that nobody named and that are over their limit or left out, which is no failure."""
     from qbert.results import tables
 
-    passed = [] if strict else [one["extra_info"] for one in state.results]
-    over = [tables.over_limit(info) for info in passed if info.get("over_limit") and not info["named"]]
+    results = [] if strict else [result["extra_info"] for result in state.results]
+    over = [tables.over_limit(info) for info in results if info.get("over_limit") and not info["named"]]
     if over:
         over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")
     cells = {

@@ -1,4 +1,4 @@
-"""A classifier that answers texts with labels: what `qbert.load` returns, and `qbert predict` asks."""
+"""A classifier of texts: what `qbert.load` returns and `qbert predict` uses."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from qbert.variants.base import Classifier
 
 SHOWN = 60
-"""Characters of a text that an error quotes."""
+"""How many characters of a text an error quotes."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one text."""
+    """A classifier's answer to one text."""
 
     labels: tuple[str, ...]
-    """The labels that the text has, highest score first: one; of a multi-label model any number."""
+    """The labels of the text, highest score first: one, or of a multi-label model any number."""
     scores: Mapping[str, float]
-    """The score of every label from 0 to 1, highest first: softmax; of a multi-label model each label's sigmoid."""
+    """The score of every label, 0 to 1, highest first: the softmax, or of a multi-label model each sigmoid."""
 
     @property
     def label(self) -> str | None:
-        """The first of `labels`; None where a multi-label model gives the text none."""
+        """The first of `labels`; None where a multi-label model gives no label."""
         return self.labels[0] if self.labels else None
 
     @property
@@ -45,54 +45,54 @@ class TextClassifier:
 
     folder: Path
     variant: str
-    """The name of the variant that it runs as."""
+    """The name of the variant that it runs."""
     labels: tuple[str, ...]
     """The names of its labels, in the order of the logits."""
     problem_type: str
-    """`single_label_classification`, or `multi_label_classification`, where a text has any number of labels."""
+    """`single_label_classification`, or `multi_label_classification` with any number of labels a text."""
     max_length: int
     """Tokens at which a text is cut off."""
     positions: int
     """The greatest `max_length` that it takes."""
     max_characters: int | None
-    """The longest text that it takes; None for any."""
+    """The most characters that a text may have; None for any number."""
     versions: Mapping[str, str]
-    """Of Python and the libraries that made it."""
+    """The versions of Python and the libraries that made it."""
     _classifier: "Classifier"
-    _opened: "Artefact | Checkpoint"
+    _source: "Artefact | Checkpoint"
 
     @classmethod
     def of(
         cls,
-        opened: "Artefact | Checkpoint",
+        source: "Artefact | Checkpoint",
         variant: str,
         classifier: "Classifier",
         *,
         max_length: int | None = None,
         max_characters: int | None = None,
     ) -> "TextClassifier":
-        """Return `classifier`, which runs `opened` as `variant`, with the tokenizer and the labels of `opened`.
+        """Return `classifier`, which runs `source` as `variant`, with the tokenizer and the labels of `source`.
 
         Raises:
             InputError: its head was never trained, or it does not take texts of `max_length` tokens.
         """
-        if not opened.trained:
+        if not source.trained:
             raise InputError(
-                f"{opened.folder} has no trained classification head, so its labels would be random: train it first"
+                f"{source.folder} has no trained classification head, so its labels would be random: train it first"
             )
-        max_length = opened.max_length if max_length is None else max_length
-        opened.check_length(max_length)
+        max_length = source.max_length if max_length is None else max_length
+        source.check_length(max_length)
         return cls(
-            folder=opened.folder,
+            folder=source.folder,
             variant=variant,
-            labels=opened.labels,
-            problem_type=opened.problem_type,
+            labels=source.labels,
+            problem_type=source.problem_type,
             max_length=max_length,
-            positions=opened.positions,
+            positions=source.positions,
             max_characters=max_characters,
-            versions=opened.versions if isinstance(opened, Artefact) else opened.record.get("versions", {}),
+            versions=source.versions if isinstance(source, Artefact) else source.record.get("versions", {}),
             _classifier=classifier,
-            _opened=opened,
+            _source=source,
         )
 
     def __call__(self, text: str, text_pair: str | None = None) -> Prediction:
@@ -104,34 +104,34 @@ class TextClassifier:
         self._check(text)
         if text_pair is not None:
             self._check(text_pair)
-        logits = self._classifier(self._opened.encoder(text, text_pair, max_length=self.max_length))
+        logits = self._classifier(self._source.encoder(text, text_pair, max_length=self.max_length))
         if not np.isfinite(logits).all():
             raise InputError(
                 f"{self.folder} answers with nan or infinity to {text[:SHOWN]!r}: train or quantize it again"
             )
         scores = labels.scores(logits, self.problem_type)[0]
-        found = labels.predicted(logits, self.problem_type)[0]
+        predicted = labels.predicted(logits, self.problem_type)[0]
         ranked = scores.argsort(kind="stable")[::-1]
         return Prediction(
-            tuple(self.labels[label] for label in ranked if found[label]),
+            tuple(self.labels[label] for label in ranked if predicted[label]),
             {self.labels[label]: float(scores[label]) for label in ranked},
         )
 
     def many(self, texts: Iterable[str | tuple[str, str]]) -> list[Prediction]:
-        """Classify each of `texts`, which are texts or pairs of texts, one after the other.
+        """Classify `texts`, which are texts or pairs of texts, one after the other.
 
         Raises:
-            InputError: as for one text; which of them is said.
+            InputError: one of them cannot be classified; the message names which.
         """
         if isinstance(texts, str):
             raise InputError(f"{texts[:SHOWN]!r} is one text: call the classifier with it, and `many` with a list")
-        found = []
+        predictions = []
         for number, text in enumerate(texts):
             try:
-                found.append(self(*text) if isinstance(text, tuple) else self(text))
+                predictions.append(self(*text) if isinstance(text, tuple) else self(text))
             except (InputError, TypeError) as error:  # TypeError: more or fewer than two
                 raise InputError(f"text {number} (from 0): {error}") from error
-        return found
+        return predictions
 
     def _check(self, text: str) -> None:
         """Raise InputError where `text` cannot be classified."""

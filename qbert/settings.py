@@ -1,4 +1,4 @@
-"""The table `[tool.qbert]` of the user's pyproject.toml: what a command takes where the command line says nothing."""
+"""The table `[tool.qbert]` of the user's pyproject.toml: the settings where the command line gives none."""
 
 import fnmatch
 import importlib
@@ -23,19 +23,19 @@ AtMost = Annotated[float, Meta(ge=0, lt=1e12)]
 
 
 class Limit(Struct, frozen=True, forbid_unknown_fields=True):
-    """A row of `[[tool.qbert.gate.limits]]`: which cells, and what head may take there at most."""
+    """A row of `[[tool.qbert.gate.limits]]`: some cells, and the most that head may take in them."""
 
     model: str = "*"
     max_length: Length | None = None
     variant: str = "*"
     max_latency_ms: AtMost = math.inf
     max_f1_drop: Drop = math.inf
-    """Against fp32 of the same side."""
+    """Compared with fp32 of the same side."""
     max_disk_mb: AtMost = math.inf
     max_memory_mb: AtMost = math.inf
 
     def covers(self, model: str, max_length: int, variant: str) -> bool:
-        """Whether it is for this cell."""
+        """Whether it applies to this cell."""
         return (
             fnmatch.fnmatchcase(model, self.model)
             and self.max_length in (None, max_length)
@@ -50,7 +50,7 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
-    """The table `[tool.qbert]`, and what holds where neither it nor the command line says otherwise."""
+    """The table `[tool.qbert]`, with the defaults for what it and the command line leave out."""
 
     models: tuple[str, ...] = ("bert-tiny", "bert-base")
     dataset: str = "news_mini"
@@ -62,7 +62,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     gate: Gate = Gate()
 
     def but(self, **given: Any) -> "Settings":  # noqa: ANN401  of each setting's own type
-        """Return these settings with those of `given`, of the command line, that say something."""
+        """Return these settings, replaced by those of the command line, `given`, that are neither None nor empty."""
         return structs.replace(self, **{name: value for name, value in given.items() if value not in (None, (), [])})
 
     @property
@@ -73,7 +73,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 DEFAULTS = Settings()
 DEFAULT_MAX_LENGTH = 384
-"""Of a model that does not say at how many tokens it was trained."""
+"""The maximum length of a model without a record of the one at which it was trained."""
 
 
 def nearest(folder: Path) -> Path | None:
@@ -85,7 +85,7 @@ def nearest(folder: Path) -> Path | None:
 def read(path: Path | None) -> Settings:
     """Return the table `[tool.qbert]` in the file `path`; the defaults where there is no file or table.
 
-    Models and a dataset that are folders are named from where the file lies, and become absolute.
+    Paths of models and of the dataset are relative to the file, and become absolute.
 
     Raises:
         InputError: the file is no TOML, or the table has an unknown key or a value of another type.
@@ -102,14 +102,14 @@ def read(path: Path | None) -> Settings:
         table = table | {"models": [table["models"]]}
     names = ", ".join(Settings.__struct_fields__)
     remedy = f"it has the keys {names}; a row of gate.limits has {', '.join(Limit.__struct_fields__)}"
-    found = parse.convert(table, Settings, f"{path}: [tool.qbert]", remedy)
+    settings = parse.convert(table, Settings, f"{path}: [tool.qbert]", remedy)
     return structs.replace(
-        found, models=_from(path.parent, found.models), dataset=_from(path.parent, [found.dataset])[0]
+        settings, models=_from(path.parent, settings.models), dataset=_from(path.parent, [settings.dataset])[0]
     )
 
 
 def _from(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """Return `names`, those that are folders as seen from `folder` made absolute; built-in ones stay."""
+    """Return `names`; those that are folders relative to `folder` become absolute, unless they name built-in ones."""
     from qbert.dataset import BUILT_IN
     from qbert.training import GEOMETRIES
 
@@ -120,7 +120,7 @@ def _from(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def import_plugins(settings: Settings, folder: Path) -> None:
-    """Import the modules that add variants, which may lie in `folder`, beside pyproject.toml.
+    """Import the modules that add variants; they may be in `folder`, beside pyproject.toml.
 
     Raises:
         InputError: one cannot be imported.
@@ -132,7 +132,7 @@ def import_plugins(settings: Settings, folder: Path) -> None:
 
 
 def import_plugin(name: str, named_by: str) -> None:
-    """Import the module `name`, which adds variants; `named_by` says where a person named it.
+    """Import the module `name`, which adds variants; `named_by` begins the error and says where the name is from.
 
     Raises:
         InputError: it cannot be imported.

@@ -1,6 +1,6 @@
-"""Which source files a result depends on: those of a module, of all that it imports, and of all that these import.
+"""The source files that a result depends on: those of a module and of all that it imports, directly or indirectly.
 
-The standard library alone is needed: the gate runs this file in either side's interpreter, over that side's own code.
+It imports only the standard library: the gate runs this file in the interpreter of each side, on that side's code.
 """
 
 import ast
@@ -13,16 +13,16 @@ from functools import cache
 from pathlib import Path
 
 COMPILED = ("*.h", "*.cpp")
-"""What is compiled at first use, and lies beside the module that does it."""
+"""Sources that the module beside them compiles at first use."""
 LIBRARIES = {"site-packages", "dist-packages"}
-"""What folders of installed libraries are called, those that a .pth file adds to the module path too."""
+"""The names of folders of installed libraries, also of those that a .pth file adds to the module path."""
 
 
 @cache
 def sha256(*modules: str) -> str:
     """Return the hash of the sources that `modules`, named as they are imported, depend on.
 
-    Imports inside functions count, those for type checkers do not. Libraries are left out: their versions tell.
+    Imports inside functions count, those for type checkers do not. Libraries are left out: their versions are recorded.
     """
     digest = hashlib.sha256()
     for name, path in sorted(files(*modules).items()):
@@ -33,25 +33,25 @@ def sha256(*modules: str) -> str:
 
 
 def files(*modules: str) -> dict[str, Path]:
-    """Return the source file of each module that `modules` depend on, by its name."""
+    """Return the source file of each module that `modules` depend on, by the module's name."""
     own = frozenset({"qbert", *(name.partition(".")[0] for name in modules)})
-    found: dict[str, Path] = {}
-    left = list(modules)
-    while left:
-        name = left.pop()
-        spec = None if name in found else _spec(name, own)
+    paths: dict[str, Path] = {}
+    pending = list(modules)
+    while pending:
+        name = pending.pop()
+        spec = None if name in paths else _spec(name, own)
         if spec and spec.origin and spec.origin.endswith(".py"):
-            found[name] = Path(spec.origin)
+            paths[name] = Path(spec.origin)
             package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-            for module, attribute in _imports(ast.parse(found[name].read_bytes()), package):
+            for module, attribute in _imports(ast.parse(paths[name].read_bytes()), package):
                 part = f"{module}.{attribute}"
-                left.append(part if attribute and _spec(part, own) else module)
-    return found
+                pending.append(part if attribute and _spec(part, own) else module)
+    return paths
 
 
 @cache
 def _spec(name: str, own: frozenset[str]) -> importlib.machinery.ModuleSpec | None:
-    """Return where `name` is found; None where that is no module, the standard library or a library."""
+    """Return the spec of the module `name`; None where it is no module, or of the standard library or a library."""
     top = name.partition(".")[0]
     if not _is_own(top, own):
         return None
@@ -63,7 +63,7 @@ def _spec(name: str, own: frozenset[str]) -> importlib.machinery.ModuleSpec | No
 
 @cache
 def _is_own(top: str, own: frozenset[str]) -> bool:
-    """Whether the package or module `top` is one of `own`, or neither the standard library nor installed."""
+    """Whether the top-level module `top` is one of `own`, or neither in the standard library nor installed."""
     if top in sys.stdlib_module_names or top == "__main__":
         return False
     try:
@@ -77,7 +77,7 @@ def _is_own(top: str, own: frozenset[str]) -> bool:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:
-    """Yield what `tree`, of a module in `package`, imports: modules, and of `from a import b` what is taken of them."""
+    """Yield the imports in `tree`, of a module in `package`: `(module, "")`, or `(module, name)` of a `from` import."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             continue

@@ -1,4 +1,4 @@
-"""What a person sees: text from data as text, and how far something is, as a bar or off a terminal in lines."""
+"""Output to the terminal: text from data without control codes, and progress as a bar or, elsewhere, as lines."""
 
 import contextlib
 import importlib.util
@@ -23,11 +23,11 @@ CONTROLS = (
     | {0x7F: "␡"}
     | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�")
 )
-"""What a terminal would obey, and what reorders a line, by what is shown instead: Unicode's pictures of the codes."""
+"""What replaces control codes, and the characters that reorder a line: Unicode's pictures of the codes."""
 
 
 def shown(text: str) -> str:
-    """Return `text`, which may come from data, so that a terminal shows all of it and obeys nothing in it."""
+    """Return `text`, which may come from data, with its control codes replaced by visible characters."""
     return text.translate(CONTROLS)
 
 
@@ -37,18 +37,18 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """Return rich's console; colours only on a terminal and without NO_COLOR."""
+    """Return rich's console, with colours only on a terminal and without NO_COLOR."""
     return _class()(stderr=stderr, highlight=False)
 
 
 @cache
 def _class() -> "type[Console]":
-    """Return a console's class; a service draws nothing, so rich is imported here."""
+    """Return the class of consoles; rich is imported only here, since services draw nothing."""
     from rich.console import Console
     from rich.segment import Segment
 
     class Safe(Console):
-        """A console on which text from data cannot pass for control codes."""
+        """A console that shows control codes in text from data as visible characters."""
 
         def render(self, renderable: "RenderableType", options: "ConsoleOptions | None" = None) -> "Iterator[Segment]":
             """Yield the segments of `renderable`."""
@@ -59,13 +59,13 @@ def _class() -> "type[Console]":
 
 
 def say(what: str) -> None:
-    """Tell on standard error, on a line of its own, what will take a while."""
+    """Print `what`, which will take a while, on a line of its own to standard error."""
     echo(f"\n{what}", err=True)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the warnings and log lines of libraries from the terminal; errors are still raised."""
+    """Hide warnings and log lines of libraries; errors are still raised."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -78,32 +78,32 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Keep all that is written to standard output and error from the terminal, by native libraries too."""
+    """Hide all output to standard output and standard error, also that of native libraries."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = {number: os.dup(number) for number in (1, 2)}
+    copies = {number: os.dup(number) for number in (1, 2)}
     try:
         with open(os.devnull, "wb") as nowhere, quiet():  # noqa: PTH123  no path
-            for number in kept:
+            for number in copies:
                 os.dup2(nowhere.fileno(), number)
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 yield
     finally:
-        for number, copy in kept.items():
+        for number, copy in copies.items():
             os.dup2(copy, number)
             os.close(copy)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep from the terminal what transformers, and what it imports, report while loading."""
+    """Hide what transformers and its imports report while loading."""
     from transformers.utils import logging as reports
 
     bars = reports.is_progress_bar_enabled()
     reports.disable_progress_bar()
     try:
         with quiet():
-            logging.disable(logging.ERROR)  # what goes wrong is raised as well
+            logging.disable(logging.ERROR)  # errors are raised as well
             yield
     finally:
         if bars:
@@ -111,18 +111,18 @@ def quiet_transformers() -> Iterator[None]:
 
 
 AT_ONCE_S = 2.0
-"""What takes less tells no progress where no bar is drawn."""
+"""Where no bar is drawn, progress is printed only of what takes longer."""
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Show on standard error how far `what` is: a bar on a terminal or in a notebook, elsewhere a line at every 10 %.
+    """Show the progress of `what` on standard error: a bar on a terminal or in a notebook, else a line at every 10 %.
 
-    Yield the function that says where it is: `(completed, what)`, the second where it reads otherwise by now.
+    Yield the function that updates it: `(completed, what)`, the second only where the description has changed.
     """
-    on = console(stderr=True)
-    # In a notebook rich draws a bar with ipywidgets alone.
-    if not (importlib.util.find_spec("ipywidgets") if on.is_jupyter else on.is_terminal):
+    screen = console(stderr=True)
+    # In a notebook rich needs ipywidgets to draw a bar.
+    if not (importlib.util.find_spec("ipywidgets") if screen.is_jupyter else screen.is_terminal):
         yield _lines(what, total)
         return
     from rich.progress import (
@@ -141,7 +141,7 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=on,
+        console=screen,
         transient=True,
     )
     with bar:
@@ -150,21 +150,21 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[..., None
 
 
 def _lines(what: str, total: int | None) -> Callable[..., None]:
-    """Return progress's function for where nobody sees a bar, as in a log."""
+    """Return the function that `progress` yields where no bar can be drawn, as in a log."""
     start = time.monotonic()
-    told = 0
+    printed = 0
 
     def advance(completed: int, now: str = what) -> None:
-        nonlocal told
+        nonlocal printed
         tenths = 10 * completed // total if total else 0
         seconds = time.monotonic() - start
-        if tenths > told and seconds >= AT_ONCE_S:
-            told = tenths
+        if tenths > printed and seconds >= AT_ONCE_S:
+            printed = tenths
             echo(f"{now}: {10 * tenths} % after {seconds:.0f} s", err=True)
 
     return advance
 
 
 def counted(number: int, what: str) -> str:
-    """Return `number` and `what` it counts, in the plural unless it is one."""
+    """Return `number` and the noun `what`, in the plural unless the number is one."""
     return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""From a text to what a model takes: arrays of token ids, of at most so many tokens."""
+"""From a text to the input of a model: arrays of token ids, cut off at a maximum length."""
 
 import itertools
 import threading
@@ -20,7 +20,10 @@ Encoding = dict[str, npt.NDArray[np.int64]]
 
 
 def check_length(folder: Path, positions: int, special: int, *max_lengths: int) -> None:
-    """Do so for the model in `folder`, which takes `positions` tokens, `special` of them beside the text's own."""
+    """Raise InputError where one of `max_lengths` is beyond `positions`, or no more than the `special` tokens.
+
+    `positions` is how many tokens the model in `folder` takes, `special` how many of them are not the text's.
+    """
     for max_length in max_lengths:
         if max_length > positions:
             raise InputError(f"max_length {max_length} is beyond {folder}'s {positions} positions: take less")
@@ -30,16 +33,16 @@ def check_length(folder: Path, positions: int, special: int, *max_lengths: int) 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns one text into what the model takes."""
+    """Turns one text into the input of a model."""
 
     tokenizer: Any
     inputs: tuple[str, ...]
-    """The arrays that both the tokenizer gives and the model takes."""
+    """The arrays that the tokenizer gives and the model takes."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path, forward: Any) -> "Encoder":  # noqa: ANN401
-        """Read the tokenizer in `folder` for a model whose method `forward` is given."""
+        """Read the tokenizer in `folder` for the model whose method `forward` is given."""
         import inspect
 
         from transformers import AutoTokenizer
@@ -48,7 +51,7 @@ class Encoder:
             with quiet_transformers():
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
                 tokenizer("a", "a", truncation=True, max_length=tokenizer.num_special_tokens_to_add(pair=True) + 2)
-        except Exception as error:  # the tokenizers library raises no more than that on a damaged file
+        except Exception as error:  # the library tokenizers raises this class on a damaged file
             raise InputError(
                 f"the tokenizer in {folder} cannot be read ({reason(error)}): save it beside the weights"
             ) from error
@@ -60,15 +63,15 @@ class Encoder:
 
     def __call__(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        with self._lock:  # the length is the tokenizer's own, which another thread would change
+        with self._lock:  # the length is a state of the tokenizer, which another thread might change
             tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
         return {name: np.array([tokens[name]], dtype=np.int64) for name in self.inputs}
 
     def fill(self, dataset: "Dataset", max_length: int) -> Encoding:
-        """Return an encoding of exactly `max_length` tokens: test documents joined until they fill it.
+        """Return an encoding of exactly `max_length` tokens, filled with test documents.
 
         Raises:
-            InputError: the tokenizer leaves nothing of the texts.
+            InputError: the tokenizer makes no tokens of the texts.
         """
         columns = [dataset.test[name] for name in ("text", "text_pair") if name in dataset.test]
         count = 1

@@ -33,7 +33,7 @@ GEOMETRIES = {
     "bert-medium": (8, 512),
     "bert-base": (12, 768),
 }
-"""Layers and hidden size of each BERT that is built from scratch, 64 wide heads.
+"""Layers and hidden size of each BERT that is built from scratch; its heads are 64 wide.
 
 Source: Turc et al. 2019, "Well-Read Students Learn Better", table 1.
 """
@@ -41,7 +41,7 @@ Source: Turc et al. 2019, "Well-Read Students Learn Better", table 1.
 POSITIONS = 512
 UNKNOWN = "[UNK]"
 SPECIAL_TOKENS = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
-VOCABULARY_SIZE = 8_000  # every Chinese character of a news collection, or the common words of an alphabet
+VOCABULARY_SIZE = 8_000  # all Chinese characters in a news collection, or the common words of another language
 BERT_BASE_CHINESE_VOCABULARY_SIZE = 21_128
 
 
@@ -55,17 +55,17 @@ class Recipe:
     warmup: float
     """Share of the steps over which the learning rate rises."""
     masked: float
-    """Share of the tokens hidden behind [MASK] at each step, against learning texts by heart."""
+    """Share of the tokens replaced by [MASK] at each step, against overfitting."""
     shortest: float
-    """Each batch of single texts is cut off at a random length from this share of `max_length` on."""
+    """The least share of `max_length` at which a batch of single texts is cut off; the length is random."""
 
 
 def recipe_for(base: str, documents: int) -> Recipe:
-    """Return the default settings for `base` on so many training documents.
+    """Return the default settings for `base` on `documents` training documents.
 
-    Source: the published experiment's for pretrained weights. From scratch, about 6,400 texts in small
-    batches: on 370 documents, hiding 15 % of the tokens gained 3 points of F1 over hiding none; cutting
-    batches short takes a third off the time, and seeds differ by 2 points of F1 instead of 6.
+    For pretrained weights they are the published experiment's. From scratch, about 6,400 texts in small
+    batches: on 370 documents, masking 15 % of the tokens gained 3 points of F1 over masking none; cutting
+    off batches saves a third of the time, and seeds differ by 2 points of F1 instead of 6.
     """
     if base in GEOMETRIES:
         epochs = max(3, round(6_400 / documents))
@@ -89,7 +89,7 @@ def train(
     from the file `vocab`), a checkpoint folder or a hub id.
 
     Raises:
-        InputError: base, vocabulary or length cannot be used, or `output` is there already.
+        InputError: base, vocabulary or length cannot be used, or `output` exists already.
     """
     if is_filled(output):
         raise InputError(f"{output} exists already: remove it or name another folder")
@@ -120,7 +120,7 @@ def train(
 
 
 def write_untrained(dataset: Dataset, base: str, folder: Path, seed: int = 0) -> None:
-    """Write a checkpoint of random weights to the empty `folder`: good for latency, its answers mean nothing."""
+    """Write a checkpoint of random weights to the empty `folder`, for latency: its labels mean nothing."""
     model, tokenizer = _start(dataset, base, POSITIONS, seed, None, vocabulary_size=BERT_BASE_CHINESE_VOCABULARY_SIZE)
     with quiet_transformers():
         model.save_pretrained(folder)
@@ -147,8 +147,8 @@ def learn_vocabulary(texts: Iterable[str]) -> "BertTokenizer":
     bert = BertTokenizer().backend_tokenizer
     learner = Tokenizer(WordPiece(unk_token=UNKNOWN))
     learner.normalizer, learner.pre_tokenizer = bert.normalizer, bert.pre_tokenizer
-    # The trainer numbers continuations in the order of a hash table, another each time, and ties follow the
-    # numbers. Given as special tokens they are numbered beforehand, and equal texts give an equal vocabulary.
+    # The trainer numbers continuations in the order of a hash table, which differs each time, and breaks ties by
+    # number. As special tokens they get fixed numbers, so equal texts give an equal vocabulary.
     continuations = {
         character
         for text in texts
@@ -178,7 +178,7 @@ def read_vocabulary(path: Path) -> "BertTokenizer":
         text = read_bytes(path, remedy).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"vocabulary {path} cannot be read ({error}): {remedy}") from error
-    tokens = text.removesuffix("\n").split("\n")  # U+2028 is a token, no end of line
+    tokens = text.removesuffix("\n").split("\n")  # not splitlines: U+2028 is a token
     lacking = [token for token in SPECIAL_TOKENS if token not in tokens]
     if lacking:
         raise InputError(f"vocabulary {path} lacks {', '.join(lacking)}: give a BERT vocabulary (vocab.txt)")
@@ -221,7 +221,7 @@ def _start(
         hidden_size=hidden,
         num_attention_heads=hidden // 64,
         intermediate_size=4 * hidden,
-        attention_probs_dropout_prob=0.0,  # dropout there bars the fused attention and nearly doubles a step on CPUs
+        attention_probs_dropout_prob=0.0,  # dropout here prevents fused attention: steps take nearly twice as long
         pad_token_id=tokenizer.pad_token_id,
         **labels,
     )
@@ -232,17 +232,17 @@ def _start(
 def _encode(
     tokenizer: "PreTrainedTokenizerBase", dataset: Dataset, rows: "pd.DataFrame", max_length: int
 ) -> list[dict[str, Any]]:
-    """Return the tokens and the labels of each row, as Trainer takes them: an id, or a number for each of several."""
+    """Return tokens and labels of each row for Trainer; labels are an id, or with several a number for each label."""
     pairs = list(rows["text_pair"]) if "text_pair" in rows else None
     tokens = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=max_length)
     labels = dataset.indicators(rows).astype(float).tolist() if dataset.multi_label else rows["label"].tolist()
-    return [{name: tokens[name][row] for name in tokens} | {"labels": one} for row, one in enumerate(labels)]
+    return [{name: tokens[name][row] for name in tokens} | {"labels": label} for row, label in enumerate(labels)]
 
 
 def _collator(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", shortest: int, longest: int, masked: float
 ) -> Callable[[list[dict[str, Any]]], Any]:
-    """Return what makes a padded batch of rows; in training cut off at a random length, with tokens hidden."""
+    """Return a function that pads rows to a batch; in training, cut off at a random length and with tokens masked."""
     import torch
     from transformers import DataCollatorWithPadding
 
@@ -250,7 +250,7 @@ def _collator(
     special = torch.tensor(tokenizer.all_special_ids)
 
     def cut(values: list[int], length: int) -> list[int]:
-        return values[: length - 1] + values[length - 1 :][-1:]  # [SEP] stays the last
+        return values[: length - 1] + values[length - 1 :][-1:]  # [SEP] remains at the end
 
     def collate(rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401  a BatchEncoding of tensors
         if model.training and shortest < longest:
@@ -261,8 +261,8 @@ def _collator(
         batch = pad(rows)
         if model.training and masked:
             tokens = batch["input_ids"]
-            hidden = (torch.rand(tokens.shape) < masked) & ~torch.isin(tokens, special)
-            batch["input_ids"] = tokens.masked_fill(hidden, tokenizer.mask_token_id)
+            replaced = (torch.rand(tokens.shape) < masked) & ~torch.isin(tokens, special)
+            batch["input_ids"] = tokens.masked_fill(replaced, tokenizer.mask_token_id)
         return batch
 
     return collate
@@ -277,7 +277,7 @@ def _run(
     seed: int,
     recipe: Recipe,
 ) -> dict[str, float]:
-    """Train `model` in place and return how well it does on the test split."""
+    """Train `model` in place and return its loss, and its F1 on the test split."""
     import torch
     from sklearn.metrics import f1_score
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -304,7 +304,7 @@ def _run(
                 seed=seed,
                 save_strategy="no",
                 logging_strategy="no",
-                logging_nan_inf_filter=False,  # a loss that is no number shows in the mean
+                logging_nan_inf_filter=False,  # so that a loss of nan appears in the mean
                 report_to="none",
                 disable_tqdm=True,
                 dataloader_pin_memory=torch.cuda.is_available(),
@@ -318,16 +318,16 @@ def _run(
     if not math.isfinite(loss):
         raise InputError(f"training diverged (its loss is {loss}): take a lower --learning-rate")
     test = _encode(tokenizer, dataset, dataset.test, max_length)
-    # Any sequence will do as a dataset, and of a classifier the predictions are one array.
+    # A dataset may be any sequence; predictions of a classifier are one array.
     logits = trainer.predict(test).predictions  # type: ignore[arg-type]
-    found = predicted(logits, model.config.problem_type)  # type: ignore[arg-type]
-    score = f1_score(dataset.indicators(dataset.test), found, average="weighted", zero_division=0)
+    answers = predicted(logits, model.config.problem_type)  # type: ignore[arg-type]
+    score = f1_score(dataset.indicators(dataset.test), answers, average="weighted", zero_division=0)
     return {"training_loss": round(float(loss), 4), "test_weighted_f1": round(float(score), 4)}
 
 
-def main(wanted: str) -> None:
-    """Train as the JSON object `wanted` says: `dataset` (a folder), `base`, `folder`, `max_length` and `seed`."""
-    options = json.loads(wanted)
+def main(request: str) -> None:
+    """Train as the JSON object `request` says: `dataset` (a folder), `base`, `folder`, `max_length` and `seed`."""
+    options = json.loads(request)
     folder, dataset, base = Path(options.pop("folder")), options.pop("dataset"), options.pop("base")
     try:
         train(load_dataset(dataset), base, folder, **options)

@@ -1,4 +1,6 @@
-"""Kill, damage and garble, some hundred times each, and count whether the finished is whole and the wrong is told.
+"""Kill commands, damage artefacts and garble inputs, hundreds of times each; count the outcomes.
+
+What a killed command leaves must be absent or whole; damaged and garbled inputs must be reported in a sentence.
 
 `python tools/campaign.py --run RUN.json` does 300 of each; tests/test_campaign.py does a few.
 """
@@ -28,12 +30,12 @@ from forked import SERVER
 LONGEST_S = 120  # a command that takes longer hangs
 TEXTS = ("体育新闻", "健康", "a film that nobody liked")
 FAULT = "FAULT: "
-"""Begins what must not happen."""
+"""The beginning of each outcome that must not occur."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What is killed: a command of qbert, what it writes, and whether that is whole."""
+    """A command of qbert to be killed, its output, and a check that the output is whole."""
 
     name: str
     arguments: tuple[str, ...]
@@ -41,20 +43,20 @@ class Command:
     is_whole: Callable[[Path], bool]
 
     def start(self) -> ForkServerProcess:
-        """Start it in a process that has imported torch already: loading it would take most of the time."""
+        """Start it in a process that has already imported torch, which takes most of the time."""
         child = SERVER.Process(target=_run_alone, args=(self.arguments,))
         child.start()
         return child
 
     def finish(self) -> bool:
-        """Run it to its end; return whether it succeeds and what it writes is whole."""
+        """Run it to its end; return whether it succeeds and its output is whole."""
         child = self.start()
         child.join(LONGEST_S)
         _kill(child)
         return child.exitcode == 0 and self.is_whole(self.output)
 
     def kill(self, after_s: float, await_stage_s: float) -> None:
-        """Start it and kill it after so long, from when it begins to write if that is within `await_stage_s`."""
+        """Start it, wait up to `await_stage_s` until it begins to write, and kill it `after_s` later."""
         before, child, begun = self.unfinished(), self.start(), time.monotonic()
         while time.monotonic() - begun < await_stage_s and not self.unfinished() - before:
             time.sleep(0.001)
@@ -62,11 +64,11 @@ class Command:
         _kill(child)
 
     def unfinished(self) -> set[str]:
-        """Return the names of its own beside its output that say they are not finished."""
+        """Return the names of its unfinished files and folders beside its output."""
         return {path.name for path in self.output.parent.glob(f".*{self.output.stem}.unfinished*")}
 
     def remove(self) -> None:
-        """Remove what it wrote."""
+        """Remove its output."""
         if self.output.is_dir():
             shutil.rmtree(self.output)
         else:
@@ -74,7 +76,7 @@ class Command:
 
 
 def _run_alone(arguments: tuple[str, ...]) -> None:
-    """Run `qbert ARGUMENTS` in this process, which leads a group of its own and prints nothing."""
+    """Run `qbert ARGUMENTS` in this process, as the leader of a process group and without output."""
     os.setsid()
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
@@ -85,18 +87,18 @@ def _run_alone(arguments: tuple[str, ...]) -> None:
 
 
 def _kill(child: ForkServerProcess) -> None:
-    """Kill `child` and all of its group."""
+    """Kill `child` and its process group."""
     assert child.pid is not None
-    for kill in (os.killpg, os.kill):  # in its first moment it leads no group
+    for kill in (os.killpg, os.kill):  # right after its start it leads no group yet
         with contextlib.suppress(ProcessLookupError):
             kill(child.pid, signal.SIGKILL)
     child.join()
 
 
 def kills(commands: list[Command], count: int, seed: int) -> Iterator[str]:
-    """Kill `commands` at `count` random moments, half of them while they write; yield what came of each.
+    """Kill `commands` at `count` random moments, half of them while they write; yield the outcome of each.
 
-    After every fifth kill the command is run again over what is left: it has to succeed, and to leave nothing.
+    After every fifth kill the command runs again: it has to succeed, and to leave nothing unfinished.
     """
     chance = random.Random(seed)  # noqa: S311  nothing secret is drawn
     durations = {}
@@ -142,13 +144,13 @@ def _damage(path: Path, chance: random.Random) -> str:
 
 
 def run(*arguments: object) -> tuple[str, str]:
-    """Run `qbert ARGUMENTS` in this process: what came of it, and what it printed.
+    """Run `qbert ARGUMENTS` in this process; return the outcome and the output.
 
-    What came of it is `answered`, `told` (exit code 2 and a sentence on one line), or a fault.
+    The outcome is `answered`, `refused` (exit code 2 and an error on one line), or a fault.
     """
 
     def hangs(*_: object) -> None:
-        raise BaseExceptionGroup("hangs", [TimeoutError()])  # passes the command's own handlers
+        raise BaseExceptionGroup("hangs", [TimeoutError()])  # the command does not catch it
 
     from qbert.cli import main
 
@@ -165,34 +167,34 @@ def run(*arguments: object) -> tuple[str, str]:
         return f"{FAULT}exit code {done.exit_code}, {done.exception!r}, {done.stderr[-200:]!r}", done.stdout
     if "qbert did not expect this" in errors[0]:
         return f"{FAULT}{errors[0]}", done.stdout
-    return "told", done.stdout
+    return "refused", done.stdout
 
 
 def damages(artefacts: list[Path], count: int, seed: int, place: Path) -> Iterator[str]:
-    """Damage a file of a copy of one of `artefacts`, `count` times; yield what predict says of it."""
+    """Damage a file in a copy of one of `artefacts`, `count` times; yield the outcome of predict."""
     chance = random.Random(seed)  # noqa: S311  nothing secret is drawn
     before = {artefact: run("predict", "--model", artefact, "--json", *TEXTS) for artefact in artefacts}
-    for artefact, (came, _) in before.items():
-        if came != "answered":
-            yield f"{FAULT}{artefact.name} is {came} undamaged"
+    for artefact, (outcome, _) in before.items():
+        if outcome != "answered":
+            yield f"{FAULT}{artefact.name} is {outcome} undamaged"
             return
     for _ in range(count):
         artefact = chance.choice(artefacts)
         copy = Path(shutil.copytree(artefact, place / "damaged", symlinks=True))
         path = chance.choice(sorted(path for path in copy.rglob("*") if path.is_file()))
         how = _damage(path, chance)
-        came, answers = run("predict", "--model", copy, "--json", *TEXTS)
-        if came == "answered" and answers != before[artefact][1]:
-            came = f"{FAULT}other answers"
-        yield f"damaged: {came}" + _of_a_fault(came, f"{artefact.name}, {path.name} {how}")
+        outcome, answers = run("predict", "--model", copy, "--json", *TEXTS)
+        if outcome == "answered" and answers != before[artefact][1]:
+            outcome = f"{FAULT}other answers"
+        yield f"damaged: {outcome}" + _if_fault(outcome, f"{artefact.name}, {path.name} {how}")
         shutil.rmtree(copy)
 
 
 def garbles(run_file: Path, checkpoint: Path, dataset: Path, count: int, seed: int, place: Path) -> Iterator[str]:
-    """Garble saved runs, configurations, datasets and options, a quarter of `count` each; yield what commands say.
+    """Garble saved runs, configurations, datasets and options, a quarter of `count` each; yield the outcomes.
 
-    A garbled run is told or has the figures of the whole one. Of the others an answer may be right: what was put in can
-    be a setting that a person may mean.
+    A garbled run is refused or gives the figures of the whole one. The others may be answered: the result of garbling
+    can be valid.
     """
     each = -(-count // 4)
     yield from _garbled_runs(run_file, each, seed, place)
@@ -200,55 +202,55 @@ def garbles(run_file: Path, checkpoint: Path, dataset: Path, count: int, seed: i
     copy = Path(shutil.copytree(checkpoint, place / "checkpoint"))
     for what, content in damage.broken_configurations((checkpoint / "config.json").read_bytes(), seed, each):
         (copy / "config.json").write_bytes(content)
-        came, _ = run(*judge, "--model", copy, "--dataset", dataset)
-        yield f"configuration: {came}" + _of_a_fault(came, what)
+        outcome, _ = run(*judge, "--model", copy, "--dataset", dataset)
+        yield f"configuration: {outcome}" + _if_fault(outcome, what)
     files = {path.name: path.read_bytes() for path in dataset.iterdir()}
     copy = Path(shutil.copytree(dataset, place / "dataset"))
     for what, contents in damage.broken_datasets(files, seed, each):
         for name, content in contents.items():
             (copy / name).write_bytes(content)
-        came, _ = run(*judge, "--model", checkpoint, "--dataset", copy)
-        yield f"dataset: {came}" + _of_a_fault(came, what)
+        outcome, _ = run(*judge, "--model", checkpoint, "--dataset", copy)
+        yield f"dataset: {outcome}" + _if_fault(outcome, what)
     for command, option, value in damage.broken_options(seed, each):
         shutil.rmtree(place / "output", ignore_errors=True)
-        wanted = {
+        required = {
             "train": {"--dataset": dataset, "--base": "bert-tiny", "--output": place / "output", "--epochs": 1},
             "evaluate": {"--dataset": dataset, "--model": checkpoint, "--variants": "fp32", "--documents": 3},
             "quantize": {"--model": checkpoint, "--variant": "int8-dynamic-onednn", "--output": place / "output"},
             "predict": {"--model": checkpoint},
         }[command[0]]
-        given = {"--max-length": 16} | wanted | {option: value}
-        with contextlib.chdir(place):  # a value may be the name of a file to write
-            came, _ = run(*command, *(f"{name}={one}" for name, one in given.items()))
-        yield f"option: {came}" + _of_a_fault(came, f"{command[0]} {option} {value[:40]!r}")
+        given = {"--max-length": 16} | required | {option: value}
+        with contextlib.chdir(place):  # a value may name a file to write
+            outcome, _ = run(*command, *(f"{name}={one}" for name, one in given.items()))
+        yield f"option: {outcome}" + _if_fault(outcome, f"{command[0]} {option} {value[:40]!r}")
 
 
 def _garbled_runs(run_file: Path, count: int, seed: int, place: Path) -> Iterator[str]:
-    """Yield what report says of garbled copies of `run_file`: they are told, or give the figures of the whole one."""
+    """Yield the outcomes of report on garbled copies of `run_file`: refused, or the figures of the whole one."""
     copy, figures = place / "run.json", place / "figures.csv"
     copy.write_bytes(run_file.read_bytes())
-    came, _ = run("report", copy, "--csv", figures)
-    if came != "answered":
-        yield f"{FAULT}the whole run is {came}"
+    outcome, _ = run("report", copy, "--csv", figures)
+    if outcome != "answered":
+        yield f"{FAULT}the whole run is {outcome}"
         return
     whole = figures.read_text()
     for what, content in garble.garbled_runs(run_file.read_bytes(), seed, count):
         copy.write_bytes(content)
         figures.unlink(missing_ok=True)
-        came, _ = run("report", copy, "--csv", figures)
-        if came == "answered" and figures.read_text() != whole:
-            came = f"{FAULT}other figures"
-        yield f"saved run: {came}" + _of_a_fault(came, what)
+        outcome, _ = run("report", copy, "--csv", figures)
+        if outcome == "answered" and figures.read_text() != whole:
+            outcome = f"{FAULT}other figures"
+        yield f"saved run: {outcome}" + _if_fault(outcome, what)
 
 
-def _of_a_fault(came: str, what: str) -> str:
-    return f" ({what})" if FAULT in came else ""
+def _if_fault(outcome: str, what: str) -> str:
+    return f" ({what})" if FAULT in outcome else ""
 
 
 def campaign(
     checkpoint: Path, dataset: Path, run_file: Path, count: int, seed: int, place: Path, variants: list[str]
 ) -> Counter[str]:
-    """Kill, damage and garble `count` times each in the folder `place`; return how often what came of it."""
+    """Kill, damage and garble `count` times each in the folder `place`; return the number of each outcome."""
     work = {name: place / name for name in ("kills", "artefacts", "damages", "garbles")}
     for folder in work.values():
         folder.mkdir()
@@ -297,9 +299,9 @@ def main() -> None:
         checkpoint = training.train(news, "bert-tiny", place / "tiny", max_length=16, recipe=recipe).folder
         names = [row.name for row in variants.select("all") if row.runtime != "TorchInductor"]  # minutes for each
         counts = campaign(checkpoint, news.folder, options.run, options.count, options.seed, place, names)
-    for came, count in sorted(counts.items()):
-        print(f"{count:5} {came}")
-    sys.exit(any(FAULT in came for came in counts))
+    for outcome, count in sorted(counts.items()):
+        print(f"{count:5} {outcome}")
+    sys.exit(any(FAULT in outcome for outcome in counts))
 
 
 if __name__ == "__main__":

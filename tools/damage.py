@@ -1,4 +1,4 @@
-"""Broken checkpoints, datasets and options, drawn by a seed: what a campaign gives to the commands."""
+"""Broken checkpoints, datasets and options, chosen by a seed, which a campaign gives to commands."""
 
 import json
 import random
@@ -27,7 +27,7 @@ ODD_VALUES = (
     "[" * DEEP + "]" * DEEP,
     '"' + "y" * DEEP + '"',
 )
-"""JSON for values that no key means."""
+"""JSON values that are valid for no key."""
 ODD_NUMBERS = (
     "nan",
     "inf",
@@ -84,9 +84,9 @@ FIELDS = (
 
 
 def broken_json(content: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """Yield `count` times what was done to the JSON in `content`, an object, and what became of it.
+    """Yield `count` damages of the JSON object in `content`: a description, and the damaged content.
 
-    A value at any place has an odd one instead, is gone, or the whole is cut off, doubled, or has other bytes.
+    A value anywhere is replaced by an odd one or removed, or the whole is cut off, doubled or has other bytes.
     """
     rng = random.Random(seed)  # noqa: S311  a campaign can be repeated
     places = list(_places(json.loads(content)))
@@ -99,7 +99,7 @@ def broken_json(content: bytes, seed: int, count: int) -> Iterator[tuple[str, by
 
 
 def broken_bytes(content: bytes, rng: random.Random) -> tuple[str, bytes]:
-    """Return what was done to a file's `content`, whatever it holds, and what became of it."""
+    """Return a damage of a file's `content`, of any format: a description, and the damaged content."""
     at = rng.randrange(len(content) + 1)
     kind = rng.choice(["cut off", "empty", "doubled", "other bytes", "lost bytes", "not UTF-8", "a list"])
     return f"{kind} at {at}", {
@@ -114,7 +114,7 @@ def broken_bytes(content: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 
 def broken_configurations(config: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """Yield `count` broken forms of a config.json: as broken_json, and with keys that it did not have."""
+    """Yield `count` broken forms of a config.json: those of broken_json, and others with odd values of known keys."""
     rng = random.Random(seed)  # noqa: S311
     keys = (
         *("num_labels", "id2label", "label2id", "problem_type", "architectures", "auto_map", "quantization_config"),
@@ -135,7 +135,7 @@ def broken_configurations(config: bytes, seed: int, count: int) -> Iterator[tupl
 
 
 def broken_datasets(files: Mapping[str, bytes], seed: int, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield `count` times what was done to a dataset's `files`, by name, and what became of them."""
+    """Yield `count` damages of a dataset's `files`, which are by name: a description, and the files after it."""
     rng = random.Random(seed)  # noqa: S311
     for number in range(count):
         name = ("train.csv", "test.csv", "label.json")[number % 3]
@@ -151,30 +151,30 @@ def broken_datasets(files: Mapping[str, bytes], seed: int, count: int) -> Iterat
 
 
 def broken_options(seed: int, count: int) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Yield `count` commands with one option and an odd value for it; the rest of the command is the caller's."""
+    """Yield `count` commands, each with one option and an odd value for it; the caller adds the other options."""
     rng = random.Random(seed)  # noqa: S311
-    options = [(command, option) for command, of_it in OPTIONS.items() for option in sorted(of_it)]
+    options = [(command, option) for command, names in OPTIONS.items() for option in sorted(names)]
     for _ in range(count):
         command, option = rng.choice(options)
         yield command, option, rng.choice(ODD_PLACES if option in PLACES else ODD_NUMBERS)
 
 
 def _places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Yield the keys that lead to each value; of a long list or object, those of its first few."""
+    """Yield the path of keys to each value; of a long list or object, only to its first 40."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in [*inside][:40]:
+    for key, inner in [*inside][:40]:
         yield (*place, key)
-        yield from _places(one, (*place, key))
+        yield from _places(inner, (*place, key))
 
 
 def _replaced(content: bytes, place: tuple[str | int, ...], odd: str) -> bytes:
-    """Return JSON with `odd`, JSON of its own, at `place`; with nothing there where `odd` is empty."""
+    """Return the JSON `content` with the JSON `odd` at the path `place`, or with nothing there if `odd` is empty."""
     whole = json.loads(content)
-    at = whole
+    parent = whole
     for key in place[:-1]:
-        at = at[key]
-    if odd or isinstance(at, list):
-        at[place[-1]] = "the odd value"
+        parent = parent[key]
+    if odd or isinstance(parent, list):
+        parent[place[-1]] = "the odd value"
     else:
-        at.pop(place[-1], None)
+        parent.pop(place[-1], None)
     return json.dumps(whole).replace('"the odd value"', odd or "null").encode()

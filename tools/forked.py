@@ -1,4 +1,4 @@
-"""Commands in processes that fork from one which has imported what takes long: as real as others, and sooner done."""
+"""Run commands in processes forked from one that has imported the slow packages: real processes that start fast."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-"""Forks a process that has no threads: a fork of one that has some hangs as soon as it needs them."""
+"""Forks a process without threads: the fork of a process with threads hangs as soon as it needs them."""
 SERVER.set_forkserver_preload(
     [
         "torch",
@@ -32,7 +32,7 @@ LONGEST_S = 600
 def run(
     module: str, *arguments: object, cwd: Path, environment: Mapping[str, str], stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m MODULE ARGUMENTS` in the folder `cwd`, where `environment` is added to this process's."""
+    """Run `python -m MODULE ARGUMENTS` in the folder `cwd`, with `environment` added to this process's."""
     command = [module, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as place:
         files = [Path(place) / name for name in ("stdin", "stdout", "stderr")]
@@ -42,8 +42,8 @@ def run(
         child.join(LONGEST_S)
         child.kill()
         child.join()
-        said = [path.read_text(encoding="utf-8") for path in files[1:]]
-    return subprocess.CompletedProcess(command, child.exitcode or 0, *said)
+        outputs = [path.read_text(encoding="utf-8") for path in files[1:]]
+    return subprocess.CompletedProcess(command, child.exitcode or 0, *outputs)
 
 
 def _main(command: Sequence[str], cwd: str, environment: Mapping[str, str], files: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""What a saved run says of a cell, and the damage that it may come with: a value, a key, some bytes, its end."""
+"""The figures of a cell in a saved run, and damaged copies of saved runs: in a value, a key, some bits, the end."""
 
 import copy
 import json
@@ -23,7 +23,7 @@ FIGURES: dict[str, dict[str, Any]] = {
     },
     "footprint": {"disk_bytes": 4e8, "load_s": 0.5, "first_call_s": 0.2, "peak_rss_bytes": 5e8},
 }
-"""What has to be in `extra_info` beside the cell and its percentiles, by what is measured."""
+"""The keys of `extra_info` that each measurement requires besides the cell and its percentiles."""
 DEPTH = 100_000
 MARK = "garbled-here"
 VALUES: dict[str, Any] = {
@@ -42,9 +42,9 @@ VALUES: dict[str, Any] = {
 
 
 def garbled_runs(run: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """Yield `count` damaged copies of the saved run `run`, each after a name of its damage; `seed` chooses them.
+    """Yield `count` damages of the saved run `run`, chosen by `seed`: a description, and the damaged copy.
 
-    By turns a value is replaced, a key misspelt, the file cut off, some bits of it flipped.
+    In turn, values are replaced, a key is misspelt, the file is cut off, and some of its bits are flipped.
     """
     content = json.loads(run)
     generator = random.Random(seed)  # noqa: S311  nothing secret is drawn
@@ -54,7 +54,7 @@ def garbled_runs(run: bytes, seed: int, count: int) -> Iterator[tuple[str, bytes
 
 
 def _replaced(_: bytes, content: Any, generator: random.Random) -> tuple[str, bytes]:
-    """Replace a value; rounds, of which a run has most and reads none, are left alone."""
+    """Replace a value, but none of the rounds, which are most of a run and which nothing reads."""
     content = copy.deepcopy(content)
     place = _place(content, generator)
     inner = _at(content, place[:-1])
@@ -88,7 +88,7 @@ def _flipped(run: bytes, _: Any, generator: random.Random) -> tuple[str, bytes]:
 
 
 def _place(content: Any, generator: random.Random) -> list[str | int]:
-    """Return the way to a value of `content`: at each level on, or at one in four to here and no further."""
+    """Return the path of keys to a value of `content`; at each level it ends with a probability of one in four."""
     place: list[str | int] = []
     inner = content
     while isinstance(inner, dict | list) and inner and (not place or generator.random() < 0.75):

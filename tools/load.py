@@ -1,4 +1,4 @@
-"""Measure examples/serve.py: requests a second and latency, beside a bare loop over the same artefact.
+"""Measure examples/serve.py: requests a second and latency, compared with a plain loop over the same artefact.
 
 python tools/load.py ARTEFACT [--workers N] [--clients N] [--seconds S] [--repeat N]
 """
@@ -22,23 +22,23 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def ask(port: int, texts: list[str], seconds: float) -> list[float]:
-    """The seconds that each request took, one after the other over one connection."""
+    """Send requests one after the other over one connection; return the seconds of each."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
-    took = []
+    durations = []
     end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
-        body = json.dumps({"texts": [texts[len(took) % len(texts)]]})
+        body = json.dumps({"texts": [texts[len(durations) % len(texts)]]})
         connection.request("POST", "/classify", body, {"content-type": "application/json"})
         answer = connection.getresponse()
         answer.read()
         assert answer.status == 200
-        took.append(time.perf_counter() - start)
-    return took
+        durations.append(time.perf_counter() - start)
+    return durations
 
 
-def told(what: str, took: list[float], seconds: float) -> None:
-    p50, p95 = np.percentile(took, [50, 95]) * 1e3
-    print(f"{what}: {len(took) / seconds:.0f} a second, p50 {p50:.2f} ms, p95 {p95:.2f} ms", flush=True)
+def report(what: str, durations: list[float], seconds: float) -> None:
+    p50, p95 = np.percentile(durations, [50, 95]) * 1e3
+    print(f"{what}: {len(durations) / seconds:.0f} a second, p50 {p50:.2f} ms, p95 {p95:.2f} ms", flush=True)
 
 
 def main() -> None:
@@ -48,27 +48,27 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--repeat", type=int, default=5)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     texts = list(dataset.load("news_mini").test["text"])
-    classifier = qbert.load(asked.artefact)
+    classifier = qbert.load(options.artefact)
     classifier.many(texts[:20])
     command = [sys.executable, str(EXAMPLES / "processes.py")]
-    variables = os.environ | {"QBERT_MODEL": asked.artefact, "PORT": "0", "WORKERS": str(asked.workers)}
+    variables = os.environ | {"QBERT_MODEL": options.artefact, "PORT": "0", "WORKERS": str(options.workers)}
     with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as service:
         port = int(service.stdout.readline().rpartition(":")[2])
         started = 0
-        while started < asked.workers:
+        while started < options.workers:
             started += "startup complete" in service.stderr.readline()
-        for _ in range(asked.repeat):  # in turns, so that what disturbs one disturbs the other
-            took = []
-            end = time.perf_counter() + asked.seconds
+        for _ in range(options.repeat):  # in turn, so that disturbances affect both
+            durations = []
+            end = time.perf_counter() + options.seconds
             while (start := time.perf_counter()) < end:
-                classifier(texts[len(took) % len(texts)])
-                took.append(time.perf_counter() - start)
-            told("loop", took, asked.seconds)
-            with multiprocessing.Pool(asked.clients) as pool:
-                each = pool.starmap(ask, [(port, texts, asked.seconds)] * asked.clients)
-            told("service", [one for took in each for one in took], asked.seconds)
+                classifier(texts[len(durations) % len(texts)])
+                durations.append(time.perf_counter() - start)
+            report("loop", durations, options.seconds)
+            with multiprocessing.Pool(options.clients) as pool:
+                clients = pool.starmap(ask, [(port, texts, options.seconds)] * options.clients)
+            report("service", [duration for durations in clients for duration in durations], options.seconds)
         service.terminate()
 
 

@@ -1,4 +1,4 @@
-"""The workflow .github/workflows/bench.yml, from the template that `qbert init` gives to others.
+"""The workflow .github/workflows/bench.yml, from the template of `qbert init`.
 
 `python tools/own_workflow.py` writes it.
 """

@@ -1,9 +1,9 @@
-"""How often the gate is right on this machine: many gates of identical sides, and 5 % put into a copy of one cell.
+"""How often the gate is right on this machine: many gates of identical sides, with a copy of one cell slowed by 5 %.
 
-    python tests/trial_gate.py --gates 20 --output trial.jsonl
+    python tools/trial_gate.py --gates 20 --output trial.jsonl
 
-Each gate runs as `qbert gate` would, and beside its cells the copy; in the next gate it is of another cell. Each takes
-minutes; what is in the output already is not run again, so an interrupted trial goes on where it was.
+Each gate runs like `qbert gate`, with the slowed copy as an additional cell, in each gate of another cell. A gate takes
+minutes; gates that are already in the output are not run again, so an interrupted trial can be continued.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SLOWDOWN = 0.05
 
 
 def run(number: int, options: argparse.Namespace) -> dict[str, object]:
-    """Run one gate."""
+    """Run gate `number` of the trial."""
     models = tuple(options.models.split(","))
     lengths = tuple(map(int, options.max_lengths.split(",")))
     variants = options.variants.split(",")
@@ -41,7 +41,7 @@ def run(number: int, options: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run what is missing of the trial, and count the verdicts."""
+    """Run the missing gates of the trial, and count the verdicts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gates", type=int, default=20)
     parser.add_argument("--output", type=Path, required=True)
@@ -56,17 +56,17 @@ def main() -> None:
         say(f"gate {number + 1} of {options.gates}")
         with options.output.open("a") as output:
             output.write(json.dumps(run(number, options)) + "\n")
-    found = [json.loads(line) for line in options.output.read_text().splitlines()]
+    gates = [json.loads(line) for line in options.output.read_text().splitlines()]
     for slowdown in (0.0, SLOWDOWN):
-        cells = [cell for one in found for cell in one["cells"] if cell["slowdown"] == slowdown]
+        cells = [cell for gate in gates for cell in gate["cells"] if cell["slowdown"] == slowdown]
         counts = {
             verdict: sum(cell["verdict"] == verdict for cell in cells)
             for verdict in ("slower", "faster", "same", "inconclusive", "not comparable")
         }
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-        print(f"{slowdown:.0%} put in: {told} of {len(cells)}")
-    seconds = sorted(one["measure_s"] for one in found)
-    print(f"{len(found)} gates, {seconds[len(seconds) // 2]:.0f} s each (median), {seconds[-1]:.0f} s at most")
+        summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+        print(f"{slowdown:.0%} put in: {summary} of {len(cells)}")
+    seconds = sorted(gate["measure_s"] for gate in gates)
+    print(f"{len(gates)} gates, {seconds[len(seconds) // 2]:.0f} s each (median), {seconds[-1]:.0f} s at most")
 
 
 if __name__ == "__main__":

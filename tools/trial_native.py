@@ -1,8 +1,8 @@
-"""How fast int8-native is beside OpenVINO's int8, plain and trimmed: all in one process, call by call in turn.
+"""The latency of int8-native compared with OpenVINO's int8, plain and trimmed: calls in turn, in one process.
 
-    python tests/trial_native.py
+    python tools/trial_native.py
 
-BERT-base's geometry with random weights; the median and the middle half of the ratios to the first variant's calls.
+The model is BERT-base with random weights. It prints the median and quartiles of the ratios to the first variant.
 """
 
 import argparse
@@ -15,19 +15,19 @@ from qbert.machine import one_core, time_call
 from qbert.suite import Suite
 
 
-def ratios(suite: Suite, names: list[str], length: int, seconds: float) -> dict[str, np.ndarray]:
-    """Return each variant's seconds, in turns forwards and backwards; a turn's first call finds others' caches."""
+def durations(suite: Suite, names: list[str], length: int, seconds: float) -> dict[str, np.ndarray]:
+    """Return the seconds of each variant's calls, in alternating order; the first of each turn warms up the caches."""
     cells = {name: suite.cell("bert-base", length, name) for name in names}
     encoding = next(iter(cells.values())).encoder.fill(suite.dataset, length)
     classifiers = {name: cell.classifier for name, cell in cells.items()}
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    seconds_by_variant: dict[str, list[float]] = {name: [] for name in names}
     with one_core():
-        begun = time.monotonic()
-        while time.monotonic() - begun < seconds:
+        start = time.monotonic()
+        while time.monotonic() - start < seconds:
             for name in (*names, *reversed(names)):
                 classifiers[name](encoding)
-                taken[name] += [time_call(classifiers[name], encoding) for _ in range(2)]
-    return {name: np.array(calls) for name, calls in taken.items()}
+                seconds_by_variant[name] += [time_call(classifiers[name], encoding) for _ in range(2)]
+    return {name: np.array(calls) for name, calls in seconds_by_variant.items()}
 
 
 def main() -> None:
@@ -43,9 +43,9 @@ def main() -> None:
     for name in names:
         variants.get(name)
     for length in lengths:
-        taken = ratios(suite, names, length, options.seconds)
-        for name, calls in taken.items():
-            low, middle, high = np.quantile(calls / taken[names[0]], [0.25, 0.5, 0.75])
+        seconds_by_variant = durations(suite, names, length, options.seconds)
+        for name, calls in seconds_by_variant.items():
+            low, middle, high = np.quantile(calls / seconds_by_variant[names[0]], [0.25, 0.5, 0.75])
             print(f"{length} {name}: {np.median(calls) * 1e3:.1f} ms, {middle:.3f} ({low:.3f} to {high:.3f})")
 
 

@@ -1,4 +1,4 @@
-"""The command `qbert`: its commands, and how errors are told."""
+"""The command `qbert`: its commands, and how it reports errors."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from qbert.terminal import echo, shown
 
 EXTRAS = {
     "train": "train",
-    "predict": "train",  # of a checkpoint; an artefact needs its runtime alone
+    "predict": "train",  # for a checkpoint; an artefact needs only its runtime
     "quantize": "quantize",
     "compare": "report",
     "history": "report",
@@ -26,7 +26,7 @@ EXTRAS = {
     "machine": "bench",
     "reproduce": "bench",
 }
-"""The extra of this project that brings all which a command needs."""
+"""The extra of this project that installs everything a command needs."""
 
 
 class Command(click.Group):
@@ -40,7 +40,7 @@ class Command(click.Group):
                 return self._invoke(ctx)
             except (click.ClickException, click.exceptions.Exit, click.Abort):
                 raise
-            except Exception as error:  # the outer net: whatever is raised is told in a sentence
+            except Exception as error:  # of any class: every error is reported in one sentence
                 if os.environ.get(TRACEBACK):
                     raise
                 raise click.UsageError(shown(sentence(error))) from error
@@ -55,7 +55,7 @@ class Command(click.Group):
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
     datasets = sys.modules.get("qbert.dataset")
-    if datasets and issubclass(category, datasets.DatasetWarning):  # a library's are not for the person at the terminal
+    if datasets and issubclass(category, datasets.DatasetWarning):  # warnings of libraries are not for users
         echo(f"warning: {message}", err=True)
 
 
@@ -65,7 +65,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: object, **__: obj
 def main(plugins: tuple[str, ...]) -> None:
     """Train, quantize and judge BERT text classifiers on CPUs.
 
-    `qbert bench` measures; what it takes where nothing is said stands in pyproject.toml, [tool.qbert].
+    `qbert bench` measures; its defaults are in pyproject.toml, [tool.qbert].
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for name in plugins:

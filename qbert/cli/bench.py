@@ -7,7 +7,7 @@ import sys
 import click
 
 DEFAULTS = ("--benchmark-save-data", "--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=name")
-"""What the cases look best with; as in this project's own pyproject.toml."""
+"""The options of pytest-benchmark that suit the cases; this project's own pyproject.toml has the same."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
@@ -20,16 +20,16 @@ def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
     """
     from qbert import pytest_plugin
 
-    named = [part for name in (ctx.parent or ctx).params.get("plugins", ()) for part in ("-p", name)]
+    plugins = [part for name in (ctx.parent or ctx).params.get("plugins", ()) for part in ("-p", name)]
     defaults = [] if "no:benchmark" in arguments else DEFAULTS  # without it these would be unknown options
     cases = ["--pyargs", pytest_plugin.CASES]
-    options = ["-p", pytest_plugin.__name__, *defaults, *named, *in_full(arguments)]
-    # In this process's place: pytest rewrites the asserts only of what was not imported before.
+    options = ["-p", pytest_plugin.__name__, *defaults, *plugins, *with_full_names(arguments)]
+    # exec, since pytest rewrites the asserts only of modules that are not yet imported.
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *options, *cases])  # noqa: S606  our own command
 
 
-def in_full(arguments: tuple[str, ...]) -> list[str]:
-    """Return `arguments` with this suite's options by their full names, as the plugin registers them."""
+def with_full_names(arguments: tuple[str, ...]) -> list[str]:
+    """Return `arguments` with the full names of this suite's options, as the plugin registers them."""
     from qbert import pytest_plugin
 
     short = re.compile(rf"--({'|'.join(map(re.escape, pytest_plugin.OPTIONS))})(?==|$)")

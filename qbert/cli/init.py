@@ -1,4 +1,4 @@
-"""`qbert init`: what a repository needs to keep its classifier fast, shown before it is written."""
+"""The command `qbert init`: shows, then writes what a repository needs to keep its classifier fast."""
 
 import sys
 import textwrap
@@ -76,7 +76,7 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
 
 
 def _model(source: str, root: Path) -> str:
-    """Return how the table names the model."""
+    """Return the name of the model `source` in the table."""
     from qbert import init as setup
 
     folder = Path(source)
@@ -88,7 +88,7 @@ def _model(source: str, root: Path) -> str:
 
 
 def _dataset(source: str, root: Path) -> str:
-    """Return how the table names the dataset."""
+    """Return the name of the dataset `source` in the table."""
     from qbert import init as setup
     from qbert.dataset import BUILT_IN, FILES
 

@@ -1,4 +1,4 @@
-"""The commands of one model: train, evaluate, quantize, predict."""
+"""The commands for one model: train, evaluate, quantize, predict."""
 
 import contextlib
 import json
@@ -42,14 +42,14 @@ _max_length = click.option(
 _served_dataset = click.option(
     "--dataset",
     metavar="DIR",
-    help="Folder of the dataset that a calibrated variant sees, or a built-in model learns (unless told: news_mini).",
+    help="Folder of the dataset that a calibrated variant sees, or a built-in model learns (default: news_mini).",
 )
 _served_length = click.option(
     "--max-length",
     type=click.IntRange(min=1),
     metavar="L",
     help="Tokens at which texts are cut off, and at which a built-in model is trained. "
-    "Unless told: as many as MODEL was trained at; of a built-in one, or where it does not say, 384.",
+    "Default: as many as MODEL was trained at; 384 for a built-in one, or where that is unknown.",
 )
 
 
@@ -144,8 +144,8 @@ def evaluate(
 ) -> None:
     """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document.
 
-    A variant that cannot be made or run for this model says why; the others are judged. Exit code 2 only if LIST names
-    it, and not where 'default' or 'all' bring it along. What is not told stands in pyproject.toml, [tool.qbert].
+    A variant that cannot be made or run for this model says why; the others are judged. The exit code is then 2 only if
+    LIST names it, not if 'default' or 'all' includes it. Defaults are in pyproject.toml, [tool.qbert].
     """
     from qbert import evaluation
     from qbert.results import tables
@@ -153,11 +153,11 @@ def evaluate(
 
     settings = options.settings_here(models=model and (model,), dataset=dataset, variants=variants)
     names = settings.variant_list
-    found = evaluation.evaluate(options.one_model(settings), settings.dataset, names, max_length, documents)
-    options.write(json_file, json.dumps(found.results, indent=1, ensure_ascii=False) + "\n")
-    judged_by = f"{counted(found.documents, 'document')}, {counted(found.max_length, 'token')} at most"
-    tables.show(tables.accuracy(found.results, title=f"{found.model} on {found.dataset}, {judged_by}"))
-    found.check_named(names)
+    evaluated = evaluation.evaluate(options.one_model(settings), settings.dataset, names, max_length, documents)
+    options.write(json_file, json.dumps(evaluated.results, indent=1, ensure_ascii=False) + "\n")
+    judged_by = f"{counted(evaluated.documents, 'document')}, {counted(evaluated.max_length, 'token')} at most"
+    tables.show(tables.accuracy(evaluated.results, title=f"{evaluated.model} on {evaluated.dataset}, {judged_by}"))
+    evaluated.check_named(names)
 
 
 @click.command()
@@ -169,7 +169,7 @@ def evaluate(
 def quantize(model: str | None, variant: str, output: Path, dataset: str | None, max_length: int | None) -> None:
     """Write MODEL as one variant to a folder that `qbert predict` and `qbert.load` read.
 
-    What is not told, MODEL and the dataset, stands in pyproject.toml, [tool.qbert].
+    The defaults of MODEL and the dataset are in pyproject.toml, [tool.qbert].
     """
     from qbert import api
 
@@ -188,7 +188,7 @@ def quantize(model: str | None, variant: str, output: Path, dataset: str | None,
     metavar="MODEL",
     help="Folder from `qbert quantize`, checkpoint folder, hub id or built-in model.",
 )
-@click.option("--variant", metavar="NAME", help="How to run a checkpoint; fp32 unless told.")
+@click.option("--variant", metavar="NAME", help="How to run a checkpoint; default: fp32.")
 @_served_dataset
 @_served_length
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the score of every label.")
@@ -214,8 +214,8 @@ def predict(
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
-    classifier, opened, name = _open(model, variant, dataset, max_length, verify=not no_verify)
-    served = TextClassifier.of(opened, name, classifier, max_length=max_length)
+    classifier, source, name = _open(model, variant, dataset, max_length, verify=not no_verify)
+    served = TextClassifier.of(source, name, classifier, max_length=max_length)
     several = served.problem_type == MULTI_LABEL
     key = "labels" if several else "label"
     with _reading(sys.stdin) as lines:
@@ -225,14 +225,14 @@ def predict(
                 blank = json.dumps({"text": text.rstrip("\r\n"), key: None, "scores": {}}, ensure_ascii=False)
                 echo(blank if as_json else "\t\t")
                 continue
-            found = served(first, second if second.strip() else None)
+            prediction = served(first, second if second.strip() else None)
             if as_json:
-                told: dict[str, Any] = {key: list(found.labels) if several else found.label}
-                told["scores"] = {label: round(score, 6) for label, score in found.scores.items()}
-                echo(json.dumps({"text": text.rstrip("\r\n")} | told, ensure_ascii=False))
+                answer: dict[str, Any] = {key: list(prediction.labels) if several else prediction.label}
+                answer["scores"] = {label: round(score, 6) for label, score in prediction.scores.items()}
+                echo(json.dumps({"text": text.rstrip("\r\n")} | answer, ensure_ascii=False))
             else:
-                scored = ",".join(f"{found.scores[label]:.4f}" for label in found.labels)
-                echo(f"{','.join(found.labels)}\t{scored}\t{first[:60]}")
+                scored = ",".join(f"{prediction.scores[label]:.4f}" for label in prediction.labels)
+                echo(f"{','.join(prediction.labels)}\t{scored}\t{first[:60]}")
 
 
 @contextlib.contextmanager
@@ -246,7 +246,7 @@ def _reading(stream: Any) -> Iterator[Any]:  # noqa: ANN401  a text stream
 def _open(
     model: str, variant: str | None, dataset: str | None, max_length: int | None, *, verify: bool
 ) -> "tuple[Classifier, Checkpoint | Artefact, str]":
-    """Return the classifier of an artefact, or of a checkpoint run as `variant`, its folder, and the variant's name."""
+    """Return the classifier of `model`, the artefact or checkpoint that `model` is, and the variant's name."""
     from qbert import variants as table
     from qbert.artefact import Artefact, is_artefact
 
@@ -254,8 +254,8 @@ def _open(
         from qbert import models
 
         chosen = table.get(variant or table.BASELINE)
-        checkpoint, seen = models.to_serve(model, chosen, dataset, max_length)
-        return table.build(chosen, checkpoint, seen, max_length), checkpoint, chosen.name
+        checkpoint, loaded = models.to_serve(model, chosen, dataset, max_length)
+        return table.build(chosen, checkpoint, loaded, max_length), checkpoint, chosen.name
     artefact = Artefact.open(Path(model))
     if variant not in (None, artefact.variant):
         raise InputError(f"{model} holds the variant {artefact.variant}: leave out --variant {variant}")

@@ -1,4 +1,4 @@
-"""Options and types that commands share, and the settings that commands take."""
+"""Options and types that commands share, and the settings of a command."""
 
 import math
 from pathlib import Path
@@ -15,16 +15,16 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def settings_here(**given: Any) -> Settings:  # noqa: ANN401  of each setting's own type
-    """Return the settings of the folder here, but for what the command line has `given`; import their plugins.
+    """Return the settings of the current folder, replaced by what the command line has `given`; import their plugins.
 
     Raises:
         InputError: the table `[tool.qbert]` cannot be used.
     """
     path = nearest(Path.cwd())
-    found = read(path).but(**given)
+    settings = read(path).but(**given)
     if path:
-        import_plugins(found, path.parent)
-    return found
+        import_plugins(settings, path.parent)
+    return settings
 
 
 class Percentage(click.ParamType):  # type: ignore[type-arg]
@@ -46,7 +46,7 @@ class Percentage(click.ParamType):  # type: ignore[type-arg]
 
 
 class Number(click.FloatRange):
-    """A number within bounds; nan and infinity are within none."""
+    """A finite number within bounds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
         """Return the number that `value` names."""
@@ -79,7 +79,7 @@ markdown_option = click.option(
 
 
 def lengths(text: str) -> tuple[int, ...]:
-    """Return the maximum lengths of the comma-separated list `text`, in tokens."""
+    """Return the maximum lengths, in tokens, in the comma-separated list `text`."""
     try:
         lengths = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
@@ -90,14 +90,14 @@ def lengths(text: str) -> tuple[int, ...]:
 
 
 def write(path: Path | None, text: str) -> None:
-    """Write `text` to `path`, where a person named one."""
+    """Write `text` to `path`, if that is given."""
     if path is None:
         return
     write_file(path, lambda place: place.write_text(text, encoding="utf-8"))
 
 
 def one_model(settings: Settings) -> str:
-    """Return the model of a command that takes one.
+    """Return the model of a command for one model.
 
     Raises:
         InputError: neither the command line nor the table names one, or the table names several.

@@ -1,8 +1,8 @@
-"""The table of variants: each one way to run a checkpoint, a runtime and a precision.
+"""The table of variants: each is one way to run a checkpoint, by its runtime and precision.
 
 A new variant is one function and one row: `load(folder, **options)` reads a checkpoint and returns a
 Classifier. Where something is worth keeping on disk (quantized weights, an exported graph), a second
-function, `export(checkpoint, folder, **options)`, writes it, and `load` reads that folder instead.
+function, `export(checkpoint, folder, **options)`, writes it, and `load` reads what that wrote.
 """
 
 import json
@@ -46,7 +46,7 @@ def register(variant: Variant) -> None:
     """Add a row to the table.
 
     Raises:
-        InputError: the name is taken, or would not do in a test id.
+        InputError: the name is taken, or cannot be part of a test id.
     """
     if variant.name in VARIANTS:
         raise InputError(f"variant {variant.name!r} is in the table already: choose another name")
@@ -88,7 +88,7 @@ for row in (
         options={"engine": "onednn", "per_channel": False},
         packages_to_load=CONVERTERS,
         unsupported=eager.lacks_onednn,
-        default=not machine.is_x86(),  # there engine x86 is the published one, and as fast
+        default=not machine.is_x86(),  # on x86 the engine x86 is the published one, and as fast
     ),
     Variant(
         "int8-dynamic-per-channel",
@@ -100,7 +100,7 @@ for row in (
         packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
         unsupported=eager.lacks_avx2,
-        default=False,  # as int8-dynamic in all but its weights' scales
+        default=False,  # differs from int8-dynamic only in its weights' scales
     ),
     Variant(
         "int8-dynamic-qnnpack",
@@ -284,10 +284,10 @@ for row in (
 
 
 def select(names: str) -> list[Variant]:
-    """Return the variants of a comma-separated list; `default` and `all` stand for those that can run here.
+    """Return the variants of a comma-separated list, where `default` and `all` mean those that can run here.
 
     Raises:
-        InputError: a name is unknown, or that variant cannot run here.
+        InputError: a name is unknown, or its variant cannot run here.
     """
     chosen: dict[str, Variant] = {}
     for name in (name.strip() for name in names.split(",")):
@@ -303,31 +303,31 @@ def select(names: str) -> list[Variant]:
 
 
 def named(names: str) -> set[str]:
-    """Return what stands by its own name in a comma-separated list, and was not brought along by `default` or `all`."""
+    """Return the variants that a comma-separated list names, without those that `default` or `all` adds."""
     return {name.strip() for name in names.split(",")} - {"default", "all"}
 
 
 def get(name: str, *, made: bool = False) -> Variant:
-    """Return the variant `name`, to be made and run, or, where it was `made` already, to be run.
+    """Return the variant `name`, which this machine can run and, unless it was `made` already, make.
 
     Raises:
-        InputError: there is none, or it cannot run here.
+        InputError: there is no such variant, or it cannot run here.
     """
     if name not in VARIANTS:
         raise InputError(f"unknown variant {name!r}: there are {', '.join(VARIANTS)}, and 'default' and 'all'")
     variant = VARIANTS[name]
-    if lack := variant.missing(made=made):
-        raise InputError(f"variant {name} cannot run here: {lack}")
+    if why := variant.missing(made=made):
+        raise InputError(f"variant {name} cannot run here: {why}")
     return variant
 
 
 def load_artefact(folder: Path, *, verify: bool = True) -> tuple[Variant, Classifier]:
-    """Return the classifier in a folder that write_artefact made, and which variant it is.
+    """Return the variant and the classifier of a folder that write_artefact filled.
 
-    Unless `verify` is false, its files are held against their checksums first: 0.75 s for each GB (AMD Zen 3).
+    Unless `verify` is false, the checksums of its files are checked first: 0.75 s for each GB (AMD Zen 3).
 
     Raises:
-        InputError: the folder is no such artefact, was changed, or its variant is not what it was when it was made.
+        InputError: the folder is no artefact or was changed, or its variant is defined differently now.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

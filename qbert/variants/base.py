@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     Run = Callable[[Encoding], npt.NDArray[np.float32]]
 
 CONVERTERS = ("torch", "transformers")
-"""What every variant is made with, and PyTorch eager's are run with."""
-MAX_F1_DROP = 0.01  # what users of quantized classifiers commonly accept; 500 documents can just tell it from 0
+"""The packages that make every variant, and that run those of PyTorch eager."""
+MAX_F1_DROP = 0.01  # commonly accepted of quantized classifiers; the least that 500 documents can tell from 0
 
 
 Products = Iterator[tuple[str, str, Callable[[], Any]]]
-"""Of a runtime: precision, library, and the call of one matrix product; roofline.py measures their rate."""
+"""For each of a runtime's matrix products: precision, library, and a call of it (roofline.py measures the rate)."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,25 @@ class Classifier:
     """A built variant: one encoding in, logits out; threads may share it."""
 
     run: "Run"
-    """From arrays of shape `(1, length)` to logits of shape `(1, num_labels)`."""
+    """Takes arrays of shape `(1, length)`, returns logits of shape `(1, num_labels)`."""
     evidence: Mapping[str, Any]
-    """What shows that it is what its name says: `threads`, `precision`, `quantized_ops` of what really runs.
+    """Shows that it is what its name says: `threads`, `precision`, `quantized_ops` of what really runs.
 
-    `stated` is true where no module of this project counted the quantized operations, but whoever made the classifier
-    says that there are some.
+    `stated` is true where the author of the classifier states the quantized operations, and no module of this project
+    counted them.
     """
     concurrent: bool = False
-    """Whether calls of `run` may overlap, as its runtime documents; else there is one at a time, and others wait."""
+    """Whether the runtime documents that calls of `run` may overlap; else calls wait for one another."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Mark as stated what anybody may have written, or copied from a classifier whose operations were counted."""
+        """Mark the evidence as stated; only `counted` removes the mark."""
         if self.evidence.get("quantized_ops"):
             object.__setattr__(self, "evidence", {**self.evidence, "stated": True})
 
     @classmethod
     def counted(cls, run: "Run", evidence: Mapping[str, Any], *, concurrent: bool = False) -> "Classifier":
-        """Return what a module of this project made of a runtime's model, with what it counted in what runs."""
+        """Return a classifier made by a module of this project, which counted the operations that run."""
         classifier = cls(run, evidence, concurrent)
         object.__setattr__(classifier, "evidence", dict(evidence))
         return classifier
@@ -60,7 +60,7 @@ class Classifier:
         if self.concurrent:
             return self.run(encoding)
         with self._lock:
-            return np.array(self.run(encoding))  # a copy: the next call may write where this one's answer lies
+            return np.array(self.run(encoding))  # a copy: the next call may overwrite the array
 
 
 @dataclass(frozen=True)
@@ -70,32 +70,32 @@ class Variant:
     name: str
     runtime: str
     precision: str
-    """`fp32`, `bf16`, `int8`, or `int8-bf16`; one that says int8 has to show quantized operations."""
+    """`fp32`, `bf16`, `int8` or `int8-bf16`; with int8 there must be evidence of quantized operations."""
     load: Callable[..., Classifier]
     """`load(folder, **options)`: read what `export` wrote, or the checkpoint itself where there is no export."""
     export: Callable[..., None] | None = None
     """`export(checkpoint, folder, **options)`: fill an empty folder with what `load` reads."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """For `load` and `export`; each is passed those that it takes."""
+    """Arguments for `load` and `export`; each gets those that it accepts."""
     calibrated: bool = False
     """Whether `export` also takes `calibration`, a list of encodings of training documents."""
     packages: tuple[str, ...] = ()
-    """What has to be installed to make it, beside torch and transformers, which make every variant."""
+    """The packages that making it needs, besides torch and transformers, which every variant needs."""
     packages_to_load: tuple[str, ...] | None = None
-    """What has to be installed to load what was made; `packages` unless told."""
+    """The packages that loading it needs; None: the same as `packages`."""
     needs: str = "nothing more"
-    """What it needs, in words."""
+    """What it needs of the machine, in words."""
     unsupported: Callable[[], str] = lambda: ""
-    """Why this machine cannot run it, in words; empty where it can. Answers at once, without importing the runtime."""
+    """Returns why this machine cannot run it; empty where it can. It is fast: it does not import the runtime."""
     unmakeable: Callable[[], str] = lambda: ""
-    """What this machine lacks to make it, which loading does without, in the same way."""
+    """Returns what this machine lacks to make it, though not to load it; empty where nothing."""
     default: bool = True
-    """Whether it runs where nobody chose variants and it is available."""
+    """Whether `default`, which runs where no variants are named, includes it."""
     max_f1_drop: float = MAX_F1_DROP
 
     @property
     def of_one_length(self) -> bool:
-        """Whether `export` also takes `max_length`, the number of tokens that its graph is of."""
+        """Whether `export` takes `max_length`: its graph is for that number of tokens."""
         return self.export is not None and "max_length" in inspect.signature(self.export).parameters
 
     @property
@@ -110,14 +110,14 @@ class Variant:
         }
 
     def missing(self, *, made: bool = False) -> str:
-        """Say why it cannot be made and run here, or, where it was `made` already, why not run; empty where it can."""
+        """Return why it cannot run here or, unless it was `made` already, be made; empty where it can."""
         to_load = self.packages if self.packages_to_load is None else self.packages_to_load
         needed = to_load if made else (*CONVERTERS, *self.packages)
-        absent = [name for name in needed if importlib.util.find_spec(name) is None]
-        if absent:
-            extras = dict.fromkeys(EXTRAS.get(name, "") for name in absent)
-            command = pip_install(*extras) if all(extras) else f"pip install {' '.join(absent)}"
-            return f"{' and '.join(absent)} not installed: {command}"
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing:
+            extras = dict.fromkeys(EXTRAS.get(name, "") for name in missing)
+            command = pip_install(*extras) if all(extras) else f"pip install {' '.join(missing)}"
+            return f"{' and '.join(missing)} not installed: {command}"
         return self.unsupported() or ("" if made else self.unmakeable())
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a classifier: prepare what a variant is loaded from, keep that in the cache, load it."""
+"""From a checkpoint to a classifier: make a variant's files, keep them in the cache, load them."""
 
 import hashlib
 import inspect
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qbert.dataset import Dataset
 
 CALIBRATION_DOCUMENTS = 192  # NNCF's default of 300 takes longer and flips as many labels of SST-2 and MRPC
-UNTRAINED_DOCUMENTS = 24  # ranges of random weights: only the time that they take is of interest
+UNTRAINED_DOCUMENTS = 24  # of random weights only the latency is of interest, not the ranges
 
 
 def build(
@@ -32,7 +32,7 @@ def build(
 
 
 def load(variant: Variant, checkpoint: "Checkpoint", folder: Path) -> Classifier:
-    """Return what prepare left in `folder`, after one call.
+    """Return the classifier in `folder`, which prepare returned, after one call.
 
     Raises:
         InputError: the runtime cannot run this model.
@@ -50,34 +50,34 @@ def load(variant: Variant, checkpoint: "Checkpoint", folder: Path) -> Classifier
 def prepare(
     variant: Variant, checkpoint: "Checkpoint", dataset: "Dataset | None" = None, max_length: int | None = None
 ) -> Path:
-    """Return the folder that `variant` is loaded from: the checkpoint's, or what its export wrote, kept in the cache.
+    """Return the folder that `variant` is loaded from: the checkpoint's, or one in the cache that its export filled.
 
-    A calibrated variant sees training documents of `dataset`; one of a single length is made for `max_length`, the
-    checkpoint's own unless told.
+    A calibrated variant is calibrated on training documents of `dataset`; one of a single length is made for
+    `max_length`, by default the checkpoint's.
 
     Raises:
         InputError: the runtime cannot convert this model, or the cache cannot be written to.
     """
     if variant.export is None:
         return checkpoint.folder
-    made_of = [
+    ingredients = [
         checkpoint.sha256,
         qualified(variant.export),
-        # What edited code would make is made anew.
+        # Edited code makes it again.
         sources.sha256(variant.export.__module__, __name__, "qbert.checkpoint"),
         _options(variant, checkpoint, max_length),
         _calibration(variant, checkpoint, dataset),
         machine.instruction_sets(),
         machine.versions(*variant.packages),
     ]
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
     name = f"{variant.export.__module__.rpartition('.')[2]}-{variant.export.__name__}-{key}"
 
     def fill(stage: Path) -> None:
         say(f"making {variant.name} of {checkpoint.folder.name}, once")
         _export(variant, checkpoint, stage, dataset, max_length)
 
-    # Variants that differ in how the same thing is loaded share it.
+    # Variants that load the same files differently share them.
     return build_kept(cache_dir() / "variants" / name, fill)
 
 
@@ -88,9 +88,9 @@ def write_artefact(
     dataset: "Dataset | None" = None,
     max_length: int | None = None,
 ) -> None:
-    """Fill the empty `folder` with what `variant` needs to run: weights or graph, tokenizer; and what tells of it.
+    """Fill the empty `folder` with weights or graph, tokenizer, record and README of `variant`.
 
-    What the cache has of it is copied, not made again.
+    What the cache has already is copied, not made again.
     """
     calibration = _calibration(variant, checkpoint, dataset)
     if variant.export is None:
@@ -127,11 +127,11 @@ def _export(
             for text in dataset.training_texts(_documents(checkpoint))
         ]
     try:
-        with silent():  # exporters print bars, advice, and graphs that they cannot do
+        with silent():  # exporters print bars, advice, and graphs that they cannot convert
             export(checkpoint, folder, **options)
     except (InputError, OSError):
         raise
-    except Exception as error:  # likewise
+    except Exception as error:  # exporters have no common class either
         raise CannotRunError(_cannot(variant, "be made of", checkpoint, error)) from error
     checkpoint.config.save_pretrained(folder)
     _name_labels(folder / "config.json", checkpoint)
@@ -139,7 +139,7 @@ def _export(
 
 
 def _name_labels(path: Path, checkpoint: "Checkpoint") -> None:
-    """Have the config.json at `path` name the labels: transformers leaves out those that it would make up itself."""
+    """Write the labels' names into the config.json at `path`: transformers leaves out those that equal its defaults."""
     config = json.loads(path.read_text(encoding="utf-8"))
     config["id2label"] = dict(enumerate(checkpoint.labels))
     config["label2id"] = {name: label for label, name in enumerate(checkpoint.labels)}
@@ -148,25 +148,25 @@ def _name_labels(path: Path, checkpoint: "Checkpoint") -> None:
 
 
 def _own_module(variant: Variant) -> str:
-    """Return the module of the functions of an own `variant`, which probably adds it; empty where they are ours."""
+    """Return the module of a user's own `variant`, which probably registers it; empty where it is qbert's."""
     modules = [function.__module__ for function in (variant.load, variant.export) if function]
     return next((name for name in modules if not name.startswith("qbert.")), "")
 
 
-def _cannot(variant: Variant, what: str, checkpoint: "Checkpoint", error: Exception) -> str:
+def _cannot(variant: Variant, verb: str, checkpoint: "Checkpoint", error: Exception) -> str:
     family = checkpoint.config.model_type
-    return f"variant {variant.name} cannot {what} {checkpoint.folder}, a {family} ({reason(error)}): leave it out"
+    return f"variant {variant.name} cannot {verb} {checkpoint.folder}, a {family} ({reason(error)}): leave it out"
 
 
 def accepted_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of `options` that `function` takes."""
+    """Return those of `options` that `function` accepts."""
     parameters = inspect.signature(function).parameters
-    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in options.items() if every or name in parameters}
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in options.items() if takes_all or name in parameters}
 
 
 def _options(variant: Variant, checkpoint: "Checkpoint", max_length: int | None) -> dict[str, Any]:
-    """Return what `variant` passes to its export, calibration documents aside."""
+    """Return the options that `variant` passes to its export, without the calibration documents."""
     return accepted_options(
         variant.export or eager.export, {"max_length": max_length or checkpoint.max_length, **variant.options}
     )
@@ -177,7 +177,7 @@ def _documents(checkpoint: "Checkpoint") -> int:
 
 
 def _calibration(variant: Variant, checkpoint: "Checkpoint", dataset: "Dataset | None") -> dict[str, Any] | None:
-    """Return what identifies the documents that `variant` is calibrated on, where it is."""
+    """Return what identifies the documents that `variant` is calibrated on; None where it is not calibrated."""
     if not variant.calibrated:
         return None
     if dataset is None:
@@ -186,10 +186,10 @@ def _calibration(variant: Variant, checkpoint: "Checkpoint", dataset: "Dataset |
 
 
 def load_folder(variant: Variant, folder: Path) -> Classifier:
-    """Return the classifier in `folder`, which `variant` has written, or which is a checkpoint's.
+    """Return the classifier in `folder`, which the export of `variant` filled or which is a checkpoint's.
 
     Raises:
-        InputError: it claims int8 and is not.
+        InputError: it claims int8 and runs no quantized operation.
     """
     classifier = variant.load(folder, **accepted_options(variant.load, variant.options))
     if variant.precision.startswith("int8") and not classifier.evidence.get("quantized_ops"):

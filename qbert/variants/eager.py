@@ -1,8 +1,8 @@
-"""PyTorch as it comes: fp32, bf16, and the dynamic quantization that the published experiment is about.
+"""PyTorch eager: fp32, bf16, and dynamic quantization, which is what the published experiment measures.
 
 `torch.ao.quantization.quantize_dynamic` is deprecated, yet it is what people run and what was published.
-It is called here and nowhere else. Its result is kept as safetensors: each quantized layer's int8 weight
-beside its scales, everything else in fp32.
+Only this module calls it. The result is kept as safetensors: int8 weights and scales of each quantized
+layer, everything else in fp32.
 """
 
 import os
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
     from qbert.checkpoint import Checkpoint
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the engine qnnpack warns of nothing that a person could change
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # nobody can act on the warnings of the engine qnnpack
 
 WEIGHTS = "quantized.safetensors"
 
 
 def lacks_bf16() -> str:
-    """Say why bf16 would only be emulated here; empty where the processor has it."""
+    """Return why bf16 would only be emulated here; empty where the processor has it."""
     if machine.has_bf16():
         return ""
     return "this processor has no bf16 instructions (AVX512-BF16, AMX or ARM's bf16)"
 
 
 def lacks_avx2() -> str:
-    """Say why PyTorch's engine x86 cannot run here; empty where it can."""
+    """Return why PyTorch's engine x86 cannot run here; empty where it can."""
     return "" if machine.has("avx2") else "PyTorch's engine x86 needs a processor with AVX2"
 
 
 def lacks_onednn() -> str:
-    """Say why PyTorch's engine onednn cannot run here; empty where it can."""
+    """Return why PyTorch's engine onednn cannot run here; empty where it can."""
     return "" if machine.is_x86() or sys.platform == "linux" else "PyTorch has no oneDNN on this system"
 
 
@@ -71,9 +71,9 @@ def export_dynamic(checkpoint: "Checkpoint", folder: Path, *, engine: str, per_c
     from torch.ao import quantization
 
     _choose_engine(engine)
-    how = quantization.per_channel_dynamic_qconfig if per_channel else quantization.default_dynamic_qconfig
-    with quiet():  # that the function is deprecated is said where a user looks
-        model = quantization.quantize_dynamic(checkpoint.load(), {torch.nn.Linear: how}, dtype=torch.qint8)
+    configuration = quantization.per_channel_dynamic_qconfig if per_channel else quantization.default_dynamic_qconfig
+    with quiet():  # it warns that the function is deprecated
+        model = quantization.quantize_dynamic(checkpoint.load(), {torch.nn.Linear: configuration}, dtype=torch.qint8)
     tensors = {}
     for name, module in _quantized(model).items():
         weight, bias = module._weight_bias()  # noqa: SLF001  torch has no public reader of both
@@ -130,12 +130,12 @@ def load_dynamic(folder: Path, *, engine: str) -> Classifier:
 
 
 def _quantize(steps: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
-    """Return the quantized weight of these int8 steps `(out, in)` and their scale, one in all or one for each row."""
+    """Return the quantized weight of the int8 `steps` `(out, in)`; `scales` is one number, or one for each row."""
     import torch
 
-    # From whole steps of the scale, quantizing gives back the very int8 values that were written.
+    # The numbers are whole multiples of the scale, so quantizing gives the same int8 values again.
     weight = (steps.double() * scales.reshape(-1, 1)).float()
-    with quiet():  # deprecated likewise
+    with quiet():  # these functions are deprecated too
         if not scales.ndim:
             return torch.quantize_per_tensor(weight, float(scales), 0, torch.qint8)
         points = torch.zeros(len(scales), dtype=torch.int64)
@@ -143,7 +143,7 @@ def _quantize(steps: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
 
 
 def _choose_engine(engine: str) -> None:
-    """Make torch pack weights for `engine`; how a packed weight runs is fixed from then on."""
+    """Make torch pack weights for `engine`; a packed weight always runs on the engine that it was packed for."""
     import torch
 
     if engine not in torch.backends.quantized.supported_engines:
@@ -167,7 +167,7 @@ def one_thread() -> None:
 
 
 def positional(model: Any, names: Sequence[str]) -> Any:  # noqa: ANN401  torch modules
-    """Return `model` as exporters want it: taking the arrays of an encoding in their order, giving the logits alone."""
+    """Return `model` in the form for exporters: the arrays of an encoding as positional arguments, logits alone out."""
     import torch
 
     class Positional(torch.nn.Module):
@@ -183,14 +183,14 @@ def positional(model: Any, names: Sequence[str]) -> Any:  # noqa: ANN401  torch 
 
 
 def example(checkpoint: "Checkpoint") -> "tuple[torch.Tensor, ...]":
-    """Return the arrays of a short encoding, for exporters to trace with."""
+    """Return the arrays of a short encoding, with which exporters trace."""
     import torch
 
     return tuple(map(torch.from_numpy, checkpoint.encoder("a b c d e f", max_length=16).values()))
 
 
 def classifier(model: Any) -> Classifier:  # noqa: ANN401  a torch module
-    """Return `model`, a classifier of transformers in evaluation mode, run on one thread without autograd."""
+    """Return a classifier that runs `model`, of transformers in evaluation mode, on one thread without autograd."""
     import torch
 
     one_thread()
@@ -208,14 +208,14 @@ def classifier(model: Any) -> Classifier:  # noqa: ANN401  a torch module
             "quantized_ops": quantized_ops,
             "threads": torch.get_num_threads(),
         },
-        # PyTorch, "CPU threading": threads may run a model's forward pass on inputs of their own. Quantized layers
-        # do not bear it: with the engine onednn one of 12,000 calls of 8 threads was wrong (PyTorch 2.13, AMD Zen 3).
+        # PyTorch, "CPU threading": threads may run a model's forward pass on inputs of their own. For quantized layers
+        # this fails: with the engine onednn one of 12,000 calls of 8 threads was wrong (PyTorch 2.13, AMD Zen 3).
         concurrent=not quantized_ops,
     )
 
 
 def products(rows: int, inputs: int, outputs: int) -> Products:
-    """Yield products as nn.Linear calls them, and as TorchInductor does: oneDNN with weights packed beforehand."""
+    """Yield the products that nn.Linear calls, and those that TorchInductor calls: oneDNN with packed weights."""
     import torch
 
     one_thread()

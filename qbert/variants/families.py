@@ -1,4 +1,4 @@
-"""Where the architectures keep the parts of an encoder: one name of ours for each, and theirs."""
+"""The names of an encoder's parts: ours, and what each architecture calls them."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,14 +41,14 @@ SEPARATE = {"head.dense": "classifier.dense", "head.labels": "classifier.out_pro
 
 @dataclass(frozen=True)
 class Family:
-    """Architectures that differ in nothing but their weights."""
+    """The names of one architecture's modules."""
 
     body: dict[str, str]
-    """Modules of the base model; those of a layer are found below it."""
+    """Modules of the base model by our names; those of a layer are relative to the layer."""
     head: dict[str, str]
-    """The classification head's two layers."""
+    """The two layers of the classification head."""
     head_activation: str
-    """What is between these."""
+    """The function between the head's two layers."""
 
 
 FAMILIES = {
@@ -59,14 +59,14 @@ FAMILIES = {
     "roberta": Family(BERT, SEPARATE, "tanh"),
     "xlm-roberta": Family(BERT, SEPARATE, "tanh"),
 }
-"""By `model_type`; in each the head sees the first token alone."""
+"""By `model_type`; in all of them the head reads the first token alone."""
 
 
 def of(checkpoint: "Checkpoint", variant: str) -> Family:
     """Return the family of `checkpoint`.
 
     Raises:
-        CannotRunError: it is none that `variant` knows.
+        CannotRunError: `variant` does not run its architecture.
     """
     name = checkpoint.config.model_type
     if name not in FAMILIES:

@@ -1,7 +1,7 @@
-"""TorchInductor: the model exported and compiled ahead of time, in fp32, bf16, and int8 made by torchao.
+"""TorchInductor: the model exported and compiled ahead of time, in fp32, bf16, and int8 by torchao.
 
-Compiled for this processor and one thread, any length. It takes a C++ compiler and minutes for a large model, so
-these variants run by name only.
+The program is for this processor, one thread and any length. Compiling needs a C++ compiler, and minutes for a large
+model, so these variants run only where they are named.
 """
 
 import collections
@@ -34,14 +34,14 @@ FUSED = ("_linear_pointwise", "_linear_pointwise_binary", "_scaled_dot_product_f
 
 
 def lacks_compiler() -> str:
-    """Say what TorchInductor lacks; empty where there is a C++ compiler."""
+    """Return what TorchInductor lacks; empty where there is a C++ compiler."""
     if any(shutil.which(name) for name in (os.environ.get("CXX", ""), *COMPILERS)):
         return ""
     return "no C++ compiler: install g++ or clang++ (on Debian apt install g++), or name one in CXX"
 
 
 def lacks_x86() -> str:
-    """Say why torchao's quantizer for x86 cannot run here; empty where it can."""
+    """Return why torchao's quantizer for x86 cannot run here; empty where it can."""
     return "" if machine.is_x86() else "torchao's X86InductorQuantizer is for x86"
 
 
@@ -54,7 +54,7 @@ def export(checkpoint: "Checkpoint", folder: Path, *, dtype: str = "float32") ->
 
 
 def export_static(checkpoint: "Checkpoint", folder: Path, *, calibration: Sequence[Encoding]) -> None:
-    """Compile `checkpoint` with int8 linear layers whose activations have the ranges that `calibration` showed.
+    """Compile `checkpoint` with int8 linear layers; the ranges of activations are measured on `calibration`.
 
     Source: the PyTorch 2 export quantization tutorial for x86 CPUs, with its default configuration.
     """
@@ -85,7 +85,7 @@ def export_torchao(checkpoint: "Checkpoint", folder: Path) -> None:
 
 
 def load(folder: Path) -> Classifier:
-    """Return what was compiled into `folder`.
+    """Return the classifier that was compiled into `folder`.
 
     Raises:
         InputError: it is damaged, was compiled for another processor, or others can write to it.
@@ -116,7 +116,7 @@ def load(folder: Path) -> Classifier:
 
 
 def _evidence(package: Path) -> dict[str, Any]:
-    """Return which of PyTorch's operations the compiled program calls, as its source in the package shows."""
+    """Count the PyTorch operations that the compiled program calls, in its source in the package."""
     with zipfile.ZipFile(package) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".wrapper.cpp"))
         source = archive.read(name).decode()
@@ -129,7 +129,7 @@ def _evidence(package: Path) -> dict[str, Any]:
 
 
 def _export(model: Any, checkpoint: "Checkpoint") -> Any:  # noqa: ANN401  torch modules and programs
-    """Return `model` as a program of torch.export, of any length."""
+    """Return `model` as a program of torch.export for any length."""
     import torch
 
     arrays = eager.example(checkpoint)
@@ -141,7 +141,7 @@ def _export(model: Any, checkpoint: "Checkpoint") -> Any:  # noqa: ANN401  torch
 
 
 def _compile(model: Any, checkpoint: "Checkpoint", folder: Path) -> None:  # noqa: ANN401  a torch module
-    """Compile `model` into `folder`, with its weights packed for the processor at hand."""
+    """Compile `model` into `folder`, with its weights packed for this processor."""
     import torch
 
     programs = Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor")))

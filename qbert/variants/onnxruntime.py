@@ -1,7 +1,7 @@
-"""ONNX Runtime: exported with attention spelled out, fused by its transformer optimizer, then quantized dynamically.
+"""ONNX Runtime: exported with eager attention, fused by its transformer optimizer, then quantized dynamically.
 
-Its optimizer knows attention only as transformers' `eager` implementation writes it: of an SDPA export, and of what
-PyTorch's newer exporter makes, it fuses no layer's.
+The optimizer recognizes attention only as transformers' `eager` implementation writes it. It fuses no layer of an SDPA
+export, nor of a graph from PyTorch's newer exporter.
 """
 
 import collections
@@ -30,11 +30,11 @@ LENGTH = "length"
 FUSED = ("Attention", "QAttention", "BiasGelu", "Gelu", "SkipLayerNormalization", "EmbedLayerNormalization")
 QUANTIZED = ("QAttention", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat")
 FUSIBLE = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
-"""The architectures whose every layer the optimizer fuses; others run as they were exported."""
+"""The architectures of which the optimizer fuses every layer; others run as they were exported."""
 
 
 def export(checkpoint: "Checkpoint", folder: Path, *, int8: bool) -> None:
-    """Write the fused graph of `checkpoint`, quantized where `int8`, and the count of what runs in it.
+    """Write the fused graph of `checkpoint`, quantized where `int8`, and the counts of its operations.
 
     Raises:
         InputError: a layer of a known architecture is not fused.
@@ -43,8 +43,8 @@ def export(checkpoint: "Checkpoint", folder: Path, *, int8: bool) -> None:
 
 
 def export_trimmed(checkpoint: "Checkpoint", folder: Path, *, int8: bool, max_length: int) -> None:
-    """Do so of the trimmed graph, for `max_length` tokens."""
-    _export(checkpoint, trimmed.load(checkpoint, attn_implementation="eager"), folder, int8=int8, max_length=max_length)
+    """Write the trimmed and fused graph of `checkpoint` for `max_length` tokens, quantized where `int8`."""
+    _export(checkpoint, trimmed.trim(checkpoint, attn_implementation="eager"), folder, int8=int8, max_length=max_length)
 
 
 def _export(checkpoint: "Checkpoint", model: Any, folder: Path, *, int8: bool, max_length: int | None = None) -> None:  # noqa: ANN401  a torch module
@@ -52,24 +52,24 @@ def _export(checkpoint: "Checkpoint", model: Any, folder: Path, *, int8: bool, m
     from onnxruntime.transformers import optimizer
 
     config = checkpoint.config
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        exported, fused = Path(place) / "exported.onnx", Path(place) / "fused.onnx"
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        exported, fused = Path(work) / "exported.onnx", Path(work) / "fused.onnx"
         _trace(checkpoint, model, exported)
         optimized = optimizer.optimize_model(
             str(exported),
             model_type="bert",
             num_heads=config.num_attention_heads,
             hidden_size=config.hidden_size,
-            opt_level=0,  # the rest is done when a session loads it
+            opt_level=0,  # a session does the other optimizations when it loads the graph
         )
-        if max_length:  # not before: it does not know attention of a fixed length
+        if max_length:  # after the optimizer, which does not recognize attention of a fixed length
             make_dim_param_fixed(optimized.model.graph, LENGTH, max_length)
         optimized.save_model_to_file(str(fused if int8 else folder / GRAPH))
         if int8:
             _quantize(fused, folder / GRAPH)
-        evidence = _count(folder / GRAPH, Path(place) / "running.onnx")
+        evidence = _count(folder / GRAPH, Path(work) / "running.onnx")
     attention = evidence["fused_ops"].get("Attention", 0) + evidence["fused_ops"].get("QAttention", 0)
-    fusible = config.num_hidden_layers - (max_length is not None)  # not what is left of a trimmed last layer
+    fusible = config.num_hidden_layers - (max_length is not None)  # a trimmed last layer's attention is not fused
     if config.model_type in FUSIBLE and attention != fusible:
         raise CannotRunError(
             f"ONNX Runtime's optimizer fused the attention of {attention} of {fusible} layers of "
@@ -79,7 +79,7 @@ def _export(checkpoint: "Checkpoint", model: Any, folder: Path, *, int8: bool, m
 
 
 def _quantize(fused: Path, quantized: Path) -> None:
-    """Quantize the weights of `fused` to signed int8, a scale for each output channel; activations when it runs."""
+    """Quantize the weights of `fused` to signed int8 with a scale per output channel; activations, when it runs."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -95,7 +95,7 @@ def _quantize(fused: Path, quantized: Path) -> None:
 
 
 def _trace(checkpoint: "Checkpoint", model: Any, path: Path) -> None:  # noqa: ANN401  a torch module
-    """Write `model`, which is that of `checkpoint`, to `path` as ONNX, its length left open."""
+    """Write `model`, made from `checkpoint`, to `path` as ONNX with a variable length."""
     import torch
 
     names = list(checkpoint.encoder.inputs)
@@ -113,7 +113,7 @@ def _trace(checkpoint: "Checkpoint", model: Any, path: Path) -> None:  # noqa: A
 
 
 def _count(graph: Path, running: Path) -> dict[str, Any]:
-    """Return how many fused and quantized operations are in what a session makes of `graph`, written to `running`."""
+    """Count the fused and quantized operations of a session of `graph`; write the graph that it runs to `running`."""
     import onnx
 
     open_session(graph, running)
@@ -125,36 +125,34 @@ def _count(graph: Path, running: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Classifier:
-    """Return a session of the graph in `folder`, on one thread.
+    """Return a classifier that runs the graph in `folder` on one thread.
 
     Raises:
         InputError: the graph is damaged.
     """
     try:
-        # Counted by `export`: serving has no package `onnx` to count with.
+        # The evidence is from `export`: to count operations takes the package `onnx`, which serving does not need.
         return _classifier(open_session(folder / GRAPH), json.loads((folder / EVIDENCE).read_text(encoding="utf-8")))
     except Exception as error:  # ONNX Runtime's exceptions have no narrower common class
         raise InputError(f"{folder / GRAPH} is damaged ({reason(error)}): make it again with qbert quantize") from error
 
 
 def classifier(graph: Path) -> Classifier:
-    """Return a session of `graph`, which takes the arrays of an encoding by their names; its operations are counted."""
+    """Return a classifier that runs `graph`, whose inputs are named like the arrays of an encoding."""
     with tempfile.TemporaryDirectory() as place:
         evidence = _count(graph, Path(place) / "running.onnx")
     return _classifier(open_session(graph), evidence)
 
 
-def _classifier(opened: Any, evidence: dict[str, Any]) -> Classifier:  # noqa: ANN401  an InferenceSession
-
-    threads = opened.get_session_options().intra_op_num_threads
-    inputs = [node.name for node in opened.get_inputs()]  # without those of no effect, as DeBERTa's token types
-
-    length = opened.get_inputs()[0].shape[1]  # a name, where it is left open
+def _classifier(session: Any, evidence: dict[str, Any]) -> Classifier:  # noqa: ANN401  an InferenceSession
+    threads = session.get_session_options().intra_op_num_threads
+    inputs = [node.name for node in session.get_inputs()]  # without ineffective ones, as DeBERTa's token types
+    length = session.get_inputs()[0].shape[1]  # a name, where it is variable
 
     def run(encoding: Encoding) -> "npt.NDArray[np.float32]":
         if isinstance(length, int):
             encoding = trimmed.padded(encoding, length)
-        return opened.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
+        return session.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
 
     return Classifier.counted(
         run,
@@ -164,19 +162,19 @@ def _classifier(opened: Any, evidence: dict[str, Any]) -> Classifier:  # noqa: A
 
 
 def open_session(graph: Path | bytes, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession
-    """Return a session of `graph` on one thread; what really runs is written to `running`."""
+    """Return a session of `graph` on one thread; write the graph that it runs to `running`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # its warnings are about what was asked for
+    options.log_severity_level = 3  # it warns of what we ask for
     if running:
         options.optimized_model_filepath = str(running)
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def products(rows: int, inputs: int, outputs: int) -> Products:
-    """Yield products of `rows` by a weight, each its own graphs of one node."""
+    """Yield products of `rows` rows with a weight, each as a graph of one node."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
@@ -198,5 +196,5 @@ def products(rows: int, inputs: int, outputs: int) -> Products:
     yield "fp32", "ONNX Runtime", functools.partial(floats.run, None, {"x": x})
     steps = generator.integers(-127, 128, (inputs, outputs), dtype=np.int8)
     integers = product("MatMulInteger", steps, (TensorProto.UINT8, TensorProto.INT32))
-    bytes_ = generator.integers(0, 256, (rows, inputs), dtype=np.uint8)
-    yield "int8", "ONNX Runtime", functools.partial(integers.run, None, {"x": bytes_})
+    activations = generator.integers(0, 256, (rows, inputs), dtype=np.uint8)
+    yield "int8", "ONNX Runtime", functools.partial(integers.run, None, {"x": activations})

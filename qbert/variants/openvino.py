@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from qbert.checkpoint import Checkpoint
 
 GRAPH = "openvino_model.xml"
-"""As optimum-intel calls it."""
+"""The name that optimum-intel uses."""
 FORMER_GRAPH = "model.xml"
-"""What it was called in artefacts made before."""
+"""Its name in artefacts of earlier versions."""
 PRODUCTS = {"FullyConnected", "MatMul", "ScaledDotProductAttention"}
 ALPHAS = (0.95, 0.7)
-"""How far outliers are moved: NNCF's default, and what suits other models (MiniLM on SST-2: half the flips)."""
+"""SmoothQuant's alphas to try: NNCF's default, and one that suits other models (MiniLM on SST-2: half the flips)."""
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -37,19 +37,19 @@ def export(checkpoint: "Checkpoint", folder: Path) -> None:
 
 def export_trimmed(checkpoint: "Checkpoint", folder: Path, *, max_length: int) -> None:
     """Write the trimmed graph of `checkpoint` in fp32, for `max_length` tokens."""
-    _save(_convert(checkpoint, trimmed.load(checkpoint)), folder, max_length)
+    _save(_convert(checkpoint, trimmed.trim(checkpoint)), folder, max_length)
 
 
 def export_int8(checkpoint: "Checkpoint", folder: Path, *, calibration: Sequence[Encoding]) -> None:
-    """Write the graph of `checkpoint`, quantized."""
+    """Write the quantized graph of `checkpoint`."""
     _save(_quantize(checkpoint, _convert(checkpoint, checkpoint.load()), calibration), folder)
 
 
 def export_int8_trimmed(
     checkpoint: "Checkpoint", folder: Path, *, calibration: Sequence[Encoding], max_length: int
 ) -> None:
-    """Write the trimmed graph of `checkpoint`, quantized, for `max_length` tokens."""
-    model = _quantize(checkpoint, _convert(checkpoint, trimmed.load(checkpoint)), calibration)
+    """Write the trimmed and quantized graph of `checkpoint` for `max_length` tokens."""
+    model = _quantize(checkpoint, _convert(checkpoint, trimmed.trim(checkpoint)), calibration)
     _save(model, folder, max_length)
 
 
@@ -60,12 +60,12 @@ def _save(model: Any, folder: Path, max_length: int | None = None) -> None:  # n
 
 
 def _quantize(checkpoint: "Checkpoint", model: Any, calibration: Sequence[Encoding]) -> Any:  # noqa: ANN401  openvino.Models
-    """Return `model`, the graph of `checkpoint`, with the ranges of its activations as `calibration` showed them.
+    """Return `model`, the graph of `checkpoint`, quantized with the ranges of activations measured on `calibration`.
 
-    NNCF has to be told that it is a transformer. Else it quantizes what attention cannot bear, for 3 % of speed
-    (MiniLM on SST-2: 134 of 872 labels flipped instead of 3). Before, it moves the activations' outliers into the
-    weights; how far is best depends on the model. So every third document of `calibration` is held back, and that
-    graph is kept whose logits of these are nearest to fp32's.
+    NNCF needs `model_type` TRANSFORMER. Without it, it also quantizes parts of attention that lose too much precision,
+    for 3 % of speed (MiniLM on SST-2: 134 of 872 labels flipped instead of 3). Before it quantizes, it moves outliers
+    of activations into the weights; how far is best depends on the model. So every third document of `calibration` is
+    held out, and of the graphs for ALPHAS the one whose logits of these documents are nearest to fp32's is kept.
 
     Source: Xiao et al. 2023, "SmoothQuant", section 4, on the migration strength alpha.
     """
@@ -79,34 +79,34 @@ def _quantize(checkpoint: "Checkpoint", model: Any, calibration: Sequence[Encodi
     )
 
     nncf.set_log_level(logging.ERROR)
-    held_back, seen = calibration[::3], [encoding for row, encoding in enumerate(calibration) if row % 3]
+    held_out, sample = calibration[::3], [encoding for row, encoding in enumerate(calibration) if row % 3]
 
     def quantize(alpha: float) -> Any:  # noqa: ANN401  an openvino.Model
         return nncf.quantize(
             model,
-            nncf.Dataset(seen),
+            nncf.Dataset(sample),
             model_type=nncf.ModelType.TRANSFORMER,
             ignored_scope=nncf.IgnoredScope(names=[_logits_layer(model)]),
-            subset_size=len(seen),
+            subset_size=len(sample),
             advanced_parameters=AdvancedQuantizationParameters(
                 overflow_fix=OverflowFix.ENABLE if machine.saturates() else OverflowFix.FIRST_LAYER,  # NNCF's default
                 smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha),
             ),
         )
 
-    def logits(model: Any) -> "npt.NDArray[np.float32]":  # noqa: ANN401  likewise
-        return np.concatenate([*map(_runner(compile_model(model, "f32")), held_back)])
+    def logits(model: Any) -> "npt.NDArray[np.float32]":  # noqa: ANN401  an openvino.Model
+        return np.concatenate([*map(_runner(compile_model(model, "f32")), held_out)])
 
-    # Of an untrained model any will do.
+    # For an untrained model any alpha will do.
     candidates = [quantize(alpha) for alpha in (ALPHAS if checkpoint.trained else ALPHAS[:1])]
     expected = logits(model)
     return min(candidates, key=lambda candidate: float(np.abs(logits(candidate) - expected).mean()))
 
 
 def _logits_layer(model: Any) -> str:  # noqa: ANN401  an openvino.Model
-    """Return the name of the product that gives the logits: it takes no time, and is left as it is.
+    """Return the name of the product that gives the logits, which is not quantized: it takes no time.
 
-    Of two int8 layers of one row each (DistilBERT's head), OpenVINO 2026.4 on one thread makes nonsense.
+    Two int8 layers of one row each (DistilBERT's head) give wrong results in OpenVINO 2026.4 on one thread.
     """
     node = model.get_results()[0].input_value(0).get_node()
     while node.get_type_name() != "MatMul":
@@ -115,7 +115,7 @@ def _logits_layer(model: Any) -> str:  # noqa: ANN401  an openvino.Model
 
 
 def load(folder: Path, *, hint: str) -> Classifier:
-    """Return the graph in `folder` compiled for one thread; what is not int8 is computed in `hint`, `f32` or `bf16`.
+    """Return a classifier of the graph in `folder` on one thread; what is not int8 runs in `hint`, `f32` or `bf16`.
 
     Raises:
         InputError: the graph is damaged.
@@ -130,7 +130,7 @@ def load(folder: Path, *, hint: str) -> Classifier:
 
 
 def classifier(compiled: Any) -> Classifier:  # noqa: ANN401  a CompiledModel
-    """Return `compiled`, which takes the arrays of an encoding by their names; its operations are counted."""
+    """Return a classifier of `compiled`, whose inputs are named like the arrays of an encoding."""
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     nodes = [
         {key: value.astype(str) for key, value in node.get_rt_info().items()}
@@ -154,7 +154,7 @@ def compile_model(model: Any, hint: str) -> Any:  # noqa: ANN401  a path or a mo
     """Return `model` compiled for one thread and one call at a time, computing in `hint`: `f32` or `bf16`."""
     settings = {
         "INFERENCE_NUM_THREADS": 1,
-        "INFERENCE_PRECISION_HINT": hint,  # left alone it takes bf16 wherever the processor has it
+        "INFERENCE_PRECISION_HINT": hint,  # its default is bf16 wherever the processor has it
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
     }
@@ -174,23 +174,23 @@ def _runner(compiled: Any) -> "Callable[[Encoding], npt.NDArray[np.float32]]":  
 
 
 def lacks_bf16() -> str:
-    """Say why OpenVINO would not compute in bf16 here; empty where it would."""
+    """Return why OpenVINO would not compute in bf16 here; empty where it would."""
     if machine.has("avx512_bf16", "amx_bf16"):
         return ""
     return "this processor has no bf16 instructions that OpenVINO uses (AVX512-BF16 or AMX)"
 
 
 def module() -> Any:  # noqa: ANN401
-    """Return OpenVINO, imported without its telemetry: it, and NNCF, do without where that package is missing."""
-    absent: Any = None  # what Python takes for a module that is not installed
-    sys.modules.setdefault("openvino_telemetry", absent)
+    """Return the module openvino, imported without telemetry: OpenVINO and NNCF run without that package."""
+    not_installed: Any = None  # as an entry of sys.modules
+    sys.modules.setdefault("openvino_telemetry", not_installed)
     import openvino
 
     return openvino
 
 
 def _convert(checkpoint: "Checkpoint", model: Any) -> Any:  # noqa: ANN401  a torch module, and an openvino.Model
-    """Return the graph of `model`, which is `checkpoint`'s, its length left open."""
+    """Return the graph of `model`, made from `checkpoint`, with a variable length."""
     openvino = module()
     example = dict(zip(checkpoint.encoder.inputs, eager.example(checkpoint), strict=True))
     return openvino.convert_model(
@@ -201,7 +201,7 @@ def _convert(checkpoint: "Checkpoint", model: Any) -> Any:  # noqa: ANN401  a to
 
 
 def products(rows: int, inputs: int, outputs: int) -> Products:
-    """Yield products of `rows` by a weight, each a graph of one product."""
+    """Yield products of `rows` rows with a weight, each as a graph of one product."""
     import numpy as np
 
     ov = module()

@@ -1,4 +1,4 @@
-"""What the folder of an artefact says of itself: README.md, with the lines that load it, with and without qbert."""
+"""The README.md of an artefact: what it is, and how to load it with and without qbert."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -81,14 +81,14 @@ WITHOUT_QBERT = {
     "qbert.variants.onnxruntime.load": ONNX_RUNTIME,
     "qbert.variants.openvino.load": OPENVINO,
 }
-"""By the function that loads it, what loads the same without qbert, run in the folder."""
-NONE = "No other library runs it: the int8 weights are in a safetensors file, in a layout that is qbert's own.\n"
+"""Code that loads an artefact without qbert, run in its folder, by the function that loads it with qbert."""
+QBERT_ALONE = "No other library runs it: the int8 weights are in a safetensors file, in a layout that is qbert's own.\n"
 
 
 def text(variant: Variant, model: str, record: Mapping[str, Any]) -> str:
     """Return the README of the artefact that `variant` made of the checkpoint `model`; `record` is its qbert.json."""
     labels = ", ".join(record["labels"])
-    several = "any number of labels a text" if record["problem_type"] == MULTI_LABEL else "one label a text"
+    kind = "any number of labels a text" if record["problem_type"] == MULTI_LABEL else "one label a text"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     side = "end" if record["truncation_side"] == "right" else "beginning"
     needed = variant.packages if variant.packages_to_load is None else variant.packages_to_load
@@ -96,7 +96,7 @@ def text(variant: Variant, model: str, record: Mapping[str, Any]) -> str:
 
 A text classifier for CPUs, written by `qbert quantize`: {model} in {variant.precision}, run by {variant.runtime}.
 
-- labels: {labels} ({several})
+- labels: {labels} ({kind})
 - texts are cut off at {record["max_length"]} tokens, at their {side}; it takes {record["positions"]} at most
 - made with {versions}
 
@@ -121,7 +121,7 @@ Without:
 def _without(variant: Variant, record: Mapping[str, Any]) -> str:
     template = WITHOUT_QBERT.get(qualified(variant.load))
     if template is None:
-        return NONE
+        return QBERT_ALONE
     padding = f"enable_padding(length={record['positions']})" if variant.of_one_length else "no_padding()"
     lines = template.format(
         dtype=variant.options.get("dtype", "float32"),
@@ -131,7 +131,7 @@ def _without(variant: Variant, record: Mapping[str, Any]) -> str:
         padding=padding,
         truncation_side=record["truncation_side"],
     )
-    told = f"```python\n{lines}```\n"
+    code = f"```python\n{lines}```\n"
     if template is OPENVINO:
-        told += f"\nOr with optimum-intel, whose tokenizer is that of transformers:\n\n```python\n{OPTIMUM}```\n"
-    return told
+        code += f"\nOr with optimum-intel, whose tokenizer is that of transformers:\n\n```python\n{OPTIMUM}```\n"
+    return code

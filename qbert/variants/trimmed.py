@@ -1,8 +1,8 @@
-"""Graphs without what the head never sees, of one length: exact, and a tenth faster.
+"""Graphs of one length, without what the head does not read: the same logits, a tenth faster.
 
-The head looks at the first token alone. So in the last layer only keys and values are needed of every token; query,
-attention's output and feed-forward of the first one. And a graph whose length is known leaves the runtime nothing to
-work out at each call; shorter texts are padded.
+The head reads the first token alone. So the last layer needs only keys and values of every token; query, attention's
+output and feed-forward of the first one. With a fixed length the runtime has no shapes to compute at each call;
+shorter texts are padded.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from qbert.checkpoint import Checkpoint
 
 
-def load(checkpoint: "Checkpoint", **options: Any) -> Any:  # noqa: ANN401  a torch module; options of from_pretrained
-    """Return the model of `checkpoint`, its last layer computed for the first token alone.
+def trim(checkpoint: "Checkpoint", **options: Any) -> Any:  # noqa: ANN401  a torch module; options of from_pretrained
+    """Return the model of `checkpoint`; its last layer is computed for the first token alone.
 
     Raises:
-        InputError: its architecture is none that is known to allow it.
+        InputError: families.py does not have its architecture.
     """
     import torch
     from transformers.activations import ACT2FN
@@ -56,8 +56,8 @@ def load(checkpoint: "Checkpoint", **options: Any) -> Any:  # noqa: ANN401  a to
                 scores = scores.masked_fill(~mask, -1e9) if mask.dtype == torch.bool else scores + mask
             context = (scores.softmax(-1) @ values).transpose(1, 2).reshape(1, 1, size)
             attended = run("attention_norm", run("output", context) + first)
-            raised = activation(run("up", attended))
-            return run("norm", run("down", raised) + attended)
+            activated = activation(run("up", attended))
+            return run("norm", run("down", activated) + attended)
 
     model = checkpoint.load(**options)
     layers = model.base_model.get_submodule(parts["layers"])
@@ -66,7 +66,7 @@ def load(checkpoint: "Checkpoint", **options: Any) -> Any:  # noqa: ANN401  a to
 
 
 def padded(encoding: Encoding, length: int) -> Encoding:
-    """Return `encoding` with zeros, which the mask hides, up to `length` tokens.
+    """Return `encoding`, padded with zeros to `length` tokens; the mask hides them.
 
     Raises:
         ValueError: it is longer.

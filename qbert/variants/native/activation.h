@@ -1,9 +1,9 @@
 // The functions between the two products of a feed-forward layer, and exp.
 //
-// GELU is x * Phi(x), with Phi(x) = 1/2 + x P(x^2) and P a polynomial: 12 instructions for 16 numbers where erf takes 30.
-// It is the minimax fit up to |x| = 4 that is exactly 0 and 1 there, and stays so beyond; x * Phi(x) is within 2.5e-4 of the
-// exact one, a fiftieth of the step in which the result is quantized. GELU as OpenAI wrote it, with tanh, has coefficients of
-// its own.
+// GELU is x * Phi(x), computed with Phi(x) = 1/2 + x P(x^2) and P a polynomial: 12 instructions for 16 numbers, where erf
+// takes 30. P is the minimax fit for |x| <= 4 under the constraint that Phi is exactly 0 and 1 at the ends; beyond them, Phi
+// stays there. The error of x * Phi(x) is at most 2.5e-4, a fiftieth of the step in which the result is quantized. The tanh
+// form of GELU has its own coefficients.
 #pragma once
 
 #include "vector.h"
@@ -32,25 +32,25 @@ inline Floats activate(Floats x) {
   }
 }
 
-// 2^x for x <= 0, to 8e-5 of it, a fiftieth of a step of bf16: a polynomial for the part after the point, and the whole
-// part goes into the exponent.
+// 2^x for x <= 0, with a relative error of 8e-5, a fiftieth of a step of bf16: a polynomial of the fractional part; the
+// whole part is added to the exponent.
 inline Floats exp2(Floats x) {
 #if defined(__AVX512F__)
   Floats whole, power;
   asm("vrndscaleps $0, %1, %0" : "=v"(whole) : "v"(x));
-  const Floats rest = x - whole;
+  const Floats fraction = x - whole;
 #else
   const Floats bounded = maximum(x, broadcast(-126));
-  const Floats whole = bounded + 12582912.0f;  // 1.5 * 2^23: leaves the nearest whole number in the lowest bits
-  const Floats rest = bounded - (whole - 12582912.0f);
+  const Floats whole = bounded + 12582912.0f;  // 1.5 * 2^23: rounds to the nearest whole number, in the lowest bits
+  const Floats fraction = bounded - (whole - 12582912.0f);
 #endif
-  const Floats root =
-      ((broadcast(5.51716672e-2f) * rest + 2.42611122e-1f) * rest + 6.93260986e-1f) * rest + 9.99928074e-1f;
+  const Floats mantissa =
+      ((broadcast(5.51716672e-2f) * fraction + 2.42611122e-1f) * fraction + 6.93260986e-1f) * fraction + 9.99928074e-1f;
 #if defined(__AVX512F__)
-  asm("vscalefps %2, %1, %0" : "=v"(power) : "v"(root), "v"(whole));
+  asm("vscalefps %2, %1, %0" : "=v"(power) : "v"(mantissa), "v"(whole));
   return power;
 #else
-  return Floats(Ints(root) + (Ints(whole) << 23));
+  return Floats(Ints(mantissa) + (Ints(whole) << 23));
 #endif
 }
 

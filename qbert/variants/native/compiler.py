@@ -1,4 +1,4 @@
-"""The C++ sources here, compiled at first use by the compiler at hand for this processor, and kept in the cache."""
+"""Compile the C++ sources here for this processor at first use, and keep the library in the cache."""
 
 import ctypes
 import hashlib
@@ -25,7 +25,7 @@ PACKAGE = "ziglang"
 
 
 def unsupported() -> str:
-    """Say why the sources would not compile or run here; empty where they would."""
+    """Return why the sources cannot be compiled or run here; empty where they can."""
     if not (machine.is_x86() and machine.has("avx512_vnni", "avx_vnni")) or sys.platform == "win32":
         return "it is written for processors with AVX512-VNNI or AVX-VNNI, on Linux or macOS"
     return "" if compiler() else f"no C++ compiler: install g++ or clang++, or {pip_install('native')}"
@@ -33,7 +33,7 @@ def unsupported() -> str:
 
 @cache
 def compiler() -> tuple[str, ...]:
-    """Return the command of a C++ compiler: `CXX`, g++, clang++, or pip's; empty where there is none."""
+    """Return the command of the first C++ compiler of `CXX`, g++, clang++ and pip's; empty where there is none."""
     for command in (os.environ.get("CXX", ""), "g++", "clang++"):
         words = shlex.split(command)
         if words and (path := shutil.which(words[0])):
@@ -42,45 +42,45 @@ def compiler() -> tuple[str, ...]:
 
 
 def flags() -> tuple[str, ...]:
-    """Return the flags for this processor, then what `QBERT_CXXFLAGS` adds: sanitizers, fewer instructions."""
-    chosen: tuple[str, ...] = AVX512 if machine.has("avx512_vnni") else ("-mavxvnni",)
+    """Return the flags for this processor, then those of `QBERT_CXXFLAGS` (sanitizers, fewer instructions)."""
+    instructions: tuple[str, ...] = AVX512 if machine.has("avx512_vnni") else ("-mavxvnni",)
     if machine.has("avx512_vnni") and machine.has("avx512_bf16"):
-        chosen += ("-mavx512bf16",)
-    return (*FLAGS, *chosen, *shlex.split(os.environ.get("QBERT_CXXFLAGS", "")))
+        instructions += ("-mavx512bf16",)
+    return (*FLAGS, *instructions, *shlex.split(os.environ.get("QBERT_CXXFLAGS", "")))
 
 
 @cache
 def load_library() -> ctypes.CDLL:
     """Return the compiled library.
 
-    It is kept under a hash of sources, compiler, flags and processor; two runs that need it at once share the work.
+    It is kept under a hash of sources, compiler and flags; of two processes that need it at once, one compiles it.
 
     Raises:
         InputError: this machine cannot run it, the compiler fails, or others can write to where it is kept.
     """
-    if lack := unsupported():
-        raise InputError(f"qbert's native library cannot be made here: {lack}")
+    if why := unsupported():
+        raise InputError(f"qbert's native library cannot be made here: {why}")
     command = compiler()
-    tool = Path(command[0]).resolve().stat()
-    made_of = hashlib.sha256(repr((command, tool.st_size, tool.st_mtime_ns, flags())).encode())
+    executable = Path(command[0]).resolve().stat()
+    digest = hashlib.sha256(repr((command, executable.st_size, executable.st_mtime_ns, flags())).encode())
     for path in sorted(SOURCES.glob("*.[ch]*")):
-        made_of.update(path.read_bytes())
-    folder = build_kept(cache_dir() / "native" / made_of.hexdigest()[:16], _compile)
+        digest.update(path.read_bytes())
+    folder = build_kept(cache_dir() / "native" / digest.hexdigest()[:16], _compile)
     check_trusted(folder)
     return _declare(ctypes.CDLL(str(folder / LIBRARY)))
 
 
 def _compile(folder: Path) -> None:
     say("compiling int8-native, once")
-    done = subprocess.run(  # noqa: S603  the compiler that the user has
+    done = subprocess.run(  # noqa: S603  the user's compiler
         [*compiler(), *flags(), str(SOURCES / "native.cpp"), "-o", str(folder / LIBRARY)],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
-        raise InputError(f"{' '.join(compiler())} cannot compile {SOURCES} ({said[0]}): set CXX to another compiler")
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
+        raise InputError(f"{' '.join(compiler())} cannot compile {SOURCES} ({errors[0]}): set CXX to another compiler")
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -1,4 +1,4 @@
-"""Quantize a checkpoint's weights for the native encoder: one step for each output, nothing calibrated."""
+"""Quantize a checkpoint's weights for the native encoder: one step for each output, without calibration."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 COUNT_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")
-"""Architectures whose first position is the one after the padding token's id."""
+"""Architectures whose positions start after the padding token's id."""
 SPELLINGS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
 
@@ -27,7 +27,7 @@ def export(checkpoint: "Checkpoint", folder: Path) -> None:
     """Write the weights of `checkpoint` to `folder`: products in int8, word embeddings in bf16, the rest in fp32.
 
     Raises:
-        InputError: its architecture or activation is another.
+        InputError: its architecture or activation is unknown.
     """
     from safetensors.numpy import save_file
 
@@ -40,15 +40,15 @@ def export(checkpoint: "Checkpoint", folder: Path) -> None:
     weights = {name: tensor.numpy() for name, tensor in checkpoint.load().state_dict().items()}
     prefix = checkpoint.skeleton.base_model_prefix
 
-    def theirs(ours: str) -> str:
-        """Return the checkpoint's name of one of our modules."""
-        if ours.startswith("layers."):
-            _, number, module = ours.split(".")
+    def checkpoint_name(name: str) -> str:
+        """Return what the checkpoint calls our module `name`."""
+        if name.startswith("layers."):
+            _, number, module = name.split(".")
             return f"{prefix}.{family.body['layers']}.{number}.{family.body[module]}"
-        return family.head.get(ours) or f"{prefix}.{family.body[ours]}"
+        return family.head.get(name) or f"{prefix}.{family.body[name]}"
 
-    words = weights[f"{theirs('embeddings.word')}.weight"]
-    types = weights.get(f"{theirs('embeddings.type')}.weight", ())
+    words = weights[f"{checkpoint_name('embeddings.word')}.weight"]
+    types = weights.get(f"{checkpoint_name('embeddings.type')}.weight", ())
     geometry = Geometry(
         vocabulary=len(words),
         embedding=words.shape[1],
@@ -57,7 +57,7 @@ def export(checkpoint: "Checkpoint", folder: Path) -> None:
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         layers=config.num_hidden_layers,
-        intermediate=len(weights[f"{theirs('layers.0.up')}.weight"]),
+        intermediate=len(weights[f"{checkpoint_name('layers.0.up')}.weight"]),
         labels=config.num_labels,
         activation=ACTIVATIONS.index(activation),
         head_activation=HEAD_ACTIVATIONS.index(family.head_activation),
@@ -65,7 +65,7 @@ def export(checkpoint: "Checkpoint", folder: Path) -> None:
         epsilon=getattr(config, "layer_norm_eps", 1e-12),
     )
     tensors = {
-        name: _tensor(name, kind, shape, weights, theirs)
+        name: _tensor(name, kind, shape, weights, checkpoint_name)
         for group in geometry.groups()
         for name, (kind, shape) in group.items()
     }
@@ -73,16 +73,20 @@ def export(checkpoint: "Checkpoint", folder: Path) -> None:
 
 
 def _tensor(
-    name: str, kind: str, shape: tuple[int, ...], weights: Mapping[str, Array], theirs: Callable[[str], str]
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    weights: Mapping[str, Array],
+    checkpoint_name: Callable[[str], str],
 ) -> Array:
-    """Return the tensor `name` of the native file, made of the checkpoint's."""
+    """Return the tensor `name` of the native file, made from the checkpoint's `weights`."""
     module, _, part = name.rpartition(".")
     if module == "embeddings":  # a table, not a layer with weight and bias
         module, part = name, "weight"
-    theirs_name = f"{theirs(module)}.{'bias' if part == 'bias' else 'weight'}"
-    if module == "embeddings.type" and theirs_name not in weights:  # an architecture without token types
+    source_name = f"{checkpoint_name(module)}.{'bias' if part == 'bias' else 'weight'}"
+    if module == "embeddings.type" and source_name not in weights:  # an architecture without token types
         return np.zeros(shape, dtype=np.float32)
-    source = weights[theirs_name]
+    source = weights[source_name]
     if kind == "U16":
         return bf16(source)
     if kind == "I8" or part == "step":
@@ -92,13 +96,13 @@ def _tensor(
 
 
 def quantize(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Return whole steps `(outputs, inputs)` from -127 to 127, and the size of a step for each output."""
+    """Return `weight` in whole steps from -127 to 127, `(outputs, inputs)`, and the size of each output's step."""
     step = np.abs(weight).max(axis=1) / np.float32(127)
     step[step == 0] = 1
     return np.rint(weight / step[:, None]).astype(np.int8), step
 
 
 def bf16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Return the upper halves of `numbers`, rounded to the nearest, and of two to the even one."""
+    """Return `numbers` as the bits of bf16, rounded to the nearest, ties to even."""
     bits = np.ascontiguousarray(numbers, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

@@ -1,11 +1,14 @@
 // A BERT encoder with a classification head: token ids in, logits out, one text at a time, on one thread.
 //
-// Every layer's six products are int8, attention and residual sums are not quantized. Only real tokens are computed, so
-// there is no mask. All rows go through one product before the next: in blocks of 64 rows, what lies between two products
-// would stay in the second cache, but weights would be read once for each block, which took 4 % longer.
+// Every layer's six products are int8; attention and residual sums are not quantized. Only real tokens are computed, so
+// there is no mask. All rows go through one product before the next: in blocks of 64 rows, activations would stay in the L2
+// cache, but weights would be read once for each block, which took 4 % longer.
 //
-// The head looks at the first token alone. So in the last layer only keys and values are computed for every token; query,
-// attention, output and feed-forward for the first one. That changes no result.
+// The head reads the first token alone. So the last layer computes only what that token depends on (x), with the same result:
+//
+//                                            token 0    1    2   ...
+//     key, value                                   x      x    x    x
+//     query, attention, output, up, down           x      .    .    .
 #pragma once
 
 #include <vector>
@@ -17,21 +20,42 @@
 
 namespace qbert {
 
-// A product with int8 weights: one step for each output, and what is left of the rows' offsets.
+// The arrays of pointers that Python passes, in the order of Geometry.groups in encoder.py.
+struct MatrixTensors {
+  const std::int8_t* weights;  // `outputs` by `inputs`
+  const float *steps, *biases;
+};
+
+struct EmbeddingTensors {
+  const std::uint16_t* words;  // bf16
+  const float *positions, *types, *norm_weight, *norm_bias;
+  MatrixTensors projection;  // absent where embeddings are as wide as the layers
+};
+
+struct LayerTensors {
+  MatrixTensors query, key, value, output, up, down;
+  const float *attention_norm_weight, *attention_norm_bias, *norm_weight, *norm_bias;
+};
+
+struct HeadTensors {
+  const float *dense_weight, *dense_bias, *labels_weight, *labels_bias;
+};
+
+// A product with int8 weights: a step, a bias and the scaled sum of the weights (rows.h) for each output.
 struct Linear {
   Panels panels;
   const std::uint32_t* packed;
   const float *step, *sums, *bias;
 
-  // weights: `outputs` by `inputs` signed bytes; step and bias: `outputs` numbers, all times `factor`.
+  // Pack `outputs` by `inputs` weights; the outputs are multiplied by `factor`.
   Linear(Arena& arena, const std::int8_t* weights, const float* steps, const float* biases, int outputs, int inputs,
          float factor = 1)
       : panels(outputs, int(round_up(inputs, 4)) / 4) {
-    auto* to = arena.take<std::uint32_t>(panels.size());
+    auto* to = arena.allocate<std::uint32_t>(panels.size());
     pack(weights, inputs, inputs, panels, to);
     packed = to;
     const std::size_t whole = round_up(outputs, kLanes);
-    auto* numbers = arena.take<float>(3 * whole);
+    auto* numbers = arena.allocate<float>(3 * whole);
     for (int n = 0; n < outputs; ++n) {
       long sum = 0;
       for (int k = 0; k < inputs; ++k) sum += weights[std::size_t(n) * inputs + k];
@@ -42,43 +66,43 @@ struct Linear {
     step = numbers, sums = numbers + whole, bias = numbers + 2 * whole;
   }
 
-  template <class Put>
-  struct Finish {
+  template <class Write>
+  struct Epilogue {
     const Linear& linear;
     const Quantized& rows;
-    Put put;
+    Write write;
 
-    auto columns(int column) const {
+    auto at(int column) const {
       const Floats step = load<Floats>(linear.step + column), sums = load<Floats>(linear.sums + column),
                    bias = load<Floats>(linear.bias + column);
-      return [=, rest = Floats{}](int first, int r, Ints sum) mutable {
+      return [=, error = Floats{}](int first, int r, Ints sum) mutable {
         const int row = first + r;
         Floats values =
             __builtin_convertvector(sum, Floats) * (step * rows.step[row]) + (sums * rows.offset[row] + bias);
-        if (r < 2 && first == 0) {  // what is left over of the first token, and that token
+        if (r < 2 && first == 0) {  // the rounding error of the first token, and that token
           if (r == 0) {
-            rest = values - bias;
+            error = values - bias;
             return;
           }
-          values += rest;
+          values += error;
         }
-        put(row - 1, column, values);
+        write(row - 1, column, values);
       };
     }
   };
 
-  // Pass to `put` each vector of the product of `count` tokens: token, column, values; zeros after the last column.
-  template <class Put>
-  void operator()(const Quantized& rows, int count, const Put& put) const {
-    product<Int8Dot>(rows.bytes, rows.stride, count + 1, packed, panels, Finish<Put>{*this, rows, put});
+  // Call `write(token, column, values)` for each vector of the product of `count` tokens; zeros follow the last column.
+  template <class Write>
+  void operator()(const Quantized& rows, int count, const Write& write) const {
+    product<Int8Dot>(rows.bytes, rows.stride, count + 1, packed, panels, Epilogue<Write>{*this, rows, write});
   }
 };
 
-// Read by Python's ctypes: keep the order (encoder.py).
+// Filled by Python's ctypes: the fields are in the order of Geometry in encoder.py.
 struct Geometry {
   std::int64_t vocabulary, embedding, types, positions, hidden, heads, layers, intermediate, labels;
   std::int64_t activation, head_activation;
-  std::int64_t padding;  // positions count from here + 1, and padding tokens not at all; or -1
+  std::int64_t padding;  // padding's id and position in RoBERTa, where text has the positions after it; else -1
   double epsilon;
 };
 
@@ -86,57 +110,62 @@ enum HeadActivation { kHeadTanh, kHeadGelu, kHeadRelu };
 
 class Encoder {
  public:
-  explicit Encoder(const Geometry& geometry) : g_(geometry) {
-    const int widest = int(std::max({g_.hidden, g_.intermediate, g_.embedding}));
-    stride_ = Attention<AttentionDot>::row_elements(int(g_.hidden));
+  explicit Encoder(const Geometry& geometry) : geometry_(geometry) {
+    const int widest = int(std::max({geometry_.hidden, geometry_.intermediate, geometry_.embedding}));
+    stride_ = Attention<AttentionDot>::row_elements(int(geometry_.hidden));
     wide_stride_ = round_up(widest, kLanes);
-    const std::size_t tokens = g_.positions, scores = Kernel::Scratch::row_size(int(tokens));
-    x_ = arena_.take<float>(tokens * stride_);
-    context_ = arena_.take<float>(tokens * stride_);
-    for (auto*& rows : qkv_) rows = arena_.take<Kernel::Element>((tokens + 1) * stride_);
-    wide_ = arena_.take<float>(tokens * wide_stride_);
-    rest_ = arena_.take<float>(wide_stride_);
-    quantized_ = quantized(tokens, std::max(g_.hidden, g_.embedding));
-    wide_quantized_ = quantized(tokens, g_.intermediate);
-    const std::size_t panels = Kernel::Scratch::panels_size(int(tokens), int(g_.hidden / g_.heads));
-    scratch_ = {arena_.take<std::uint32_t>(panels), arena_.take<std::uint32_t>(panels),
-                arena_.take<float>(kTileRows * scores), arena_.take<Kernel::Element>(kTileRows * scores),
-                arena_.take<float>(kTileRows)};
+    const std::size_t tokens = geometry_.positions, scores = Kernel::Scratch::row_size(int(tokens));
+    hidden_ = arena_.allocate<float>(tokens * stride_);
+    context_ = arena_.allocate<float>(tokens * stride_);
+    for (auto*& rows : qkv_) rows = arena_.allocate<Kernel::Element>((tokens + 1) * stride_);
+    wide_ = arena_.allocate<float>(tokens * wide_stride_);
+    error_ = arena_.allocate<float>(wide_stride_);
+    quantized_ = quantized(tokens, std::max(geometry_.hidden, geometry_.embedding));
+    quantized_wide_ = quantized(tokens, geometry_.intermediate);
+    const std::size_t panels = Kernel::Scratch::panels_size(int(tokens), int(geometry_.hidden / geometry_.heads));
+    scratch_ = {arena_.allocate<std::uint32_t>(panels), arena_.allocate<std::uint32_t>(panels),
+                arena_.allocate<float>(kTileRows * scores), arena_.allocate<Kernel::Element>(kTileRows * scores),
+                arena_.allocate<float>(kTileRows)};
   }
 
-  // The weights, in the order of encoder.py; int8 matrices come as weights, steps and biases.
-  void set_embeddings(const void* const* tensors) {
-    const std::size_t size = g_.embedding;
-    auto* words = arena_.take<std::uint16_t>(g_.vocabulary * size);
-    std::memcpy(words, tensors[0], g_.vocabulary * size * sizeof(std::uint16_t));
+  // The setters copy or pack the tensors, which may be freed afterwards.
+  void set_embeddings(const EmbeddingTensors* tensors) {
+    const std::size_t size = geometry_.embedding;
+    auto* words = arena_.allocate<std::uint16_t>(geometry_.vocabulary * size);
+    std::memcpy(words, tensors->words, geometry_.vocabulary * size * sizeof(std::uint16_t));
     words_ = words;
-    positions_ = copied(tensors[1], g_.positions + g_.padding + 1, size);
-    types_ = copied(tensors[2], g_.types, size);
-    norm_[0] = copied(tensors[3], 1, size), norm_[1] = copied(tensors[4], 1, size);
-    if (g_.embedding != g_.hidden) project_.push_back(linear(tensors + 5, g_.hidden, g_.embedding));
+    positions_ = padded_copy(tensors->positions, geometry_.positions + geometry_.padding + 1, size);
+    types_ = padded_copy(tensors->types, geometry_.types, size);
+    norm_[kWeight] = padded_copy(tensors->norm_weight, 1, size), norm_[kBias] = padded_copy(tensors->norm_bias, 1, size);
+    if (geometry_.embedding != geometry_.hidden) {
+      projection_.push_back(linear(tensors->projection, geometry_.hidden, geometry_.embedding));
+    }
   }
 
-  void add_layer(const void* const* tensors) {
-    const std::int64_t h = g_.hidden, wide = g_.intermediate;
-    // Scores are powers of two (attention.h).
-    const float factor = float(1 / (std::log(2.0) * std::sqrt(double(h / g_.heads))));
-    layers_.push_back({linear(tensors, h, h, factor), linear(tensors + 3, h, h), linear(tensors + 6, h, h),
-                       linear(tensors + 9, h, h), linear(tensors + 12, wide, h), linear(tensors + 15, h, wide),
-                       copied(tensors[18], 1, h), copied(tensors[19], 1, h), copied(tensors[20], 1, h),
-                       copied(tensors[21], 1, h)});
+  void add_layer(const LayerTensors* tensors) {
+    const std::int64_t h = geometry_.hidden, wide = geometry_.intermediate;
+    // Scores are exponents of two (attention.h).
+    const float factor = float(1 / (std::log(2.0) * std::sqrt(double(h / geometry_.heads))));
+    layers_.push_back({linear(tensors->query, h, h, factor), linear(tensors->key, h, h), linear(tensors->value, h, h),
+                       linear(tensors->output, h, h), linear(tensors->up, wide, h), linear(tensors->down, h, wide),
+                       padded_copy(tensors->attention_norm_weight, 1, h), padded_copy(tensors->attention_norm_bias, 1, h),
+                       padded_copy(tensors->norm_weight, 1, h), padded_copy(tensors->norm_bias, 1, h)});
   }
 
-  void set_head(const void* const* tensors) {
-    dense_[0] = copied(tensors[0], g_.hidden, g_.hidden), dense_[1] = copied(tensors[1], 1, g_.hidden);
-    labels_[0] = copied(tensors[2], g_.labels, g_.hidden), labels_[1] = copied(tensors[3], 1, g_.labels);
+  void set_head(const HeadTensors* tensors) {
+    dense_[kWeight] = padded_copy(tensors->dense_weight, geometry_.hidden, geometry_.hidden);
+    dense_[kBias] = padded_copy(tensors->dense_bias, 1, geometry_.hidden);
+    labels_[kWeight] = padded_copy(tensors->labels_weight, geometry_.labels, geometry_.hidden);
+    labels_[kBias] = padded_copy(tensors->labels_bias, 1, geometry_.labels);
   }
 
-  // Whether every id is one that there is; only then may run be called.
-  bool knows(const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens) const {
-    if (tokens < 1 || tokens > g_.positions || std::int64_t(layers_.size()) != g_.layers || !labels_[0]) return false;
+  // Whether `run` may be called: all weights are set, and length and ids are within the sizes of the encoder.
+  bool accepts(const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens) const {
+    if (tokens < 1 || tokens > geometry_.positions) return false;
+    if (std::int64_t(layers_.size()) != geometry_.layers || !labels_[kWeight]) return false;
     for (std::int64_t i = 0; i < tokens; ++i) {
-      if (ids[i] < 0 || ids[i] >= g_.vocabulary) return false;
-      if (types && (types[i] < 0 || types[i] >= g_.types)) return false;
+      if (ids[i] < 0 || ids[i] >= geometry_.vocabulary) return false;
+      if (types && (types[i] < 0 || types[i] >= geometry_.types)) return false;
     }
     return true;
   }
@@ -152,143 +181,145 @@ class Encoder {
  private:
   using Kernel = Attention<AttentionDot>;
 
+  enum { kWeight, kBias };
+
   struct Layer {
     Linear query, key, value, output, up, down;
-    const float *attention_weight, *attention_bias, *weight, *bias;  // of the two LayerNorms
+    const float *attention_norm_weight, *attention_norm_bias, *norm_weight, *norm_bias;
   };
 
   void embed(const std::int64_t* ids, const std::int64_t* types, int tokens) {
-    const std::size_t size = g_.embedding;
-    const std::size_t stride = project_.empty() ? stride_ : wide_stride_;
-    std::int64_t position = g_.padding;
+    const std::size_t size = geometry_.embedding;
+    const std::size_t stride = projection_.empty() ? stride_ : wide_stride_;
+    std::int64_t position = geometry_.padding;
     for (int t = 0; t < tokens; ++t) {
-      float* row = project_.empty() ? x_ + t * stride : wide_;
+      float* row = projection_.empty() ? hidden_ + t * stride : wide_;
       const std::uint16_t* word = words_ + ids[t] * size;
-      const bool padding = g_.padding >= 0 && ids[t] == g_.padding;
-      const float* place = positions_ + (padding ? g_.padding : ++position) * vectors(size);
-      const float* type = types_ + (types ? types[t] : 0) * vectors(size);
+      const bool padding = geometry_.padding >= 0 && ids[t] == geometry_.padding;
+      const float* place = positions_ + (padding ? geometry_.padding : ++position) * padded(size);
+      const float* type = types_ + (types ? types[t] : 0) * padded(size);
       for (std::size_t i = 0; i < size; ++i) {
         const std::uint32_t bits = std::uint32_t(word[i]) << 16;
         float number;
         std::memcpy(&number, &bits, sizeof number);
         row[i] = number + type[i] + place[i];
       }
-      std::fill(row + size, row + vectors(size), 0.0f);
-      qbert::normalize(row, int(size), norm_[0], norm_[1], float(g_.epsilon));
-      quantized_.put(t, row, int(size), rest_);
+      std::fill(row + size, row + padded(size), 0.0f);
+      qbert::normalize(row, int(size), norm_[kWeight], norm_[kBias], float(geometry_.epsilon));
+      quantized_.quantize(t, row, int(size), error_);
     }
-    if (!project_.empty()) {
-      project_[0](quantized_, tokens,
-                  [this](int row, int column, Floats values) { store(x_ + row * stride_ + column, values); });
-      quantize(quantized_, x_, stride_, tokens, int(g_.hidden));
+    if (!projection_.empty()) {
+      projection_[0](quantized_, tokens,
+                     [this](int row, int column, Floats values) { store(hidden_ + row * stride_ + column, values); });
+      quantize(quantized_, hidden_, stride_, tokens, int(geometry_.hidden));
     }
   }
 
-  // `quantized_` has the rows of x_ before and after.
-  void run_layer(const Layer& layer, int tokens, int needed) {
+  // Compute the layer's output for the first `queries` tokens. `quantized_` holds the rows of hidden_, before and after.
+  void run_layer(const Layer& layer, int tokens, int queries) {
     const Linear* projections[] = {&layer.query, &layer.key, &layer.value};
     for (int i = 0; i < 3; ++i) {
-      (*projections[i])(quantized_, i == 0 ? needed : tokens, [this, i](int row, int column, Floats values) {
+      (*projections[i])(quantized_, i == 0 ? queries : tokens, [this, i](int row, int column, Floats values) {
         AttentionDot::write(qkv_[i] + row * stride_ + column, values);
       });
     }
-    Kernel::run(qkv_[0], qkv_[1], qkv_[2], stride_, tokens, needed, int(g_.heads), int(g_.hidden / g_.heads), scratch_,
-                context_, stride_);
-    const int hidden = int(g_.hidden), wide = int(g_.intermediate);
+    Kernel::run(qkv_[0], qkv_[1], qkv_[2], stride_, tokens, queries, int(geometry_.heads),
+                int(geometry_.hidden / geometry_.heads), scratch_, context_, stride_);
+    const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate);
     const auto add = [this](int token, int column, Floats values) {
-      float* to = x_ + token * stride_ + column;
+      float* to = hidden_ + token * stride_ + column;
       store(to, load<Floats>(to) + values);
     };
-    quantize(quantized_, context_, stride_, needed, hidden);
-    layer.output(quantized_, needed, add);
-    normalize(needed, layer.attention_weight, layer.attention_bias);
-    switch (g_.activation) {
-      case kGelu: raise<kGelu>(layer.up, needed); break;
-      case kGeluTanh: raise<kGeluTanh>(layer.up, needed); break;
-      default: raise<kRelu>(layer.up, needed);
+    quantize(quantized_, context_, stride_, queries, hidden);
+    layer.output(quantized_, queries, add);
+    normalize(queries, layer.attention_norm_weight, layer.attention_norm_bias);
+    switch (geometry_.activation) {
+      case kGelu: project_up<kGelu>(layer.up, queries); break;
+      case kGeluTanh: project_up<kGeluTanh>(layer.up, queries); break;
+      default: project_up<kRelu>(layer.up, queries);
     }
-    quantize(wide_quantized_, wide_, wide_stride_, needed, wide);
-    layer.down(wide_quantized_, needed, add);
-    normalize(needed, layer.weight, layer.bias);
+    quantize(quantized_wide_, wide_, wide_stride_, queries, wide);
+    layer.down(quantized_wide_, queries, add);
+    normalize(queries, layer.norm_weight, layer.norm_bias);
   }
 
   template <Activation activation>
-  void raise(const Linear& up, int tokens) {
+  void project_up(const Linear& up, int tokens) {
     up(quantized_, tokens, [this](int token, int column, Floats values) {
       store(wide_ + token * wide_stride_ + column, activate<activation>(values));
     });
   }
 
-  // Normalize the first `tokens` rows of x_, and quantize them.
+  // Normalize the first `tokens` rows of hidden_, and quantize them.
   void normalize(int tokens, const float* weight, const float* bias) {
     for (int t = 0; t < tokens; ++t) {
-      float* row = x_ + t * stride_;
-      qbert::normalize(row, int(g_.hidden), weight, bias, float(g_.epsilon));
-      quantized_.put(t, row, int(g_.hidden), rest_);
+      float* row = hidden_ + t * stride_;
+      qbert::normalize(row, int(geometry_.hidden), weight, bias, float(geometry_.epsilon));
+      quantized_.quantize(t, row, int(geometry_.hidden), error_);
     }
   }
 
   void quantize(const Quantized& to, const float* rows, std::size_t stride, int tokens, int count) const {
-    for (int t = 0; t < tokens; ++t) to.put(t, rows + t * stride, count, rest_);
+    for (int t = 0; t < tokens; ++t) to.quantize(t, rows + t * stride, count, error_);
   }
 
-  // Two small products of one row, in fp32.
+  // Two products of the first token's row, in fp32.
   void classify(float* logits) const {
-    std::vector<float> hidden(g_.hidden);
-    for (std::int64_t n = 0; n < g_.hidden; ++n) {
-      const float value = dense_[1][n] + dot(x_, dense_[0] + n * vectors(g_.hidden), g_.hidden);
-      switch (g_.head_activation) {
+    std::vector<float> hidden(geometry_.hidden);
+    for (std::int64_t n = 0; n < geometry_.hidden; ++n) {
+      const float value = dense_[kBias][n] + dot(hidden_, dense_[kWeight] + n * padded(geometry_.hidden), geometry_.hidden);
+      switch (geometry_.head_activation) {
         case kHeadTanh: hidden[n] = std::tanh(value); break;
         case kHeadGelu: hidden[n] = value * 0.5f * std::erfc(-value * 0.70710678f); break;
         default: hidden[n] = std::fmax(value, 0.0f);
       }
     }
-    hidden.resize(vectors(g_.hidden));
-    for (std::int64_t n = 0; n < g_.labels; ++n) {
-      logits[n] = labels_[1][n] + dot(hidden.data(), labels_[0] + n * vectors(g_.hidden), g_.hidden);
+    hidden.resize(padded(geometry_.hidden));
+    for (std::int64_t n = 0; n < geometry_.labels; ++n) {
+      logits[n] = labels_[kBias][n] + dot(hidden.data(), labels_[kWeight] + n * padded(geometry_.hidden), geometry_.hidden);
     }
   }
 
   static float dot(const float* a, const float* b, std::int64_t count) {
     Floats products{};
     for (std::int64_t i = 0; i < count; i += kLanes) products += load<Floats>(a + i) * load<Floats>(b + i);
-    return across(products, sum);
+    return reduce(products, sum);
   }
 
-  static std::size_t vectors(std::size_t size) { return round_up(size, kLanes); }
+  static std::size_t padded(std::size_t size) { return round_up(size, kLanes); }
 
-  // `count` rows of `size` numbers, each followed by zeros up to a whole vector.
-  const float* copied(const void* from, std::size_t count, std::size_t size) {
-    auto* to = arena_.take<float>(count * vectors(size));
+  // Copy `count` rows of `size` numbers, each followed by zeros up to a whole vector.
+  const float* padded_copy(const float* rows, std::size_t count, std::size_t size) {
+    auto* to = arena_.allocate<float>(count * padded(size));
     for (std::size_t row = 0; row < count; ++row) {
-      std::memcpy(to + row * vectors(size), static_cast<const float*>(from) + row * size, size * sizeof(float));
+      std::memcpy(to + row * padded(size), rows + row * size, size * sizeof(float));
     }
     return to;
   }
 
-  Linear linear(const void* const* tensors, std::int64_t outputs, std::int64_t inputs, float factor = 1) {
-    return {arena_, static_cast<const std::int8_t*>(tensors[0]), static_cast<const float*>(tensors[1]),
-            static_cast<const float*>(tensors[2]), int(outputs), int(inputs), factor};
+  Linear linear(const MatrixTensors& tensors, std::int64_t outputs, std::int64_t inputs, float factor = 1) {
+    return {arena_, tensors.weights, tensors.steps, tensors.biases, int(outputs), int(inputs), factor};
   }
 
   Quantized quantized(std::size_t rows, std::size_t size) {
-    // Not a multiple of 4096 bytes: all rows of a tile would compete for the same lines of the first cache.
+    // The stride is no multiple of 4096 bytes: else all rows of a tile would compete for the same lines of the L1 cache.
     const std::size_t stride = round_up(size, 64) + 64;
-    ++rows;  // what is left over of the first
-    return {arena_.take<std::uint8_t>(rows * stride), stride, arena_.take<float>(rows), arena_.take<float>(rows)};
+    ++rows;  // the first token has two (rows.h)
+    return {arena_.allocate<std::uint8_t>(rows * stride), stride, arena_.allocate<float>(rows),
+            arena_.allocate<float>(rows)};
   }
 
-  Geometry g_;
+  Geometry geometry_;
   Arena arena_;
   std::size_t stride_, wide_stride_;
   const std::uint16_t* words_ = nullptr;  // bf16
   const float *positions_ = nullptr, *types_ = nullptr;
-  const float *norm_[2] = {}, *dense_[2] = {}, *labels_[2] = {};
-  std::vector<Linear> project_;  // one where embeddings are narrower than the layers
+  const float *norm_[2] = {}, *dense_[2] = {}, *labels_[2] = {};  // at kWeight and kBias
+  std::vector<Linear> projection_;  // of embeddings to the layers' width; empty where they have it
   std::vector<Layer> layers_;
-  float *x_, *context_, *wide_, *rest_;
-  Kernel::Element* qkv_[3];
-  Quantized quantized_, wide_quantized_;
+  float *hidden_, *context_, *wide_, *error_;  // wide_: after the product `up`, or one embedding to be projected
+  Kernel::Element* qkv_[3];  // queries, keys, values
+  Quantized quantized_, quantized_wide_;
   Kernel::Scratch scratch_;
 };
 

@@ -20,15 +20,15 @@ FORMAT = "1"
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
 PRODUCTS = ("query", "key", "value", "output", "up", "down")
-MOST = 1 << 20  # of anything that a geometry counts
-WIDEST = 1 << 16  # inputs of a product: more times 255 * 127 could be beyond 32 bits
+LARGEST_SIZE = 1 << 20  # of any in a geometry
+WIDEST = 1 << 16  # inputs of a product: sums of more products of 255 * 127 could overflow 32 bits
 
 Specification = dict[str, tuple[str, tuple[int, ...]]]
-"""Type, as safetensors names it, and shape of each tensor by its name."""
+"""Of each tensor by its name: the type, as safetensors names it, and the shape."""
 
 
 class Geometry(ctypes.Structure):
-    """The sizes of an encoder, as encoder.h has them."""
+    """The sizes of an encoder; the fields are in the order of Geometry in encoder.h."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("vocabulary", "embedding", "types", "positions", "hidden", "heads")),
@@ -51,22 +51,22 @@ class Geometry(ctypes.Structure):
     epsilon: float
 
     def values(self) -> dict[str, Any]:
-        """Return name and value of each field."""
+        """Return the value of each field by its name."""
         return {field[0]: getattr(self, field[0]) for field in self._fields_}
 
     def check(self) -> None:
-        """Raise ValueError where no encoder has these sizes."""
+        """Raise ValueError where the sizes cannot be an encoder's."""
         sizes = [value for name, value in self.values().items() if name not in {"activation", "head_activation"}]
         widest = max(self.hidden, self.intermediate, self.embedding)
-        if not all(1 <= size <= MOST for size in sizes[:9]) or self.hidden % self.heads or widest > WIDEST:
+        if not all(1 <= size <= LARGEST_SIZE for size in sizes[:9]) or self.hidden % self.heads or widest > WIDEST:
             raise ValueError(f"sizes {self.values()}")
         if not (0 <= self.activation < len(ACTIVATIONS) and 0 <= self.head_activation < len(HEAD_ACTIVATIONS)):
             raise ValueError(f"activations {self.activation} and {self.head_activation}")
-        if not (-1 <= self.padding < MOST and 0 < self.epsilon < 1):
+        if not (-1 <= self.padding < LARGEST_SIZE and 0 < self.epsilon < 1):
             raise ValueError(f"padding {self.padding}, epsilon {self.epsilon}")
 
     def groups(self) -> Iterator[Specification]:
-        """Yield the tensors in the order in which encoder.h takes them: the embeddings', each layer's, the head's."""
+        """Yield the tensors of the embeddings, each layer and the head, in the order of the structs in encoder.h."""
 
         def product(name: str, outputs: int, inputs: int) -> Specification:
             return {
@@ -102,13 +102,13 @@ class Geometry(ctypes.Structure):
 
 
 class Encoder:
-    """A loaded encoder: token ids in, logits out. One call at a time: its memory is every call's."""
+    """A loaded encoder: token ids in, logits out. One call at a time: all calls use the same memory."""
 
     def __init__(self, path: Path) -> None:
         """Read the weights in `path`.
 
         Raises:
-            InputError: the file is damaged, or none that `export` wrote.
+            InputError: the file is damaged, or `export` did not write it.
         """
         from safetensors import SafetensorError
 
@@ -136,10 +136,10 @@ class Encoder:
                 raise MemoryError
 
     def __call__(self, encoding: Encoding) -> npt.NDArray[np.float32]:
-        """Return the logits, `(1, num_labels)`, of one encoding; padding after the text is left out.
+        """Return the logits, `(1, num_labels)`, of one encoding; padding after the text is not computed.
 
         Raises:
-            ValueError: it is no text that this model knows: an id beyond the vocabulary, more tokens than positions.
+            ValueError: an id is beyond the vocabulary, or there are more tokens than positions.
         """
         ids = encoding["input_ids"]
         mask = encoding.get("attention_mask")
@@ -151,16 +151,16 @@ class Encoder:
         logits = np.empty((1, self.geometry.labels), dtype=np.float32)
         pointers = [None if row is None else row.ctypes.data for row in rows]
         if not self.native.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data):
-            size = self.geometry
+            sizes = self.geometry
             raise ValueError(
-                f"{tokens} tokens with ids from {ids.min()} to {ids.max()}: this model has {size.positions} positions, "
-                f"{size.vocabulary} ids and {size.types} token types"
+                f"{tokens} tokens with ids from {ids.min()} to {ids.max()}: this model has {sizes.positions} "
+                f"positions, {sizes.vocabulary} ids and {sizes.types} token types"
             )
         return logits
 
 
 def _geometry(path: Path) -> Geometry:
-    """Read and check the sizes, and the type and shape of every tensor, from the header of `path`."""
+    """Read the sizes from the header of `path`; check them, and every tensor's type and shape."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
@@ -172,18 +172,18 @@ def _geometry(path: Path) -> Geometry:
         if values.keys() != geometry.values().keys():
             raise ValueError(f"geometry {sorted(values)}")
         geometry.check()
-        expected = {name: what for group in geometry.groups() for name, what in group.items()}
+        expected = {name: specified for group in geometry.groups() for name, specified in group.items()}
         if expected.keys() != set(file.keys()):
             raise ValueError(f"tensor {min(expected.keys() ^ set(file.keys()))} is missing or unknown")
-        for name, what in expected.items():
+        for name, specified in expected.items():
             tensor = file.get_slice(name)
-            if (tensor.get_dtype(), tuple(tensor.get_shape())) != what:
+            if (tensor.get_dtype(), tuple(tensor.get_shape())) != specified:
                 raise ValueError(f"{name} is {tensor.get_dtype()} {tensor.get_shape()}")
     return geometry
 
 
 def _tensors(path: Path, group: Specification) -> list[npt.NDArray[Any]]:
-    """Read the tensors of one group; closing the file between them keeps it from staying in memory."""
+    """Read the tensors of one group; the file is closed after each group, so that it does not stay in memory."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
@@ -198,7 +198,7 @@ def load(folder: Path) -> Classifier:
     """Return the encoder whose weights `export` wrote to `folder`.
 
     Raises:
-        InputError: the weights are damaged or another's, or the library cannot be compiled.
+        InputError: the weights are damaged or of another format, or the library cannot be compiled.
     """
     encoder = Encoder(folder / WEIGHTS)
     layers = encoder.geometry.layers

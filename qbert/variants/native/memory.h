@@ -1,4 +1,4 @@
-// Memory for weights and work: aligned, zero at first, in large pages where the system has them, freed all at once.
+// Memory for weights and activations: aligned, zeroed, in huge pages where the system has them, freed all at once.
 #pragma once
 
 #include <sys/mman.h>
@@ -22,19 +22,19 @@ class Arena {
   }
 
   template <class Value>
-  Value* take(std::size_t count) {
+  Value* allocate(std::size_t count) {
     const std::size_t size = round_up(count * sizeof(Value), kAlignment);
     if (chunks_.empty() || used_ + size > chunks_.back().size) {
-      const std::size_t wanted = round_up(std::max(size, kChunk), kPage);
-      void* start = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      const std::size_t mapped = round_up(std::max(size, kChunk), kPage);
+      void* start = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (start == MAP_FAILED) throw std::bad_alloc();
-      chunks_.push_back({static_cast<unsigned char*>(start), wanted});
-      madvise(start, wanted, MADV_HUGEPAGE);  // without it, only slower
+      chunks_.push_back({static_cast<unsigned char*>(start), mapped});
+      madvise(start, mapped, MADV_HUGEPAGE);  // where it fails, memory is only slower
       used_ = 0;
     }
-    unsigned char* taken = chunks_.back().start + used_;
+    unsigned char* allocated = chunks_.back().start + used_;
     used_ += size;
-    return reinterpret_cast<Value*>(taken);
+    return reinterpret_cast<Value*>(allocated);
   }
 
  private:

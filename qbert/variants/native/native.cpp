@@ -1,11 +1,11 @@
-// What Python calls (encoder.py). No exception crosses; a null pointer or false says that it failed.
+// The functions that Python calls (encoder.py). None throws: a null pointer or false means failure.
 #include <memory>
 
 #include "encoder.h"
 
 extern "C" {
 
-// The instruction sets that this was compiled for: the one of the int8 dot products, and avx512_bf16 where attention has it.
+// The instruction sets that this was compiled for: that of the int8 dot products, and avx512_bf16 where attention uses it.
 const char* qbert_instructions() {
 #if defined(__AVX512BF16__)
   return "avx512_vnni avx512_bf16";
@@ -24,21 +24,21 @@ void* qbert_new(const qbert::Geometry* geometry) try {
 
 void qbert_delete(void* encoder) { delete static_cast<qbert::Encoder*>(encoder); }
 
-bool qbert_set_embeddings(void* encoder, const void* const* tensors) try {
+bool qbert_set_embeddings(void* encoder, const qbert::EmbeddingTensors* tensors) try {
   static_cast<qbert::Encoder*>(encoder)->set_embeddings(tensors);
   return true;
 } catch (...) {
   return false;
 }
 
-bool qbert_add_layer(void* encoder, const void* const* tensors) try {
+bool qbert_add_layer(void* encoder, const qbert::LayerTensors* tensors) try {
   static_cast<qbert::Encoder*>(encoder)->add_layer(tensors);
   return true;
 } catch (...) {
   return false;
 }
 
-bool qbert_set_head(void* encoder, const void* const* tensors) try {
+bool qbert_set_head(void* encoder, const qbert::HeadTensors* tensors) try {
   static_cast<qbert::Encoder*>(encoder)->set_head(tensors);
   return true;
 } catch (...) {
@@ -46,9 +46,9 @@ bool qbert_set_head(void* encoder, const void* const* tensors) try {
 }
 
 bool qbert_run(void* encoder, const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens, float* logits) try {
-  auto& chosen = *static_cast<qbert::Encoder*>(encoder);
-  if (!chosen.knows(ids, types, tokens)) return false;
-  chosen.run(ids, types, int(tokens), logits);
+  auto& model = *static_cast<qbert::Encoder*>(encoder);
+  if (!model.accepts(ids, types, tokens)) return false;
+  model.run(ids, types, int(tokens), logits);
   return true;
 } catch (...) {
   return false;

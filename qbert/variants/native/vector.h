@@ -1,7 +1,7 @@
-// Vectors of whatever width this is compiled for, and the three dot products that everything else is made of.
+// Vectors of the width that this is compiled for, and the three dot products that everything else is built from.
 //
-// The arithmetic is GCC's vector extension, which clang knows too, so that one source serves 512 and 256 bits. Only the
-// dot products are assembly: from intrinsics GCC 12 moves every accumulator through memory, which takes twice as long.
+// The arithmetic uses GCC's vector extension, which clang has too, so one source serves 512 and 256 bits. The dot
+// products are assembly: with intrinsics GCC 12 moves every accumulator through memory, which takes twice as long.
 #pragma once
 
 #include <cmath>
@@ -14,14 +14,14 @@ namespace qbert {
 
 #if defined(__AVX512VNNI__)
 constexpr int kLanes = 16;  // dwords in a register
-constexpr int kTileRows = 8;  // times kTileVectors, and what they are multiplied with, fill 32 registers
+constexpr int kTileRows = 8;  // a tile of kTileRows by kTileVectors sums and its operands fit into 32 registers
 #define QBERT_REGISTER "v"
 #define QBERT_VNNI ""
 #elif defined(__AVXVNNI__)
 constexpr int kLanes = 8;
-constexpr int kTileRows = 4;  // likewise 16 registers
+constexpr int kTileRows = 4;  // they fit into 16 registers
 #define QBERT_REGISTER "x"
-#define QBERT_VNNI "%{vex%} "  // the encoding of AVX-VNNI, which the assembler would not choose
+#define QBERT_VNNI "%{vex%} "  // the encoding of AVX-VNNI, which the assembler does not choose by itself
 #else
 #error "compile for AVX512-VNNI or AVX-VNNI"
 #endif
@@ -29,7 +29,7 @@ constexpr int kTileVectors = 3;
 
 using Floats [[gnu::vector_size(kLanes * 4)]] = float;
 using Ints [[gnu::vector_size(kLanes * 4)]] = std::int32_t;
-using Words [[gnu::vector_size(kLanes * 4)]] = std::uint32_t;
+using UInts [[gnu::vector_size(kLanes * 4)]] = std::uint32_t;
 using Halves [[gnu::vector_size(kLanes * 2)]] = std::uint16_t;
 using Bytes [[gnu::vector_size(kLanes)]] = std::uint8_t;
 
@@ -66,7 +66,7 @@ inline Ints lane_numbers(std::integer_sequence<int, Lane...>) {
   return Ints{Lane...};
 }
 
-// The first `count` lanes of `values`, and zeros.
+// Keep the first `count` lanes of `values`, and set the others to zero.
 inline Floats first_lanes(Floats values, int count) {
   return Floats(Ints(values) & (lane_numbers(std::make_integer_sequence<int, kLanes>{}) < count));
 }
@@ -76,19 +76,19 @@ inline Vector rotated(Vector values, std::integer_sequence<int, Lane...>) {
   return __builtin_shufflevector(values, values, (Lane + Step) % kLanes...);
 }
 
-// Combine all lanes into one number: their sum, least or greatest.
+// Reduce all lanes to one number: their sum, minimum or maximum.
 template <int Step = kLanes / 2, class Combine>
-inline float across(Floats values, Combine combine) {
+inline float reduce(Floats values, Combine combine) {
   if constexpr (Step == 0) {
     return values[0];
   } else {
-    return across<Step / 2>(combine(values, rotated<Step>(values, std::make_integer_sequence<int, kLanes>{})), combine);
+    return reduce<Step / 2>(combine(values, rotated<Step>(values, std::make_integer_sequence<int, kLanes>{})), combine);
   }
 }
 
 inline Floats sum(Floats a, Floats b) { return a + b; }
 
-// Exchange the blocks of `Step` by `Step` off the diagonal; after 1, 2, 4, ... the square of dwords is transposed.
+// Exchange the off-diagonal blocks of `Step` by `Step`; after the steps 1, 2, 4, ... the square of dwords is transposed.
 template <int Step, int... Lane>
 inline void exchange(Ints (&rows)[kLanes], std::integer_sequence<int, Lane...>) {
 #pragma GCC unroll 16
@@ -101,20 +101,20 @@ inline void exchange(Ints (&rows)[kLanes], std::integer_sequence<int, Lane...>) 
 }
 
 inline void transpose(Ints (&rows)[kLanes]) {
-  constexpr auto kAll = std::make_integer_sequence<int, kLanes>{};
-  exchange<1>(rows, kAll);
-  exchange<2>(rows, kAll);
-  exchange<4>(rows, kAll);
-  if constexpr (kLanes == 16) exchange<8>(rows, kAll);
+  constexpr auto kAllLanes = std::make_integer_sequence<int, kLanes>{};
+  exchange<1>(rows, kAllLanes);
+  exchange<2>(rows, kAllLanes);
+  exchange<4>(rows, kAllLanes);
+  if constexpr (kLanes == 16) exchange<8>(rows, kAllLanes);
 }
 
-// Each dot product takes `kGroup` elements of both sides from one dword of each lane, and adds to the lane of `sum`.
-// Everywhere, dwords of rows are broadcast and dwords of packed columns lie side by side (product.h).
+// A dot product multiplies, in each lane, the `kGroup` elements of one dword of both sides and adds them to `sum`. The
+// row's dword is the same in all lanes; the dwords of packed columns lie side by side (product.h).
 
-struct Int8Dot {  // four unsigned bytes by four signed ones, exact: at most 4 * 255 * 127 is added to 32 bits
+struct Int8Dot {  // four unsigned by four signed bytes, exact: each step adds at most 4 * 255 * 127 to a 32-bit sum
   using Sum = Ints;
   static constexpr int kGroup = 4;
-  static constexpr bool kCold = true;  // its columns are weights, used once in a run
+  static constexpr bool kPrefetch = true;  // its columns are weights, read once in a run
   static void add(Ints& sum, Ints row, Ints column) {
     asm(QBERT_VNNI "vpdpbusd %2, %1, %0" : "+" QBERT_REGISTER(sum) : QBERT_REGISTER(row), QBERT_REGISTER(column));
   }
@@ -125,11 +125,11 @@ struct Bf16Dot {
   using Sum = Floats;
   using Element = std::uint16_t;
   static constexpr int kGroup = 2;
-  static constexpr bool kCold = false;
+  static constexpr bool kPrefetch = false;
   static void add(Floats& sum, Ints row, Ints column) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(row), "v"(column));
   }
-  static void write(Element* to, Floats values) {  // rounds to the nearest, and of two to the even one
+  static void write(Element* to, Floats values) {  // rounds to the nearest, ties to even
     Halves halves;
     asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(values));
     store(to, halves);
@@ -141,7 +141,7 @@ struct Fp32Dot {
   using Sum = Floats;
   using Element = float;
   static constexpr int kGroup = 1;
-  static constexpr bool kCold = false;
+  static constexpr bool kPrefetch = false;
   static void add(Floats& sum, Ints row, Ints column) {
     asm("vfmadd231ps %2, %1, %0" : "+" QBERT_REGISTER(sum) : QBERT_REGISTER(row), QBERT_REGISTER(column));
   }
