@@ -6,6 +6,7 @@ import pytest
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Load the plugin, whether or not it is installed, and add `--model` and the others beside `--qbert-model`."""
     pluginmanager.import_plugin("qbert.pytest_plugin")
-    from qbert.pytest_plugin import add_options
+    from qbert.pytest_plugin import add_options, check_benchmarks
 
+    check_benchmarks(pluginmanager)  # pyproject.toml has options of it, which pytest would not know
     add_options(parser, "--")

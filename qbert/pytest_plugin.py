@@ -6,6 +6,7 @@ begin with `--qbert-`, and its hooks do not affect other tests and their benchma
 
 import contextlib
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -132,6 +133,9 @@ class State:
 
 
 STATE = pytest.StashKey[State]()
+PLACE = pytest.StashKey[int]()
+PLACES = itertools.count()
+"""The place of each cell among those collected."""
 PARALLEL = "qbert_parallel"
 """The key by which a worker of pytest-xdist reports to the controller that it has cells to time."""
 
@@ -155,15 +159,15 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_options(config)
 
 
-def _has_benchmarks(config: pytest.Config) -> bool:
-    """Whether pytest-benchmark is loaded, under either of its names."""
-    return any(map(config.pluginmanager.hasplugin, ("benchmark", "pytest_benchmark.plugin")))
+def check_benchmarks(plugins: pytest.PytestPluginManager) -> None:
+    """Raise UsageError where pytest-benchmark is not loaded, under either of its names."""
+    if not any(map(plugins.hasplugin, ("benchmark", "pytest_benchmark.plugin"))):
+        raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
 
 
 def _check_options(config: pytest.Config) -> None:
     options = config.option
-    if not _has_benchmarks(config):
-        raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
+    check_benchmarks(config.pluginmanager)
     if getattr(options, "benchmark_histogram", None) and importlib.util.find_spec("pygal") is None:
         raise pytest.UsageError(f"--benchmark-histogram needs pygal, not installed: {pip_install('histogram')}")
     if getattr(options, "benchmark_compare_fail", None) and not options.benchmark_compare:
@@ -255,13 +259,17 @@ def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
                     yield pytest.param(model.name, max_length, variant.name, id=name)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """Report errors before any test runs, and keep the cells in order: pytest-randomly would mix the models."""
-    places = {item: place for place, item in enumerate(items) if "qbert_suite" in getattr(item, "fixturenames", ())}
-    yield
-    cells = iter(sorted((item for item in items if item in places), key=places.__getitem__))
-    items[:] = [next(cells) if item in places else item for item in items]
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give each cell its place in the order of collection."""
+    if "qbert_suite" in getattr(item, "fixturenames", ()):
+        item.stash[PLACE] = next(PLACES)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say what is wrong before anything is run, and keep the cells in order: pytest-randomly would mix the models."""
+    cells = iter(sorted((item for item in items if PLACE in item.stash), key=lambda item: item.stash[PLACE]))
+    items[:] = [next(cells) if PLACE in item.stash else item for item in items]
     _check_collected(config, items)
 
 
@@ -274,8 +282,7 @@ def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
         raise pytest.UsageError(state.mistake)
     if state.suite is None:
         return
-    if not _has_benchmarks(config):
-        raise pytest.UsageError("the cells need pytest-benchmark, and it is off: leave out -p no:benchmark")
+    check_benchmarks(config.pluginmanager)
     benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
     if config.option.benchmark_compare and not config.option.collectonly:
         from qbert.results import previous
