@@ -360,6 +360,7 @@ def test_the_arguments_of_a_benchmark_are_those_of_the_command(tmp_path: Path) -
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("bench" not in main.commands, reason="needs the command bench")
 def test_a_benchmark_gives_a_row_for_each_cell(trained: Checkpoint, news: Dataset) -> None:
     names = "fp32,int8-dynamic-onednn"

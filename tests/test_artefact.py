@@ -85,6 +85,7 @@ def test_threads_that_share_an_own_variant_get_the_answers_given_alone() -> None
     assert wrong(lambda question: classifier(asked[question]), len(asked)) == 0
 
 
+@pytest.mark.slow
 def test_threads_that_share_an_artefact_and_its_tokenizer_get_the_answers_given_alone(
     trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:

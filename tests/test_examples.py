@@ -98,6 +98,7 @@ def test_the_health_check_says_what_is_served(service: str, served: TextClassifi
     assert told["versions"] == served.versions
 
 
+@pytest.mark.slow
 def test_every_one_of_some_hundred_requests_at_once_gets_its_own_answer(
     service: str, served: TextClassifier, news: Dataset
 ) -> None:

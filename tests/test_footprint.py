@@ -30,6 +30,7 @@ def test_a_footprint_is_of_a_process_of_its_own(variant: Variant, trained: Check
     assert found.evidence == json.loads(json.dumps(dict(variants.build(variant, trained, news).evidence)))
 
 
+@pytest.mark.slow
 def test_calls_after_a_pause_are_timed_when_asked_for(trained: Checkpoint, news: Dataset) -> None:
     start = time.perf_counter()
     found = footprint.measure(VARIANTS["fp32"], trained.folder, trained.encoder.fill(news, 64), footprint.PAUSES)
@@ -38,6 +39,7 @@ def test_calls_after_a_pause_are_timed_when_asked_for(trained: Checkpoint, news:
     assert 0 < found.after_pause_s < 10
 
 
+@pytest.mark.slow
 def test_a_runtime_that_needs_no_torch_loads_none(trained: Checkpoint, news: Dataset) -> None:
     runtimes = [row for row in HERE if row.runtime in ("ONNX Runtime", "OpenVINO")]
     if not runtimes:
@@ -64,6 +66,7 @@ def test_a_failure_in_the_other_process_is_one_sentence(trained: Checkpoint, new
         footprint.measure(VARIANTS["fp32"], tmp_path, trained.encoder.fill(news, 64))
 
 
+@pytest.mark.slow
 def test_an_outside_variant_is_found_in_the_other_process(
     outside: Path, trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_damaged_table_or_run_is_of_no_concern_to_the_tests_of_others(run: Run
     assert f"{theirs / 'pyproject.toml'}: [tool.qbert] cannot be used" in asked.stdout + asked.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("theirs", "table")
 @pytest.mark.parametrize(
     "command", ["qbert bench", pytest.param("pytest -p qbert.pytest_plugin --pyargs qbert.bench", marks=SLOW)]
@@ -184,7 +185,7 @@ def test_a_run_is_saved_in_the_repository_and_compared_with_the_next(run: Run, t
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["-n", "2"], "leave out pytest-xdist's -n"),
+        pytest.param(["-n", "2"], "leave out pytest-xdist's -n", marks=SLOW),
         pytest.param(
             *(["-p", "no:benchmark"], "the cells need pytest-benchmark, and it is off: leave out -p no:benchmark"),
             marks=SLOW,

@@ -105,6 +105,7 @@ def lost(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) 
     return dataclasses.replace(variants.VARIANTS["fp32"], name="lost", load=importlib.import_module(module).load)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "does", "told"),
     [

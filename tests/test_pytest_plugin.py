@@ -92,6 +92,7 @@ def saved(quick: list[object], made: Made) -> tuple[str, dict[str, Any]]:
     return (folder / "stdout.txt").read_text(), json.loads((folder / "run.json").read_text())
 
 
+@pytest.mark.slow
 @of_one_run
 def test_the_variant_varies_fastest(saved: tuple[str, dict[str, Any]]) -> None:
     names = [benchmark["name"] for benchmark in saved[1]["benchmarks"]]
@@ -103,6 +104,7 @@ def test_the_variant_varies_fastest(saved: tuple[str, dict[str, Any]]) -> None:
     ]
 
 
+@pytest.mark.slow
 @of_one_run
 def test_each_cell_says_what_was_measured_on_what(
     saved: tuple[str, dict[str, Any]], trained: Checkpoint, news: Dataset
@@ -120,6 +122,7 @@ def test_each_cell_says_what_was_measured_on_what(
         assert len(benchmark["stats"]["data"]) == benchmark["stats"]["rounds"]
 
 
+@pytest.mark.slow
 @of_one_run
 def test_latency_cells_have_a_speedup_of_each_process(saved: tuple[str, dict[str, Any]]) -> None:
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("latency")):
@@ -135,6 +138,7 @@ def test_latency_cells_have_a_speedup_of_each_process(saved: tuple[str, dict[str
             )
 
 
+@pytest.mark.slow
 @of_one_run
 def test_latency_cells_have_a_share_of_the_limit(saved: tuple[str, dict[str, Any]]) -> None:
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("latency")):
@@ -143,6 +147,7 @@ def test_latency_cells_have_a_share_of_the_limit(saved: tuple[str, dict[str, Any
         assert info["share_of_limit"] == pytest.approx(info["floor_s"] / info["p50_s"])
 
 
+@pytest.mark.slow
 @of_one_run
 def test_footprint_cells_are_of_a_process_of_their_own(saved: tuple[str, dict[str, Any]], trained: Checkpoint) -> None:
     weights = (trained.folder / "model.safetensors").stat().st_size
@@ -154,6 +159,7 @@ def test_footprint_cells_are_of_a_process_of_their_own(saved: tuple[str, dict[st
         assert 0 < info["after_pause_s"] < 10
 
 
+@pytest.mark.slow
 @of_one_run
 def test_accuracy_cells_judge_every_document(saved: tuple[str, dict[str, Any]], news: Dataset) -> None:
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("accuracy")):
@@ -166,6 +172,7 @@ def test_accuracy_cells_judge_every_document(saved: tuple[str, dict[str, Any]], 
         assert (info["logit_error"] == 0) == (info["variant"] == "fp32")
 
 
+@pytest.mark.slow
 @of_one_run
 def test_the_run_ends_with_one_table_that_fits_80_columns(saved: tuple[str, dict[str, Any]]) -> None:
     table = saved[0][saved[0].index("qbert: ") :]
@@ -199,6 +206,7 @@ def test_a_cell_that_was_within_its_limit_and_is_over_it_now_is_told(quick: list
     assert bench(*compared, "--benchmark-compare-fail=median:900%", cwd=tmp_path).returncode == 1
 
 
+@pytest.mark.slow
 def test_a_variant_brought_along_is_marked_where_it_is_over_the_limit_or_cannot_run(
     quick: list[object], few: Path
 ) -> None:
@@ -308,6 +316,7 @@ def test_a_regression_fails_the_session_and_the_table_still_comes(timed_here: Ru
     assert len(saved_runs(again)) == 1, "it would be what the next run is compared with"
 
 
+@pytest.mark.slow
 def test_the_same_cells_again_pass_and_are_saved(timed_here: Run, again: Path) -> None:
     done = timed_here(*BOTH, *COMPARE, "--benchmark-autosave", cwd=again)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -343,6 +352,7 @@ def test_no_previous_run_is_no_pass(timed_here: Run, tmp_path: Path) -> None:
     assert "finds no previous run" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_previous_run_of_another_subject_is_named_and_not_compared(timed_here: Run, again: Path) -> None:
     change(again, "latency", identity={"processor": "Another"})
     quicken(again)  # would be a regression
@@ -366,6 +376,7 @@ def test_a_previous_run_that_is_damaged_is_a_usage_error(timed_here: Run, again:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_f1_is_compared_with_the_previous_run(timed_here: Run, again: Path) -> None:
     change(again, "accuracy", f1=1.0, f1_baseline=1.0, f1_drop=0.0)
     few = [*BOTH, "--max-f1-drop", "0.2"]
@@ -378,6 +389,7 @@ def test_f1_is_compared_with_the_previous_run(timed_here: Run, again: Path) -> N
     assert len(saved_runs(again)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_guards_failed_is_not_saved_and_not_compared_with(timed_here: Run, again: Path) -> None:
     done = timed_here(*BOTH, "--max-f1-drop", "-0.5", "--benchmark-autosave", "--benchmark-json", "run.json", cwd=again)
     assert done.returncode == 1

@@ -74,6 +74,7 @@ def test_rates_are_in_the_order_of_the_precisions() -> None:
     assert all(rate > 1e9 for rate, _ in rates.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int8-bf16"])
 def test_no_variant_is_below_its_floor(precision: str, trained: Checkpoint, news: Dataset) -> None:
     floor = roofline.floor_seconds(trained, 384, precision)

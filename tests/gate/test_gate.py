@@ -137,6 +137,7 @@ def nothing_is_left(tmp_path: Path, processes: Callable[[str], list[str]]) -> Ca
     return check
 
 
+@pytest.mark.slow
 def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
     start: Callable[..., subprocess.Popen[str]],
     repository: Callable[[str, str], Path],

@@ -193,6 +193,7 @@ def test_several_runs_are_students_interval() -> None:
     assert row["verdict"] == "slower"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes", [(1, 4), *(pytest.param(equal, marks=pytest.mark.slow) for equal in ((1, 1), (3, 3)))]
 )

@@ -46,8 +46,12 @@ def marked(row: Variant, *, slow: bool) -> list[pytest.MarkDecorator]:
 
 
 def compiled_slowly(rows: list[Variant]) -> list[object]:
-    """One small model compiled with TorchInductor is slow, and not yet exhaustive."""
-    return [pytest.param(row, marks=[pytest.mark.slow] * (row.runtime == "TorchInductor"), id=row.name) for row in rows]
+    """Compiling one small model with TorchInductor is slow, and so is calibrating a trimmed one."""
+
+    def is_slow(row: Variant) -> bool:
+        return row.runtime == "TorchInductor" or row.name == "int8-openvino-trimmed"
+
+    return [pytest.param(row, marks=[pytest.mark.slow] * is_slow(row), id=row.name) for row in rows]
 
 
 def on_every_family(rows: list[Variant]) -> pytest.MarkDecorator:
@@ -296,7 +300,9 @@ def test_an_artefact_of_another_definition_is_refused(artefact: Path) -> None:
         variants.load_artefact(artefact)
 
 
-@pytest.mark.parametrize("variant", [row for row in HERE if row.export and row.runtime != "PyTorch eager"], **names)
+@pytest.mark.parametrize(
+    "variant", compiled_slowly([row for row in HERE if row.export and row.runtime != "PyTorch eager"])
+)
 def test_a_truncated_artefact_is_one_sentence(
     variant: Variant, trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
