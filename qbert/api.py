@@ -22,7 +22,7 @@ Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 
 MOST_CHARACTERS = 100_000
-"""The default of the longest text that a loaded classifier takes: about fifty pages, 0.1 s of tokenizing."""
+"""The default of the longest text that a loaded classifier takes: about fifty pages."""
 
 
 def _needs(extra: str) -> Callable[[Callable[Given, Answer]], Callable[Given, Answer]]:
