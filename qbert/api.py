@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from qbert.errors import InputError, lacking
 
@@ -144,13 +144,8 @@ def train(
 
     loaded = datasets.load(os.fspath(dataset))
     recipe = training.recipe_for(os.fspath(base), len(loaded.train))
-    recipe = dataclasses.replace(
-        recipe,
-        epochs=recipe.epochs if epochs is None else epochs,
-        learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
-        batch_size=recipe.batch_size if batch_size is None else batch_size,
-        warmup=recipe.warmup if warmup is None else warmup,
-    )
+    given = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "warmup": warmup}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     checkpoint = training.train(
         loaded,
         os.fspath(base),
@@ -158,7 +153,7 @@ def train(
         max_length=max_length,
         seed=seed,
         vocab=None if vocab is None else Path(vocab),
-        recipe=recipe,
+        recipe=dataclasses.replace(recipe, **changes),
     )
     return checkpoint.record["metrics"]
 

@@ -6,7 +6,6 @@ begin with `--qbert-`, and its hooks do not affect other tests and their benchma
 
 import contextlib
 import importlib.util
-import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -130,12 +129,12 @@ class State:
     cannot: dict[str, str] = field(default_factory=dict)
     """Why a cell was left out, by the cell's name."""
     settings: "Settings | None" = None
+    collected: int = 0
+    """How many cells were collected."""
 
 
 STATE = pytest.StashKey[State]()
 PLACE = pytest.StashKey[int]()
-PLACES = itertools.count()
-"""The place of each cell among those collected."""
 PARALLEL = "qbert_parallel"
 """The key by which a worker of pytest-xdist reports to the controller that it has cells to time."""
 
@@ -190,13 +189,14 @@ def pytest_benchmark_compare_machine_info(
 
 
 def settings_of(config: pytest.Config) -> "Settings":
-    """Return the session's settings: from the command line, `[tool.qbert]` in the rootdir, or the defaults."""
+    """Return the session's settings: from the command line, `[tool.qbert]` at or above the rootdir, or the defaults."""
     state = _state(config)
     if state.settings is None:
         from qbert import settings
 
         options = config.option
-        state.settings = settings.read(config.rootpath / settings.PYPROJECT).but(
+        state.settings = settings.here(
+            config.rootpath,
             models=tuple(options.qbert_model or ()),
             dataset=options.qbert_dataset,
             variants=options.qbert_variants,
@@ -212,11 +212,9 @@ def suite_of(config: pytest.Config) -> "Suite":
     state = _state(config)
     if state.suite is None:
         from qbert import dataset
-        from qbert.settings import import_plugins
         from qbert.suite import Suite
 
         settings = settings_of(config)
-        import_plugins(settings, config.rootpath)
         state.suite = Suite(
             dataset.load(settings.dataset),
             settings.models,
@@ -262,7 +260,9 @@ def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Give each cell its place in the order of collection."""
     if "qbert_suite" in getattr(item, "fixturenames", ()):
-        item.stash[PLACE] = next(PLACES)
+        state = _state(item.config)
+        item.stash[PLACE] = state.collected
+        state.collected += 1
 
 
 @pytest.hookimpl(trylast=True)

@@ -3,6 +3,7 @@
 import fnmatch
 import importlib
 import math
+import os
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True):
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """The table `[tool.qbert]`, with the defaults for what it and the command line leave out."""
 
-    models: tuple[str, ...] = ("bert-tiny", "bert-base")
+    models: Annotated[tuple[str, ...], Meta(min_length=1)] = ("bert-tiny", "bert-base")
     dataset: str = "news_mini"
     variants: str | tuple[str, ...] = "default"
     max_lengths: Annotated[tuple[Length, ...], Meta(min_length=1)] = (128, 256, 384)
@@ -119,14 +120,28 @@ def _from(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def here(folder: Path, **given: Any) -> Settings:  # noqa: ANN401  of each setting's own type
+    """Return the settings of `folder`, replaced by what the command line has `given`, with their plugins imported.
+
+    Raises:
+        InputError: the table `[tool.qbert]` cannot be used, or a plugin cannot be imported.
+    """
+    path = nearest(folder)
+    settings = read(path).but(**given)
+    if path:
+        import_plugins(settings, path.parent)
+    return settings
+
+
 def import_plugins(settings: Settings, folder: Path) -> None:
-    """Import the modules that add variants; they may be in `folder`, beside pyproject.toml.
+    """Import the modules that add variants; they may be in `folder`, beside pyproject.toml, for child processes, too.
 
     Raises:
         InputError: one cannot be imported.
     """
     if settings.plugins and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     for name in settings.plugins:
         import_plugin(name, f"{folder / PYPROJECT}: [tool.qbert] plugins:")
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qbert.checkpoint import Checkpoint
+from qbert.cli.bench import DEFAULTS
 from qbert.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
@@ -234,3 +236,8 @@ def test_the_clone_has_the_short_names_whether_or_not_it_is_installed(*, autoloa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bench/test_latency.py::test_latency[bert-base-16-fp32]" in done.stdout
+
+
+def test_a_clone_has_the_options_of_pytest_benchmark_that_the_command_gives() -> None:
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["addopts"]
+    assert set(DEFAULTS) <= set(options)

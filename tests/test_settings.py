@@ -1,5 +1,7 @@
 """The table [tool.qbert]: what is read, whose word counts, and what a person is told of a wrong one."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from click.testing import CliRunner
 from qbert import settings
 from qbert.cli import main
 from qbert.errors import InputError
+from qbert.gate import sides
 from qbert.settings import DEFAULTS
 
 
@@ -23,6 +26,7 @@ def pyproject(tmp_path: Path) -> Path:
         ("tool = 3", "Expected `object`, got `int`"),
         ("[tool.qbert]\nmodel = 'x'", "unknown field `model`"),
         ("[tool.qbert]\nmax_lengths = ['a']", "Expected `int`, got `str` - at `$.max_lengths[0]`"),
+        ("[tool.qbert]\nmodels = []", "`$.models`"),
         ("[tool.qbert]\nmax_lengths = []", "`$.max_lengths`"),
         ("[tool.qbert]\nmax_lengths = [0]", "`$.max_lengths[0]`"),
         ("[tool.qbert]\nf1_guard = 'both'", "`$.f1_guard`"),
@@ -88,13 +92,18 @@ def test_folders_are_named_from_where_the_file_lies(pyproject: Path, monkeypatch
 
 
 def test_a_plugin_lies_beside_the_file(pyproject: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+    monkeypatch.setattr("sys.path", list(sys.path))
     (pyproject.parent / "beside_the_file.py").write_text("NAME = 1\n")
     pyproject.write_text('[tool.qbert]\nplugins = ["beside_the_file"]\n')
-    settings.import_plugins(settings.read(pyproject), pyproject.parent)
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    below = pyproject.parent / "below"
+    below.mkdir()
+    assert settings.here(below).plugins == ("beside_the_file",)
+    assert os.environ["PYTHONPATH"] == os.pathsep.join([str(pyproject.parent), "elsewhere"])
+    assert str(pyproject.parent) in sides.module_path(None)  # where the gate's processes find it
     pyproject.write_text('[tool.qbert]\nplugins = ["no_such_module"]\n')
     with pytest.raises(InputError, match=r"pyproject.toml: \[tool.qbert\] plugins: no_such_module cannot be imported"):
-        settings.import_plugins(settings.read(pyproject), pyproject.parent)
+        settings.here(below)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "quantize --variant fp32 --output out"])

@@ -1,7 +1,6 @@
 """The command `qbert`: its commands, and how it reports errors."""
 
 import os
-import sys
 import warnings
 from typing import Any
 
@@ -54,8 +53,7 @@ class Command(click.Group):
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    datasets = sys.modules.get("qbert.dataset")
-    if datasets and issubclass(category, datasets.DatasetWarning):  # warnings of libraries are not for users
+    if category.__module__.partition(".")[0] == __package__.partition(".")[0]:  # those of libraries are not for users
         echo(f"warning: {message}", err=True)
 
 

@@ -11,6 +11,7 @@ import click
 
 from qbert.cli import options
 from qbert.errors import InputError
+from qbert.settings import here
 from qbert.terminal import echo
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def gate(
             "--calibrate holds this machine against itself: leave out "
             "--base-ref, --base-python, --base-model, --base-dataset"
         )
-    settings = options.settings_here(
+    settings = here(
+        Path.cwd(),
         models=models,
         dataset=dataset,
         variants=variants,

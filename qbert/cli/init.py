@@ -43,6 +43,7 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
     from qbert.training import GEOMETRIES
 
     root = setup.repository(Path.cwd())
+    table.import_installed()
     if unknown := sorted(table.named(variants) - set(table.VARIANTS)):
         raise InputError(f"--variants {variants}: there is no {', '.join(unknown)}; `qbert variants` lists them")
     settings = setup.Settings(

@@ -17,6 +17,7 @@ def variants() -> None:
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("variant", "runtime", "here", "needs"):
         drawn.add_column(heading, no_wrap=heading != "needs")
+    table.import_installed()
     for row in table.VARIANTS.values():
         reason = row.missing()
         here = "no" if reason else "yes" if row.default else "by name"

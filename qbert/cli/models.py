@@ -12,7 +12,7 @@ import click
 from qbert.cli import options
 from qbert.cli.options import Number
 from qbert.errors import InputError
-from qbert.settings import DEFAULT_MAX_LENGTH, DEFAULTS
+from qbert.settings import DEFAULT_MAX_LENGTH, DEFAULTS, here
 from qbert.terminal import echo
 
 if TYPE_CHECKING:
@@ -99,20 +99,12 @@ def train(
     seed: int,
     output: Path,
     vocab: Path | None,
-    **settings: float | None,
+    **recipe: Any,  # noqa: ANN401  of each option's own type
 ) -> None:
     """Fine-tune BASE on a dataset, or train it from scratch."""
-    import dataclasses
+    from qbert import api
 
-    from qbert import dataset as datasets
-    from qbert import training
-
-    loaded = datasets.load(dataset)
-    recipe = training.recipe_for(base, len(loaded.train))
-    given = {name: value for name, value in settings.items() if value is not None}
-    recipe = dataclasses.replace(recipe, **given)  # type: ignore[arg-type] # click has checked each option's type
-    checkpoint = training.train(loaded, base, output, max_length=max_length, seed=seed, vocab=vocab, recipe=recipe)
-    metrics = checkpoint.record["metrics"]
+    metrics = api.train(dataset, base, output, max_length=max_length, seed=seed, vocab=vocab, **recipe)
     echo(f"{output}: weighted F1 {metrics['test_weighted_f1']:.4f} on the test split, {metrics['seconds']:.0f} s")
 
 
@@ -127,13 +119,7 @@ def train(
     metavar="N",
     help="Judge by a sample of N test documents, not by all.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the figures to FILE too.",
-)
+@options.json_option
 def evaluate(
     model: str | None,
     dataset: str | None,
@@ -151,7 +137,7 @@ def evaluate(
     from qbert.results import tables
     from qbert.terminal import counted
 
-    settings = options.settings_here(models=model and (model,), dataset=dataset, variants=variants)
+    settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants)
     names = settings.variant_list
     evaluated = evaluation.evaluate(options.one_model(settings), settings.dataset, names, max_length, documents)
     options.write(json_file, json.dumps(evaluated.results, indent=1, ensure_ascii=False) + "\n")
@@ -173,7 +159,7 @@ def quantize(model: str | None, variant: str, output: Path, dataset: str | None,
     """
     from qbert import api
 
-    settings = options.settings_here(models=model and (model,), dataset=dataset)
+    settings = here(Path.cwd(), models=model and (model,), dataset=dataset)
     dataset = None if settings.dataset == DEFAULTS.dataset and dataset is None else settings.dataset
     api.quantize(options.one_model(settings), variant, output, dataset=dataset, max_length=max_length)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())

@@ -8,23 +8,10 @@ import click
 
 from qbert.cache import write_file
 from qbert.errors import InputError
-from qbert.settings import DEFAULTS, Settings, import_plugins, nearest, read
+from qbert.settings import DEFAULTS, Settings
 from qbert.stats import MIN_EFFECT, MIN_F1_EFFECT
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-def settings_here(**given: Any) -> Settings:  # noqa: ANN401  of each setting's own type
-    """Return the settings of the current folder, replaced by what the command line has `given`; import their plugins.
-
-    Raises:
-        InputError: the table `[tool.qbert]` cannot be used.
-    """
-    path = nearest(Path.cwd())
-    settings = read(path).but(**given)
-    if path:
-        import_plugins(settings, path.parent)
-    return settings
 
 
 class Percentage(click.ParamType):  # type: ignore[type-arg]

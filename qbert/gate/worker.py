@@ -48,7 +48,7 @@ def _own(name: str) -> "ModuleType":
     return module
 
 
-def _first(*names: str) -> "ModuleType":
+def first_module(*names: str) -> "ModuleType":
     """Return the first of the modules `names`, current and former ones, that the side's qbert has."""
     name = next((known for known in names if importlib.util.find_spec(known)), names[0])
     return importlib.import_module(name)
@@ -95,7 +95,7 @@ class Worker:
 
     def fingerprints(self) -> dict[str, Any]:
         """Return `same`, which identifies code, libraries, models and dataset of the side, and the code's `files`."""
-        geometries = _first("qbert.training", "qbert.train").GEOMETRIES
+        geometries = first_module("qbert.training", "qbert.train").GEOMETRIES
 
         assert self._suite is not None, "open comes first"  # noqa: S101  a mistake of the gate, not of the user
         suite, sources = self._suite, _own("sources")
@@ -125,7 +125,7 @@ class Worker:
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         if not np.isfinite(cell.classifier(encoding)).all():
-            raise _first("qbert.errors", "qbert").CannotRunError(
+            raise first_module("qbert.errors", "qbert").CannotRunError(
                 f"{cell.name} answers with nan or infinity: leave the model or the variant out"
             )
         return cell.describe(cell.classifier.evidence) | {
@@ -144,7 +144,7 @@ class Worker:
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return the cell's answers for the test documents (labels.answers), and its F1 drop against fp32."""
-        accuracy = _first("qbert.accuracy", "qbert.evaluate")
+        accuracy = first_module("qbert.accuracy", "qbert.evaluate")
 
         cell = self._cell(**named)
         rows = cell.suite.dataset.documents(documents)
@@ -156,7 +156,7 @@ class Worker:
         elif hasattr(cell.checkpoint, "problem_type"):
             true, predicted = cell.suite.dataset.indicators(rows), labels.predicted(logits, labels.MULTI_LABEL)
         else:
-            raise _first("qbert.errors", "qbert").InputError(
+            raise first_module("qbert.errors", "qbert").InputError(
                 "its qbert is of a time before multi-label models: compare with a newer one"
             )
         comparison, _ = cell.judge(rows, logits)

@@ -798,3 +798,10 @@ def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
     base, head = sides_of(theirs, str(trained.folder), str(news.folder), look=fingerprints)
     assert (base["code"] == head["code"]) == same
     assert {name for name in base if base[name] != head[name]} <= {"code"}
+
+
+def test_a_worker_takes_a_module_by_the_name_that_its_side_has() -> None:
+    assert timing.first_module("qbert.accuracy", "qbert.evaluate").__name__ == "qbert.accuracy"
+    assert timing.first_module("qbert.no_such_module", "qbert.labels").__name__ == "qbert.labels"
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        timing.first_module("qbert.no_such_module", "qbert.nor_this_one")
