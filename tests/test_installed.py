@@ -181,6 +181,7 @@ def test_a_run_is_saved_in_the_repository_and_compared_with_the_next(run: Run, t
     again = run(*few, "--benchmark-compare")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "previous run's cells were not run" not in again.stdout
+    assert again.stdout.count("(0001_") == again.stdout.count("(NOW)") == 2  # each cell beside its previous one
 
 
 @pytest.mark.usefixtures("table")
