@@ -135,7 +135,7 @@ def test_a_command_that_lacks_a_package_names_the_extra_that_brings_it(arguments
     done = python(COMMAND, *arguments, hidden=BASE)
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    expected = rf"Error: qbert {arguments[0]} needs the package \w+, which is not installed: "
+    expected = rf"Error: qbert[ .]{arguments[0]} needs the package \w+, which is not installed: "
     assert re.fullmatch(expected + re.escape(pip_install(extra)), last)
     assert "Traceback" not in done.stderr
 
