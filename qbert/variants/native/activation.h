@@ -35,23 +35,10 @@ inline Floats activate(Floats x) {
 // 2^x for x <= 0, with a relative error of 8e-5, a fiftieth of a step of bf16: a polynomial of the fractional part; the
 // whole part is added to the exponent.
 inline Floats exp2(Floats x) {
-#if defined(__AVX512F__)
-  Floats whole, power;
-  asm("vrndscaleps $0, %1, %0" : "=v"(whole) : "v"(x));
-  const Floats fraction = x - whole;
-#else
-  const Floats bounded = maximum(x, broadcast(-126));
-  const Floats whole = bounded + 12582912.0f;  // 1.5 * 2^23: rounds to the nearest whole number, in the lowest bits
-  const Floats fraction = bounded - (whole - 12582912.0f);
-#endif
+  const Floats whole = nearest_whole(x), fraction = x - whole;
   const Floats mantissa =
       ((broadcast(5.51716672e-2f) * fraction + 2.42611122e-1f) * fraction + 6.93260986e-1f) * fraction + 9.99928074e-1f;
-#if defined(__AVX512F__)
-  asm("vscalefps %2, %1, %0" : "=v"(power) : "v"(mantissa), "v"(whole));
-  return power;
-#else
-  return Floats(Ints(mantissa) + (Ints(whole) << 23));
-#endif
+  return scale(mantissa, whole);
 }
 
 }  // namespace qbert

@@ -1,62 +1,70 @@
 // Attention of one layer: softmax(Q K^T) V for each head, in bf16 where the processor has it and fp32 where not.
 //
-// Both products use product.h. For Q K^T the columns are keys, packed like the rows of a weight. For P V the columns are the
-// head's dimensions and the depth is the tokens, so a dword of bf16 holds one dimension of two tokens. A block of
-// kTileRows queries goes through scores, softmax and context while it is in the L1 cache. The scales of Q contain log2(e)
-// and 1/sqrt(head size) (encoder.h), so softmax takes powers of two of the scores; the context is multiplied by 1/sum.
+// Both products are the kernel's (product.h, tiles.h). For Q K^T the columns are keys, packed like the rows of a weight. For
+// P V the columns are the head's dimensions and the depth is the tokens, so a dword of bf16 holds one dimension of two
+// tokens. A block of queries goes through scores, softmax and context while it is in the L1 cache. The scales of Q contain
+// log2(e) and 1/sqrt(head size) (encoder.h), so softmax takes powers of two of the scores; the context is multiplied by
+// 1/sum.
 #pragma once
 
 #include "activation.h"
-#include "product.h"
+#include "memory.h"
+#include "rows.h"
 
 namespace qbert {
 
-template <class Dot>
+template <class Product>
 class Attention {
  public:
+  using Dot = typename Product::Dot;
   using Element = typename Dot::Element;
+  // So many queries at once, fewer where their scores would not fit in the L1 cache.
+  static constexpr int kQueries = std::max(Product::kRows, kBlockRows), kLongest = 192;
 
-  // The last vector that is written to a row, and the last dword that is read, end within it.
-  static std::size_t row_elements(int size) { return round_up(size, kLanes) + kLanes; }
+  Attention(Arena& arena, int tokens, int head_size)
+      : keys_(arena.allocate<std::uint32_t>(keys(tokens, head_size).size())),
+        values_(arena.allocate<std::uint32_t>(values(tokens, head_size).size())),
+        scores_(arena.allocate<float>(kQueries * row_size(tokens))),
+        probabilities_(arena.allocate<Element>(kQueries * row_size(tokens))),
+        inverse_sums_(arena.allocate<float>(kQueries)),
+        scratch_(arena.allocate<std::int32_t>(Product::scratch_size(kQueries))) {}
 
-  struct Scratch {
-    std::uint32_t* keys;
-    std::uint32_t* values;
-    float* scores;           // kTileRows rows
-    Element* probabilities;  // kTileRows rows
-    float* inverse_sums;
+  // Elements of a row of Q, K or V: the last vector that is written, and the last bytes that are read, end within it.
+  static std::size_t row_elements(int size) {
+    return round_up(size, Product::kColumns) + std::max<std::size_t>(kLanes, Product::kDepth / sizeof(Element));
+  }
 
-    static std::size_t panels_size(int tokens, int head_size) {
-      return round_up(tokens, kLanes) * round_up(head_size, kLanes);
-    }
-    static std::size_t row_size(int tokens) { return round_up(tokens, kLanes) + kLanes; }
-  };
-
-  // Write the context of the first `queries` tokens as rows of fp32; rows of Q, K and V are `stride` elements apart.
-  static void run(const Element* q, const Element* k, const Element* v, std::size_t stride, int tokens, int queries,
-                  int heads, int head_size, const Scratch& scratch, float* context, std::size_t context_stride) {
-    const Panels keys(tokens, (head_size + Dot::kGroup - 1) / Dot::kGroup);
-    const Panels values(head_size, (tokens + Dot::kGroup - 1) / Dot::kGroup);
-    const std::size_t row = Scratch::row_size(tokens);
+  // Write the context of the first `queries` tokens; rows of Q, K and V are `stride` elements apart.
+  void run(const Element* q, const Element* k, const Element* v, std::size_t stride, int tokens, int queries, int heads,
+           int head_size, Half* context, std::size_t context_stride) const {
+    const Layout keys = Attention::keys(tokens, head_size), values = Attention::values(tokens, head_size);
+    const std::size_t row = row_size(tokens);
+    const int at_once = Product::kRows > 1 && tokens > kLongest ? kQueries / 2 : kQueries;
     for (int head = 0; head < heads; ++head) {
       const std::size_t first = std::size_t(head) * head_size;
-      pack(k + first, stride * sizeof(Element), head_size * sizeof(Element), keys, scratch.keys);
-      pack_values(v + first, stride, tokens, values, scratch.values);
-      for (int query = 0; query < queries; query += kTileRows) {
-        const int count = std::min(kTileRows, queries - query);
-        product<Dot>(q + query * stride + first, stride * sizeof(Element), count, scratch.keys, keys,
-                     Scores{scratch.scores, row});
-        for (int r = 0; r < count; ++r) {
-          scratch.inverse_sums[r] = softmax(scratch.scores + r * row, tokens, scratch.probabilities + r * row);
-        }
+      pack(k + first, stride * sizeof(Element), head_size * sizeof(Element), keys, keys_);
+      pack_values(v + first, stride, tokens, values);
+      for (int query = 0; query < queries; query += at_once) {
+        const int count = std::min(at_once, queries - query);
+        Product::run(q + query * stride + first, stride * sizeof(Element), count, keys_, keys, Scores{scores_, row},
+                     scratch_);
+        int r = 0;
+        for (; r + 4 <= count; r += 4) softmax<4>(r, tokens, row);
+        for (; r < count; ++r) softmax<1>(r, tokens, row);
         // A head writes whole vectors: what goes into the next head's columns, the next head overwrites.
-        product<Dot>(scratch.probabilities, row * sizeof(Element), count, scratch.values, values,
-                     Context{context + query * context_stride + first, context_stride, scratch.inverse_sums});
+        Product::run(probabilities_, row * sizeof(Element), count, values_, values,
+                     Context{context + query * context_stride + first, context_stride, inverse_sums_}, scratch_);
       }
     }
   }
 
  private:
+  using Layout = typename Product::Layout;
+
+  static Layout keys(int tokens, int head_size) { return {tokens, (head_size + Dot::kGroup - 1) / Dot::kGroup}; }
+  static Layout values(int tokens, int head_size) { return {head_size, (tokens + Dot::kGroup - 1) / Dot::kGroup}; }
+  static std::size_t row_size(int tokens) { return round_up(tokens, 32) + 32; }  // whole lines of the cache
+
   struct Scores {
     float* to;
     std::size_t stride;
@@ -66,55 +74,83 @@ class Attention {
   };
 
   struct Context {
-    float* to;
+    Half* to;
     std::size_t stride;
     const float* inverse_sums;
     auto at(int column) const {
       return [=, *this](int row, int r, Floats sums) {
-        store(to + (row + r) * stride + column, sums * inverse_sums[row + r]);
+        store_half(to + (row + r) * stride + column, sums * inverse_sums[row + r]);
       };
     }
   };
 
-  // Write 2^(score - maximum) for `count` scores, and zeros up to a whole vector; return 1 / their sum.
-  static float softmax(float* scores, int count, Element* probabilities) {
-    const int whole = int(round_up(count, kLanes));
-    for (int i = count; i < whole; ++i) scores[i] = -INFINITY;
-    Floats maxima = load<Floats>(scores);
-    for (int i = kLanes; i < whole; i += kLanes) maxima = maximum(maxima, load<Floats>(scores + i));
-    const float greatest = reduce(maxima, maximum);
-    Floats total{};
-    for (int i = 0; i < whole; i += kLanes) {
-      const Floats power = exp2(load<Floats>(scores + i) - greatest);
-      total += power;
-      Dot::write(probabilities + i, power);
+  // Write 2^(score - maximum) of rows from `row` on, with zeros after the last, and 1 / the sum of each row.
+  template <int Rows>
+  void softmax(int row, int tokens, std::size_t stride) const {
+    float* scores = scores_ + row * stride;
+    Element* to = probabilities_ + row * stride;
+    const int whole = int(round_up(tokens, kLanes));
+    Floats maxima[Rows], totals[Rows] = {};
+    float greatest[Rows];
+    for (int r = 0; r < Rows; ++r) {
+      for (int i = tokens; i < whole; ++i) scores[r * stride + i] = kLeast;
+      maxima[r] = load<Floats>(scores + r * stride);
     }
-    for (int i = count; i < whole; ++i) probabilities[i] = 0;
-    return 1 / reduce(total, sum);
+    for (int i = kLanes; i < whole; i += kLanes) {
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) maxima[r] = maximum(maxima[r], load<Floats>(scores + r * stride + i));
+    }
+    for (int r = 0; r < Rows; ++r) greatest[r] = reduce(maxima[r], maximum);
+    for (int i = 0; i < whole; i += kLanes) {
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        const Floats power = exp2(load<Floats>(scores + r * stride + i) - greatest[r]);
+        totals[r] += power;
+        Dot::write(to + r * stride + i, power);
+      }
+    }
+    for (int r = 0; r < Rows; ++r) {
+      inverse_sums_[row + r] = 1 / reduce(totals[r], sum);
+      std::fill(to + r * stride + tokens, to + r * stride + round_up(tokens, 32), Element{});
+    }
   }
 
   // Pack V with dimensions as columns and tokens along the depth.
-  static void pack_values(const Element* v, std::size_t stride, int tokens, const Panels& panels, std::uint32_t* packed) {
+  void pack_values(const Element* v, std::size_t stride, int tokens, const Layout& panels) const {
     for (int panel = 0; panel < panels.count; ++panel) {
-      const int start = panels.first(panel) * kLanes, width = panels.width(panel) * kLanes;
-      const int columns = std::min(width, panels.columns - start);
-      std::uint32_t* to = packed + panels.offset(panel);
-      for (int step = 0; step < panels.depth; ++step, to += width) {
-        const Element* even = v + std::size_t(step) * Dot::kGroup * stride + start;
-        if constexpr (Dot::kGroup == 1) {
-          std::memcpy(to, even, columns * sizeof(float));
-        } else {
-          const Element* odd = even + stride;
-          if (2 * step + 1 < tokens) {
-            for (int lane = 0; lane < columns; ++lane) to[lane] = even[lane] | std::uint32_t(odd[lane]) << 16;
-          } else {
-            for (int lane = 0; lane < columns; ++lane) to[lane] = even[lane];
+      for (int vector = 0; vector < panels.width(panel); ++vector) {
+        const int start = (panels.first(panel) + vector) * kLanes;
+        const int columns = std::max(0, std::min(kLanes, panels.columns - start));
+        for (int step = 0; step < panels.depth; ++step) {
+          UInts dwords{};
+          for (int i = 0; i < Dot::kGroup && step * Dot::kGroup + i < tokens; ++i) {
+            dwords |= widened(v + std::size_t(step * Dot::kGroup + i) * stride + start, columns) << (16 * i);
           }
+          store(values_ + panels.offset(panel) + Layout::at(step, vector, panels.width(panel)), dwords);
         }
-        std::fill(to + columns, to + width, 0);
       }
     }
   }
+
+  // The first `count` elements of a vector as dwords, and zeros.
+  static UInts widened(const Element* from, int count) {
+    using Bits = std::conditional_t<Dot::kGroup == 1, std::uint32_t, std::uint16_t>;
+    using Vector [[gnu::vector_size(kLanes * sizeof(Bits))]] = Bits;
+    Vector elements{};
+    if (count == kLanes) {
+      elements = load<Vector>(from);
+    } else {
+      std::memcpy(&elements, from, count * sizeof(Element));
+    }
+    return __builtin_convertvector(elements, UInts);
+  }
+
+  static constexpr float kLeast = -1e38f;
+  std::uint32_t *keys_, *values_;
+  float* scores_;
+  Element* probabilities_;
+  float* inverse_sums_;
+  std::int32_t* scratch_;
 };
 
 }  // namespace qbert

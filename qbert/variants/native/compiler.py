@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from qbert import machine
 from qbert.cache import build_kept, cache_dir, check_trusted
@@ -18,16 +19,67 @@ from qbert.terminal import say
 
 SOURCES = Path(__file__).parent
 LIBRARY = "native.so"
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-mavx2", "-mfma")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-mavx2", "-mfma", "-mf16c")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
+TWIN = "-DQBERT_TWIN"
+"""Among the flags of `QBERT_CXXFLAGS`: plain C++ instead of each instruction of a kernel, to test it on any processor."""
 PACKAGE = "ziglang"
 """A C++ compiler that pip installs: the extra `native`."""
 
 
-def unsupported() -> str:
-    """Return why the sources cannot be compiled or run here; empty where they can."""
-    if not (machine.is_x86() and machine.has("avx512_vnni", "avx_vnni")) or sys.platform == "win32":
+class Kernel(NamedTuple):
+    """An instruction set that the sources are compiled for."""
+
+    name: str
+    header: str
+    """Its file in `kernels/`."""
+    struct: str
+    """In that file: the products that are used."""
+    flags: tuple[str, ...]
+    needs: frozenset[str]
+    """Those of `machine.INSTRUCTION_SETS` that the processor must have."""
+
+
+KERNELS = (
+    Kernel(
+        "amx",
+        "amx.h",
+        "Amx",
+        (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+        frozenset({"amx_int8", "amx_bf16", "avx512_vnni", "avx512_bf16"}),
+    ),
+    Kernel(
+        "avx512_bf16",
+        "avx512_vnni.h",
+        "Avx512VnniBf16",
+        (*AVX512, "-mavx512bf16"),
+        frozenset({"avx512_vnni", "avx512_bf16"}),
+    ),
+    Kernel("avx512_vnni", "avx512_vnni.h", "Avx512Vnni", AVX512, frozenset({"avx512_vnni"})),
+    Kernel("avx_vnni", "avx_vnni.h", "AvxVnni", ("-mavxvnni",), frozenset({"avx_vnni"})),
+)
+"""From the fastest to the slowest."""
+
+
+def kernels(name: str = "") -> list[Kernel]:
+    """Return the kernels that this processor can run, the fastest first; only `name`, or `QBERT_ISA`, where given.
+
+    Raises:
+        InputError: no kernel has that name.
+    """
+    name = name or os.environ.get("QBERT_ISA", "")
+    if name and name not in {kernel.name for kernel in KERNELS}:
+        raise InputError(f"QBERT_ISA={name} is none of {', '.join(kernel.name for kernel in KERNELS)}")
+    known = [kernel for kernel in KERNELS if not name or kernel.name == name]
+    return [kernel for kernel in known if TWIN in _extra_flags() or kernel.needs <= set(machine.instruction_sets())]
+
+
+def unsupported(name: str = "") -> str:
+    """Return why the sources cannot be compiled or run here, with the kernel `name` or any; empty where they can."""
+    if not machine.is_x86() or sys.platform == "win32" or not kernels():
         return "it is written for processors with AVX512-VNNI or AVX-VNNI, on Linux or macOS"
+    if not kernels(name):
+        return f"this processor does not have {name}"
     return "" if compiler() else f"no C++ compiler: install g++ or clang++, or {pip_install('native')}"
 
 
@@ -41,39 +93,49 @@ def compiler() -> tuple[str, ...]:
     return (sys.executable, "-m", PACKAGE, "c++") if importlib.util.find_spec(PACKAGE) else ()
 
 
-def flags() -> tuple[str, ...]:
-    """Return the flags for this processor, then those of `QBERT_CXXFLAGS` (sanitizers, fewer instructions)."""
-    instructions: tuple[str, ...] = AVX512 if machine.has("avx512_vnni") else ("-mavxvnni",)
-    if machine.has("avx512_vnni") and machine.has("avx512_bf16"):
-        instructions += ("-mavx512bf16",)
-    return (*FLAGS, *instructions, *shlex.split(os.environ.get("QBERT_CXXFLAGS", "")))
+def flags(kernel: Kernel) -> tuple[str, ...]:
+    """Return the flags for `kernel`, then those of `QBERT_CXXFLAGS` (sanitizers, plain C++)."""
+    chosen = (f"-DQBERT_KERNEL={kernel.struct}", "-include", str(SOURCES / "kernels" / kernel.header))
+    return (*FLAGS, *(() if TWIN in _extra_flags() else kernel.flags), *chosen, *_extra_flags())
+
+
+def _extra_flags() -> list[str]:
+    return shlex.split(os.environ.get("QBERT_CXXFLAGS", ""))
 
 
 @cache
-def load_library() -> ctypes.CDLL:
-    """Return the compiled library.
+def load_library(name: str = "") -> ctypes.CDLL:
+    """Return the library of the fastest kernel that runs here, or of the kernel `name`.
 
     It is kept under a hash of sources, compiler and flags; of two processes that need it at once, one compiles it.
 
     Raises:
         InputError: this machine cannot run it, the compiler fails, or others can write to where it is kept.
     """
-    if why := unsupported():
+    if why := unsupported(name):
         raise InputError(f"qbert's native library cannot be made here: {why}")
+    for kernel in kernels(name):
+        library = _load(kernel)
+        if library.qbert_permitted():
+            return library
+    raise InputError(f"this system does not let a process use {kernel.name}: set QBERT_ISA to a lesser one")
+
+
+def _load(kernel: Kernel) -> ctypes.CDLL:
     command = compiler()
     executable = Path(command[0]).resolve().stat()
-    digest = hashlib.sha256(repr((command, executable.st_size, executable.st_mtime_ns, flags())).encode())
-    for path in sorted(SOURCES.glob("*.[ch]*")):
+    digest = hashlib.sha256(repr((command, executable.st_size, executable.st_mtime_ns, flags(kernel))).encode())
+    for path in sorted(SOURCES.rglob("*.[ch]*")):
         digest.update(path.read_bytes())
-    folder = build_kept(cache_dir() / "native" / digest.hexdigest()[:16], _compile)
+    folder = build_kept(cache_dir() / "native" / digest.hexdigest()[:16], lambda stage: _compile(kernel, stage))
     check_trusted(folder)
     return _declare(ctypes.CDLL(str(folder / LIBRARY)))
 
 
-def _compile(folder: Path) -> None:
-    say("compiling int8-native, once")
+def _compile(kernel: Kernel, folder: Path) -> None:
+    say(f"compiling int8-native for {kernel.name}, once")
     done = subprocess.run(  # noqa: S603  the user's compiler
-        [*compiler(), *flags(), str(SOURCES / "native.cpp"), "-o", str(folder / LIBRARY)],
+        [*compiler(), *flags(kernel), str(SOURCES / "native.cpp"), "-o", str(folder / LIBRARY)],
         capture_output=True,
         text=True,
         check=False,
@@ -88,6 +150,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for name, result, arguments in (
         ("instructions", ctypes.c_char_p, ()),
+        ("permitted", ctypes.c_bool, ()),
         ("new", pointer, (pointer,)),
         ("delete", None, (pointer,)),
         ("set_embeddings", ctypes.c_bool, (pointer, pointer)),

@@ -13,9 +13,12 @@
 
 #include <vector>
 
+namespace qbert {
+using Kernel = QBERT_KERNEL;
+}
+
 #include "attention.h"
 #include "memory.h"
-#include "product.h"
 #include "rows.h"
 
 namespace qbert {
@@ -43,7 +46,8 @@ struct HeadTensors {
 
 // A product with int8 weights: a step, a bias and the scaled sum of the weights (rows.h) for each output.
 struct Linear {
-  Panels panels;
+  using Product = Kernel::Int8;
+  Product::Layout panels;
   const std::uint32_t* packed;
   const float *step, *sums, *bias;
 
@@ -54,7 +58,7 @@ struct Linear {
     auto* to = arena.allocate<std::uint32_t>(panels.size());
     pack(weights, inputs, inputs, panels, to);
     packed = to;
-    const std::size_t whole = round_up(outputs, kLanes);
+    const std::size_t whole = round_up(outputs, Product::kColumns);
     auto* numbers = arena.allocate<float>(3 * whole);
     for (int n = 0; n < outputs; ++n) {
       long sum = 0;
@@ -79,8 +83,8 @@ struct Linear {
         const int row = first + r;
         Floats values =
             __builtin_convertvector(sum, Floats) * (step * rows.step[row]) + (sums * rows.offset[row] + bias);
-        if (r < 2 && first == 0) {  // the rounding error of the first token, and that token
-          if (r == 0) {
+        if (r < 2 && row < 2) {  // the rounding error of the first token, and that token
+          if (row == 0) {
             error = values - bias;
             return;
           }
@@ -93,8 +97,8 @@ struct Linear {
 
   // Call `write(token, column, values)` for each vector of the product of `count` tokens; zeros follow the last column.
   template <class Write>
-  void operator()(const Quantized& rows, int count, const Write& write) const {
-    product<Int8Dot>(rows.bytes, rows.stride, count + 1, packed, panels, Epilogue<Write>{*this, rows, write});
+  void operator()(const Quantized& rows, int count, std::int32_t* scratch, const Write& write) const {
+    Product::run(rows.bytes, rows.stride, count + 1, packed, panels, Epilogue<Write>{*this, rows, write}, scratch);
   }
 };
 
@@ -110,22 +114,24 @@ enum HeadActivation { kHeadTanh, kHeadGelu, kHeadRelu };
 
 class Encoder {
  public:
-  explicit Encoder(const Geometry& geometry) : geometry_(geometry) {
-    const int widest = int(std::max({geometry_.hidden, geometry_.intermediate, geometry_.embedding}));
-    stride_ = Attention<AttentionDot>::row_elements(int(geometry_.hidden));
-    wide_stride_ = round_up(widest, kLanes);
-    const std::size_t tokens = geometry_.positions, scores = Kernel::Scratch::row_size(int(tokens));
-    hidden_ = arena_.allocate<float>(tokens * stride_);
-    context_ = arena_.allocate<float>(tokens * stride_);
-    for (auto*& rows : qkv_) rows = arena_.allocate<Kernel::Element>((tokens + 1) * stride_);
-    wide_ = arena_.allocate<float>(tokens * wide_stride_);
-    error_ = arena_.allocate<float>(wide_stride_);
-    quantized_ = quantized(tokens, std::max(geometry_.hidden, geometry_.embedding));
-    quantized_wide_ = quantized(tokens, geometry_.intermediate);
-    const std::size_t panels = Kernel::Scratch::panels_size(int(tokens), int(geometry_.hidden / geometry_.heads));
-    scratch_ = {arena_.allocate<std::uint32_t>(panels), arena_.allocate<std::uint32_t>(panels),
-                arena_.allocate<float>(kTileRows * scores), arena_.allocate<Kernel::Element>(kTileRows * scores),
-                arena_.allocate<float>(kTileRows)};
+  explicit Encoder(const Geometry& geometry)
+      : geometry_(geometry),
+        attention_(arena_, int(geometry.positions), int(geometry.hidden / geometry.heads)) {
+    const std::size_t widest = std::max({geometry_.hidden, geometry_.intermediate, geometry_.embedding});
+    const std::size_t rows = round_up(geometry_.positions, Linear::Product::kRows) + 1;
+    stride_ = row_numbers(geometry_.hidden);
+    wide_stride_ = row_numbers(geometry_.intermediate);
+    hidden_ = arena_.allocate<float>(rows * stride_);
+    added_ = arena_.allocate<Half>(rows * stride_);
+    context_ = arena_.allocate<Half>(rows * stride_);
+    qkv_stride_ = Attending::row_elements(int(geometry_.hidden));
+    for (auto*& qkv : qkv_) qkv = arena_.allocate<Attending::Element>(rows * qkv_stride_);
+    wide_ = arena_.allocate<Half>(rows * wide_stride_);
+    row_ = arena_.allocate<float>(row_numbers(widest));
+    error_ = arena_.allocate<float>(row_numbers(widest));
+    quantized_ = quantized(rows, std::max(geometry_.hidden, geometry_.embedding));
+    quantized_wide_ = quantized(rows, geometry_.intermediate);
+    scratch_ = arena_.allocate<std::int32_t>(Linear::Product::scratch_size(rows));
   }
 
   // The setters copy or pack the tensors, which may be freed afterwards.
@@ -171,6 +177,7 @@ class Encoder {
   }
 
   void run(const std::int64_t* ids, const std::int64_t* types, int tokens, float* logits) {
+    const Kernel::Session session;
     embed(ids, types, tokens);
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
       run_layer(layers_[layer], tokens, layer + 1 == layers_.size() ? 1 : tokens);
@@ -179,7 +186,7 @@ class Encoder {
   }
 
  private:
-  using Kernel = Attention<AttentionDot>;
+  using Attending = Attention<Kernel::Attention>;
 
   enum { kWeight, kBias };
 
@@ -190,10 +197,9 @@ class Encoder {
 
   void embed(const std::int64_t* ids, const std::int64_t* types, int tokens) {
     const std::size_t size = geometry_.embedding;
-    const std::size_t stride = projection_.empty() ? stride_ : wide_stride_;
     std::int64_t position = geometry_.padding;
     for (int t = 0; t < tokens; ++t) {
-      float* row = projection_.empty() ? hidden_ + t * stride : wide_;
+      float* row = projection_.empty() ? hidden_ + t * stride_ : row_;
       const std::uint16_t* word = words_ + ids[t] * size;
       const bool padding = geometry_.padding >= 0 && ids[t] == geometry_.padding;
       const float* place = positions_ + (padding ? geometry_.padding : ++position) * padded(size);
@@ -205,11 +211,11 @@ class Encoder {
         row[i] = number + type[i] + place[i];
       }
       std::fill(row + size, row + padded(size), 0.0f);
-      qbert::normalize(row, int(size), norm_[kWeight], norm_[kBias], float(geometry_.epsilon));
-      quantized_.quantize(t, row, int(size), error_);
+      const auto range = qbert::normalize<1>(row, 0, nullptr, 0, int(size), norm_[kWeight], norm_[kBias], epsilon());
+      quantized_.quantize(t, row, 0, int(size), range);
     }
     if (!projection_.empty()) {
-      projection_[0](quantized_, tokens,
+      projection_[0](quantized_, tokens, scratch_,
                      [this](int row, int column, Floats values) { store(hidden_ + row * stride_ + column, values); });
       quantize(quantized_, hidden_, stride_, tokens, int(geometry_.hidden));
     }
@@ -219,19 +225,17 @@ class Encoder {
   void run_layer(const Layer& layer, int tokens, int queries) {
     const Linear* projections[] = {&layer.query, &layer.key, &layer.value};
     for (int i = 0; i < 3; ++i) {
-      (*projections[i])(quantized_, i == 0 ? queries : tokens, [this, i](int row, int column, Floats values) {
-        AttentionDot::write(qkv_[i] + row * stride_ + column, values);
+      (*projections[i])(quantized_, i == 0 ? queries : tokens, scratch_, [this, i](int row, int column, Floats values) {
+        Attending::Dot::write(qkv_[i] + row * qkv_stride_ + column, values);
       });
     }
-    Kernel::run(qkv_[0], qkv_[1], qkv_[2], stride_, tokens, queries, int(geometry_.heads),
-                int(geometry_.hidden / geometry_.heads), scratch_, context_, stride_);
-    const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate);
+    const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate), heads = int(geometry_.heads);
+    attention_.run(qkv_[0], qkv_[1], qkv_[2], qkv_stride_, tokens, queries, heads, hidden / heads, context_, stride_);
     const auto add = [this](int token, int column, Floats values) {
-      float* to = hidden_ + token * stride_ + column;
-      store(to, load<Floats>(to) + values);
+      store_half(added_ + token * stride_ + column, values);
     };
     quantize(quantized_, context_, stride_, queries, hidden);
-    layer.output(quantized_, queries, add);
+    layer.output(quantized_, queries, scratch_, add);
     normalize(queries, layer.attention_norm_weight, layer.attention_norm_bias);
     switch (geometry_.activation) {
       case kGelu: project_up<kGelu>(layer.up, queries); break;
@@ -239,29 +243,42 @@ class Encoder {
       default: project_up<kRelu>(layer.up, queries);
     }
     quantize(quantized_wide_, wide_, wide_stride_, queries, wide);
-    layer.down(quantized_wide_, queries, add);
+    layer.down(quantized_wide_, queries, scratch_, add);
     normalize(queries, layer.norm_weight, layer.norm_bias);
   }
 
   template <Activation activation>
   void project_up(const Linear& up, int tokens) {
-    up(quantized_, tokens, [this](int token, int column, Floats values) {
-      store(wide_ + token * wide_stride_ + column, activate<activation>(values));
+    up(quantized_, tokens, scratch_, [this](int token, int column, Floats values) {
+      store_half(wide_ + token * wide_stride_ + column, activate<activation>(values));
     });
   }
 
-  // Normalize the first `tokens` rows of hidden_, and quantize them.
+  // Add the first `tokens` rows of added_ to hidden_, normalize and quantize the sums.
   void normalize(int tokens, const float* weight, const float* bias) {
-    for (int t = 0; t < tokens; ++t) {
+    const int hidden = int(geometry_.hidden);
+    by_rows(tokens, [=, this](int t, auto rows) {
       float* row = hidden_ + t * stride_;
-      qbert::normalize(row, int(geometry_.hidden), weight, bias, float(geometry_.epsilon));
-      quantized_.quantize(t, row, int(geometry_.hidden), error_);
-    }
+      const auto range = qbert::normalize<rows()>(row, stride_, added_ + t * stride_, stride_, hidden, weight, bias,
+                                                  epsilon());
+      quantized_.quantize(t, row, stride_, hidden, range);
+    });
   }
 
-  void quantize(const Quantized& to, const float* rows, std::size_t stride, int tokens, int count) const {
-    for (int t = 0; t < tokens; ++t) to.quantize(t, rows + t * stride, count, error_);
+  template <class Number>
+  void quantize(const Quantized& to, const Number* from, std::size_t stride, int tokens, int count) const {
+    by_rows(tokens, [&](int t, auto rows) { to.quantize<rows()>(t, from + t * stride, stride, count); });
   }
+
+  // Call `work(token, rows)` for four tokens at a time, then for one at a time.
+  template <class Work>
+  static void by_rows(int tokens, const Work& work) {
+    int t = 0;
+    for (; t + 4 <= tokens; t += 4) work(t, std::integral_constant<int, 4>{});
+    for (; t < tokens; ++t) work(t, std::integral_constant<int, 1>{});
+  }
+
+  float epsilon() const { return float(geometry_.epsilon); }
 
   // Two products of the first token's row, in fp32.
   void classify(float* logits) const {
@@ -288,6 +305,9 @@ class Encoder {
 
   static std::size_t padded(std::size_t size) { return round_up(size, kLanes); }
 
+  // Numbers of a row that a product writes; it ends with a line of the cache, so that a column's rows differ in their lines.
+  static std::size_t row_numbers(std::size_t size) { return round_up(size, 32) + 32; }
+
   // Copy `count` rows of `size` numbers, each followed by zeros up to a whole vector.
   const float* padded_copy(const float* rows, std::size_t count, std::size_t size) {
     auto* to = arena_.allocate<float>(count * padded(size));
@@ -304,23 +324,24 @@ class Encoder {
   Quantized quantized(std::size_t rows, std::size_t size) {
     // The stride is no multiple of 4096 bytes: else all rows of a tile would compete for the same lines of the L1 cache.
     const std::size_t stride = round_up(size, 64) + 64;
-    ++rows;  // the first token has two (rows.h)
     return {arena_.allocate<std::uint8_t>(rows * stride), stride, arena_.allocate<float>(rows),
-            arena_.allocate<float>(rows)};
+            arena_.allocate<float>(rows), error_};
   }
 
   Geometry geometry_;
   Arena arena_;
-  std::size_t stride_, wide_stride_;
+  Attending attention_;
+  std::size_t stride_, qkv_stride_, wide_stride_;
   const std::uint16_t* words_ = nullptr;  // bf16
   const float *positions_ = nullptr, *types_ = nullptr;
   const float *norm_[2] = {}, *dense_[2] = {}, *labels_[2] = {};  // at kWeight and kBias
   std::vector<Linear> projection_;  // of embeddings to the layers' width; empty where they have it
   std::vector<Layer> layers_;
-  float *hidden_, *context_, *wide_, *error_;  // wide_: after the product `up`, or one embedding to be projected
-  Kernel::Element* qkv_[3];  // queries, keys, values
+  float *hidden_, *row_, *error_;  // row_: an embedding to be projected
+  Half *added_, *context_, *wide_;  // added_: what a product adds to hidden_; wide_: after the product `up`
+  Attending::Element* qkv_[3];  // queries, keys, values
   Quantized quantized_, quantized_wide_;
-  Kernel::Scratch scratch_;
+  std::int32_t* scratch_;
 };
 
 }  // namespace qbert

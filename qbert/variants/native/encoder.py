@@ -104,15 +104,15 @@ class Geometry(ctypes.Structure):
 class Encoder:
     """A loaded encoder: token ids in, logits out. One call at a time: all calls use the same memory."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the weights in `path`.
+    def __init__(self, path: Path, kernel: str = "") -> None:
+        """Read the weights in `path`, for the fastest kernel here or the kernel of that name (compiler.py).
 
         Raises:
             InputError: the file is damaged, or `export` did not write it.
         """
         from safetensors import SafetensorError
 
-        self.native = load_library()
+        self.native = load_library(kernel)
         try:
             self.geometry = _geometry(path)
             self._read(path)
@@ -194,13 +194,13 @@ def _tensors(path: Path, group: Specification) -> list[npt.NDArray[Any]]:
     return tensors
 
 
-def load(folder: Path) -> Classifier:
-    """Return the encoder whose weights `export` wrote to `folder`.
+def load(folder: Path, kernel: str = "") -> Classifier:
+    """Return the encoder whose weights `export` wrote to `folder`, run by `kernel` or the fastest that there is here.
 
     Raises:
         InputError: the weights are damaged or of another format, or the library cannot be compiled.
     """
-    encoder = Encoder(folder / WEIGHTS)
+    encoder = Encoder(folder / WEIGHTS, kernel)
     layers = encoder.geometry.layers
     instructions = encoder.native.qbert_instructions().decode().split()
     return Classifier.counted(

@@ -1,20 +1,13 @@
 // The functions that Python calls (encoder.py). None throws: a null pointer or false means failure.
-#include <memory>
-
+//
+// It is compiled with a kernel's file included before it and QBERT_KERNEL naming the struct in that file (compiler.py).
 #include "encoder.h"
 
 extern "C" {
 
-// The instruction sets that this was compiled for: that of the int8 dot products, and avx512_bf16 where attention uses it.
-const char* qbert_instructions() {
-#if defined(__AVX512BF16__)
-  return "avx512_vnni avx512_bf16";
-#elif defined(__AVX512VNNI__)
-  return "avx512_vnni";
-#else
-  return "avx_vnni";
-#endif
-}
+// The instruction sets that are used, and whether the system lets this process use them.
+const char* qbert_instructions() { return qbert::Kernel::kInstructions; }
+bool qbert_permitted() { return qbert::Kernel::permitted(); }
 
 void* qbert_new(const qbert::Geometry* geometry) try {
   return new qbert::Encoder(*geometry);

@@ -4,14 +4,16 @@
 // dword of each of its columns side by side: `[panel][depth][columns]`. So the loop over the depth reads memory in order.
 // A dword holds four numbers of int8, two of bf16, or one of fp32: weights, keys and values are packed in the same way.
 //
-// A tile is 8 rows by 48 columns (4 by 24 where registers have 256 bits): 24 accumulators, three registers for columns and
+// A block is 8 rows by 48 columns (4 by 24 where registers have 256 bits): 24 accumulators, three registers for columns and
 // one for the row's broadcast dword leave 4 of 32 registers. Each dword of a row is used three times and each of a column
 // eight times, so 11 loads feed 24 dot products, and the two units for those never wait. All rows are multiplied with one
 // panel (36 KB at a depth of 768) before the next, so the panel stays in the L1 cache.
 //
 // The epilogue of a product takes its sums while they are in registers. `epilogue.at(column)` returns a function that is
-// called for each row in order, with the tile's first row, the row within the tile, and a vector of sums from `column` on.
-// The first two rows are always in one tile.
+// called for some rows in order: with the first of them, the row's number from there, and a vector of sums from `column` on.
+// The first two rows of a product are always among the rows of one such function.
+//
+// tiles.h has another product, with the same interface. A kernel (kernels/) chooses one for int8 and one for attention.
 #pragma once
 
 #include <algorithm>
@@ -22,21 +24,26 @@
 
 namespace qbert {
 
+constexpr int kBlockVectors = 3;
+
 // The division of `columns` columns of `depth` dwords into panels whose widths differ by one vector at most.
 struct Panels {
   int columns, depth;
   int vectors = int(round_up(columns, kLanes)) / kLanes;
-  int count = (vectors + kTileVectors - 1) / kTileVectors;
+  int count = (vectors + kBlockVectors - 1) / kBlockVectors;
 
   Panels(int columns, int depth) : columns(columns), depth(depth) {}
   int first(int panel) const { return panel * (vectors / count) + std::min(panel, vectors % count); }
   int width(int panel) const { return first(panel + 1) - first(panel); }
   std::size_t offset(int panel) const { return std::size_t(first(panel)) * kLanes * depth; }
   std::size_t size() const { return std::size_t(vectors) * kLanes * depth; }
+  // Where, within a panel of `width` vectors, the dwords of a vector of columns are at `step`.
+  static std::size_t at(int step, int vector, int width) { return (std::size_t(step) * width + vector) * kLanes; }
 };
 
 // Pack columns that are `stride` bytes apart and `bytes` long; the last dword is filled up with zeros.
-inline void pack(const void* columns, std::size_t stride, std::size_t bytes, const Panels& panels, std::uint32_t* packed) {
+template <class Layout>
+void pack(const void* columns, std::size_t stride, std::size_t bytes, const Layout& panels, std::uint32_t* packed) {
   const auto* from = static_cast<const unsigned char*>(columns);
   for (int panel = 0; panel < panels.count; ++panel) {
     const int width = panels.width(panel);
@@ -51,28 +58,28 @@ inline void pack(const void* columns, std::size_t stride, std::size_t bytes, con
         }
         transpose(square);
         for (int i = 0; i < std::min(kLanes, panels.depth - step); ++i) {
-          store(to + (std::size_t(step + i) * width + vector) * kLanes, square[i]);
+          store(to + Layout::at(step + i, vector, width), square[i]);
         }
       }
     }
   }
 }
 
-// What a tile prefetches into the L2 cache at each step: its share of the next panel, which may be the next matrix's.
+// What a block prefetches into the L2 cache at each step: its share of the next panel, which may be the next matrix's.
 // Weights are read once in a run, from memory. Prefetching a panel at once, or not at all, took 7 % longer.
 struct Prefetch {
   const char* from;
   std::size_t bytes;
 };
 
-template <class Dot, int Rows, int Vectors, class Epilogue>
-[[gnu::noinline]] void tile(const unsigned char* rows, std::size_t stride, const std::uint32_t* packed, int depth,
-                            Prefetch prefetch, int row, int column, const Epilogue& epilogue) {
+template <class Dot, class Layout, int Rows, int Vectors, class Epilogue>
+[[gnu::noinline]] void multiply_block(const unsigned char* rows, std::size_t stride, const std::uint32_t* packed, int depth,
+                                      Prefetch prefetch, int row, int column, const Epilogue& epilogue) {
   typename Dot::Sum sums[Rows][Vectors] = {};
   for (int step = 0; step < depth; ++step) {
     Ints columns[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) columns[v] = load<Ints>(packed + (std::size_t(step) * Vectors + v) * kLanes);
+    for (int v = 0; v < Vectors; ++v) columns[v] = load<Ints>(packed + Layout::at(step, v, Vectors));
     if (Dot::kPrefetch) {
       __builtin_prefetch(prefetch.from, 0, 2);
       prefetch.from += prefetch.bytes;
@@ -92,30 +99,43 @@ template <class Dot, int Rows, int Vectors, class Epilogue>
   }
 }
 
-template <class Dot, class Epilogue, int... Index>
-constexpr auto tiles(std::integer_sequence<int, Index...>) {
-  return std::array{&tile<Dot, Index / kTileVectors + 1, Index % kTileVectors + 1, Epilogue>...};
-}
+// `Dot` multiplies; `Columns` is how they are packed.
+template <class Dot_, class Columns = Panels>
+class VectorProduct {
+ public:
+  using Dot = Dot_;
+  using Layout = Columns;
+  static constexpr int kDepth = 4;         // rows are read up to a multiple of so many bytes
+  static constexpr int kColumns = kLanes;  // and written up to a multiple of so many columns
+  static constexpr int kRows = 1;          // rows up to a multiple of it are read and written
+  static std::size_t scratch_size(std::size_t) { return 0; }
 
-// Multiply `count` rows, `stride` bytes apart, with packed columns, and pass each vector of sums to `epilogue`.
-template <class Dot, class Epilogue>
-void product(const void* rows, std::size_t stride, int count, const std::uint32_t* packed, const Panels& panels,
-             const Epilogue& epilogue) {
-  static constexpr auto kTiles = tiles<Dot, Epilogue>(std::make_integer_sequence<int, kTileRows * kTileVectors>{});
-  const int blocks = (count + kTileRows - 1) / kTileRows;
-  for (int panel = 0; panel < panels.count; ++panel) {
-    const std::size_t width = std::size_t(panels.width(panel)) * sizeof(Ints);
-    const Prefetch prefetch{reinterpret_cast<const char*>(packed + panels.offset(panel + 1)),
-                            (width + blocks - 1) / blocks};
-    for (int block = 0; block < blocks; ++block) {  // heights differ by one row at most
-      const int first = block * (count / blocks) + std::min(block, count % blocks);
-      const int height = count / blocks + (block < count % blocks);
-      kTiles[(height - 1) * kTileVectors + panels.width(panel) - 1](
-          static_cast<const unsigned char*>(rows) + first * stride, stride, packed + panels.offset(panel), panels.depth,
-          Prefetch{prefetch.from + block * prefetch.bytes * panels.depth, prefetch.bytes}, first,
-          panels.first(panel) * kLanes, epilogue);
+  // Multiply `count` rows, `stride` bytes apart, with packed columns, and pass each vector of sums to `epilogue`.
+  template <class Epilogue>
+  static void run(const void* rows, std::size_t stride, int count, const std::uint32_t* packed, const Layout& panels,
+                  const Epilogue& epilogue, std::int32_t*) {
+    static constexpr auto kBlocks = sizes<Epilogue>(std::make_integer_sequence<int, kBlockRows * kBlockVectors>{});
+    const int blocks = (count + kBlockRows - 1) / kBlockRows;
+    for (int panel = 0; panel < panels.count; ++panel) {
+      const std::size_t width = std::size_t(panels.width(panel)) * sizeof(Ints);
+      const Prefetch prefetch{reinterpret_cast<const char*>(packed + panels.offset(panel + 1)),
+                              (width + blocks - 1) / blocks};
+      for (int block = 0; block < blocks; ++block) {  // heights differ by one row at most
+        const int first = block * (count / blocks) + std::min(block, count % blocks);
+        const int height = count / blocks + (block < count % blocks);
+        kBlocks[(height - 1) * kBlockVectors + panels.width(panel) - 1](
+            static_cast<const unsigned char*>(rows) + first * stride, stride, packed + panels.offset(panel), panels.depth,
+            Prefetch{prefetch.from + block * prefetch.bytes * panels.depth, prefetch.bytes}, first,
+            panels.first(panel) * kLanes, epilogue);
+      }
     }
   }
-}
+
+ private:
+  template <class Epilogue, int... Index>
+  static constexpr auto sizes(std::integer_sequence<int, Index...>) {
+    return std::array{&multiply_block<Dot, Layout, Index / kBlockVectors + 1, Index % kBlockVectors + 1, Epilogue>...};
+  }
+};
 
 }  // namespace qbert

@@ -14,17 +14,29 @@
 
 namespace qbert {
 
-// Find the lowest and the highest of `count` numbers and of the zeros that fill up the last vector.
-inline void range(const float* row, int count, float& lowest, float& highest) {
-  Floats minima = load<Floats>(row), maxima = minima;
-  for (int i = kLanes; i < count; i += kLanes) {
-    const Floats values = load<Floats>(row + i);
-    minima = minimum(minima, values);
-    maxima = maximum(maxima, values);
-  }
-  lowest = reduce(minima, minimum);
-  highest = reduce(maxima, maximum);
+// Between two products, rows are kept as halves: half as much to write and read, and a twentieth of a step of quantization
+// at most is lost. Sums over layers are kept as floats. Several rows are reduced together, so that they do not wait for one
+// another's additions.
+inline Floats load_floats(const float* from) { return load<Floats>(from); }
+inline Floats load_floats(const Half* from) { return widen(load<Words>(from)); }
+
+// Numbers beyond the greatest half are held there.
+inline void store_half(Half* to, Floats values) {
+  store(to, narrow(minimum(maximum(values, broadcast(-kGreatestHalf)), broadcast(kGreatestHalf))));
 }
+
+template <int Rows>
+struct Range {
+  Floats lowest[Rows], highest[Rows];
+
+  Range() {
+    for (int r = 0; r < Rows; ++r) lowest[r] = broadcast(INFINITY), highest[r] = broadcast(-INFINITY);
+  }
+  void add(int r, Floats values) {
+    lowest[r] = minimum(values, lowest[r]);
+    highest[r] = maximum(values, highest[r]);
+  }
+};
 
 // The rows of tokens as bytes, with a step and an offset for each row.
 //
@@ -41,50 +53,92 @@ struct Quantized {
   std::size_t stride;
   float* step;
   float* offset;
+  float* error;  // scratch for a row
 
-  // Quantize the `count` numbers of token `token`; `error` is scratch of that size.
-  void quantize(int token, const float* values, int count, float* error) const {
-    const int row = token + 1;
-    quantize_row(row, values, count);
-    if (token > 0) return;
+  // Quantize tokens from `token` on: `count` numbers of each, their rows `values_stride` numbers apart. Of the numbers up
+  // to a whole vector, which are zeros, all are quantized.
+  template <int Rows, class Number>
+  void quantize(int token, const Number* values, std::size_t values_stride, int count) const {
+    Range<Rows> range;
     for (int i = 0; i < count; i += kLanes) {
-      const Floats steps = __builtin_convertvector(load<Bytes>(bytes + row * stride + i), Floats);
-      store(error + i, load<Floats>(values + i) - (steps * step[row] + offset[row]));
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) range.add(r, load_floats(values + r * values_stride + i));
     }
-    quantize_row(0, error, count);
+    quantize(token, values, values_stride, count, range);
+  }
+
+  // The same, with the lowest and highest of each row known.
+  template <int Rows, class Number>
+  void quantize(int token, const Number* values, std::size_t values_stride, int count, const Range<Rows>& range) const {
+    for (int r = 0; r < Rows; ++r) {
+      quantize_row(token + 1 + r, values + r * values_stride, count, reduce(range.lowest[r], minimum),
+                   reduce(range.highest[r], maximum));
+    }
+    if (token > 0) return;
+    Range<1> errors;
+    for (int i = 0; i < count; i += kLanes) {
+      const Floats steps = __builtin_convertvector(load<Bytes>(bytes + stride + i), Floats);
+      const Floats error_of = load_floats(values + i) - (steps * step[1] + offset[1]);
+      store(error + i, error_of);
+      errors.add(0, error_of);
+    }
+    quantize_row(0, error, count, reduce(errors.lowest[0], minimum), reduce(errors.highest[0], maximum));
   }
 
  private:
-  void quantize_row(int row, const float* values, int count) const {
-    float lowest, highest;
-    range(values, count, lowest, highest);
+  template <class Number>
+  void quantize_row(int row, const Number* values, int count, float lowest, float highest) const {
     step[row] = (highest - lowest) / 255;
     offset[row] = lowest;
     const Floats inverse = broadcast(highest > lowest ? 255 / (highest - lowest) : 0);
     std::uint8_t* to = bytes + row * stride;
     for (int i = 0; i < count; i += kLanes) {
       // Adding 2^23 rounds to the nearest whole number, in the lowest bits.
-      const UInts steps = UInts((load<Floats>(values + i) - lowest) * inverse + 8388608.0f) & 255;
+      const UInts steps = UInts((load_floats(values + i) - lowest) * inverse + 8388608.0f) & 255;
       store(to + i, __builtin_convertvector(steps, Bytes));
     }
   }
 };
 
-// x = (x - mean) / sqrt(variance + epsilon) * weight + bias, for a row of `count` numbers with zeros up to a whole vector.
-inline void normalize(float* row, int count, const float* weight, const float* bias, float epsilon) {
-  Floats total{};
-  for (int i = 0; i < count; i += kLanes) total += load<Floats>(row + i);
-  const float mean = reduce(total, sum) / count;
-  Floats squares{};
+// x = (x - mean) / sqrt(variance + epsilon) * weight + bias, for rows of `count` numbers with zeros up to a whole vector.
+// Where `added` is not null, its rows are added to x first. Returns the lowest and highest of each row.
+template <int Rows>
+Range<Rows> normalize(float* x, std::size_t stride, const Half* added, std::size_t added_stride, int count,
+                      const float* weight, const float* bias, float epsilon) {
+  Floats totals[Rows] = {}, squares[Rows] = {};
   for (int i = 0; i < count; i += kLanes) {
-    const Floats from_mean = first_lanes(load<Floats>(row + i) - mean, count - i);
-    squares += from_mean * from_mean;
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      Floats values = load<Floats>(x + r * stride + i);
+      if (added) {
+        values += load_floats(added + r * added_stride + i);
+        store(x + r * stride + i, values);
+      }
+      totals[r] += values;
+    }
   }
-  const float variance = reduce(squares, sum) / count;
-  const float scale = 1 / std::sqrt(variance + epsilon);
+  float mean[Rows], scale[Rows];
+  for (int r = 0; r < Rows; ++r) mean[r] = reduce(totals[r], sum) / count;
+  for (int i = 0; i < count; i += kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      Floats from_mean = load<Floats>(x + r * stride + i) - mean[r];
+      if (i + kLanes > count) from_mean = first_lanes(from_mean, count - i);
+      squares[r] += from_mean * from_mean;
+    }
+  }
+  for (int r = 0; r < Rows; ++r) scale[r] = 1 / std::sqrt(reduce(squares[r], sum) / count + epsilon);
+  Range<Rows> range;
   for (int i = 0; i < count; i += kLanes) {  // weight and bias end with zeros, so the row does too
-    store(row + i, (load<Floats>(row + i) - mean) * scale * load<Floats>(weight + i) + load<Floats>(bias + i));
+    const Floats factor = load<Floats>(weight + i), constant = load<Floats>(bias + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      const Floats values = (load<Floats>(x + r * stride + i) - mean[r]) * scale[r] * factor + constant;
+      store(x + r * stride + i, values);
+      range.add(r, values);
+    }
   }
+  return range;
 }
 
 }  // namespace qbert
