@@ -66,20 +66,29 @@ class Attention {
   static std::size_t row_size(int tokens) { return round_up(tokens, 32) + 32; }  // whole lines of the cache
 
   struct Scores {
+    static constexpr bool kStores = true;
     float* to;
     std::size_t stride;
+
+    template <std::size_t N>
     auto at(int column) const {
-      return [=, *this](int row, int r, Floats sums) { store(to + (row + r) * stride + column, sums); };
+      return [=, *this](int row, int r, const Several<Floats, N>& sums) {
+        store_several(to + (row + r) * stride + column, sums);
+      };
     }
   };
 
   struct Context {
+    static constexpr bool kStores = false;
     Half* to;
     std::size_t stride;
     const float* inverse_sums;
+
+    template <std::size_t N>
     auto at(int column) const {
-      return [=, *this](int row, int r, Floats sums) {
-        store_half(to + (row + r) * stride + column, sums * inverse_sums[row + r]);
+      return [=, *this](int row, int r, const Several<Floats, N>& sums) {
+        const float inverse = inverse_sums[row + r];
+        store_half(to + (row + r) * stride + column, each([=](Floats sum) { return sum * inverse; }, sums));
       };
     }
   };
@@ -106,7 +115,7 @@ class Attention {
       for (int r = 0; r < Rows; ++r) {
         const Floats power = exp2(load<Floats>(scores + r * stride + i) - greatest[r]);
         totals[r] += power;
-        Dot::write(to + r * stride + i, power);
+        Dot::write(to + r * stride + i, Several<Floats, 1>{power});
       }
     }
     for (int r = 0; r < Rows; ++r) {

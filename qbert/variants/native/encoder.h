@@ -72,30 +72,37 @@ struct Linear {
 
   template <class Write>
   struct Epilogue {
+    static constexpr bool kStores = false;
     const Linear& linear;
     const Quantized& rows;
     Write write;
 
+    template <std::size_t N>
     auto at(int column) const {
-      const Floats step = load<Floats>(linear.step + column), sums = load<Floats>(linear.sums + column),
-                   bias = load<Floats>(linear.bias + column);
-      return [=, error = Floats{}](int first, int r, Ints sum) mutable {
+      using Vectors = Several<Floats, N>;
+      const auto step = load_several<Floats, N>(linear.step + column), sums = load_several<Floats, N>(linear.sums + column),
+                 bias = load_several<Floats, N>(linear.bias + column);
+      return [=, error = Vectors{}](int first, int r, const Several<Ints, N>& sum) mutable {
         const int row = first + r;
-        Floats values =
-            __builtin_convertvector(sum, Floats) * (step * rows.step[row]) + (sums * rows.offset[row] + bias);
+        const float row_step = rows.step[row], row_offset = rows.offset[row];
+        Vectors values = each(
+            [=](Ints sum, Floats step, Floats sums, Floats bias) {
+              return __builtin_convertvector(sum, Floats) * (step * row_step) + (sums * row_offset + bias);
+            },
+            sum, step, sums, bias);
         if (r < 2 && row < 2) {  // the rounding error of the first token, and that token
           if (row == 0) {
-            error = values - bias;
+            error = each([](Floats value, Floats bias) { return value - bias; }, values, bias);
             return;
           }
-          values += error;
+          values = each([](Floats value, Floats error) { return value + error; }, values, error);
         }
         write(row - 1, column, values);
       };
     }
   };
 
-  // Call `write(token, column, values)` for each vector of the product of `count` tokens; zeros follow the last column.
+  // Call `write(token, column, values)` with some vectors at a time of the product of `count` tokens; zeros follow the last column.
   template <class Write>
   void operator()(const Quantized& rows, int count, std::int32_t* scratch, const Write& write) const {
     Product::run(rows.bytes, rows.stride, count + 1, packed, panels, Epilogue<Write>{*this, rows, write}, scratch);
@@ -216,7 +223,7 @@ class Encoder {
     }
     if (!projection_.empty()) {
       projection_[0](quantized_, tokens, scratch_,
-                     [this](int row, int column, Floats values) { store(hidden_ + row * stride_ + column, values); });
+                     [this](int row, int column, const auto& values) { store_several(hidden_ + row * stride_ + column, values); });
       quantize(quantized_, hidden_, stride_, tokens, int(geometry_.hidden));
     }
   }
@@ -225,13 +232,13 @@ class Encoder {
   void run_layer(const Layer& layer, int tokens, int queries) {
     const Linear* projections[] = {&layer.query, &layer.key, &layer.value};
     for (int i = 0; i < 3; ++i) {
-      (*projections[i])(quantized_, i == 0 ? queries : tokens, scratch_, [this, i](int row, int column, Floats values) {
+      (*projections[i])(quantized_, i == 0 ? queries : tokens, scratch_, [this, i](int row, int column, const auto& values) {
         Attending::Dot::write(qkv_[i] + row * qkv_stride_ + column, values);
       });
     }
     const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate), heads = int(geometry_.heads);
     attention_.run(qkv_[0], qkv_[1], qkv_[2], qkv_stride_, tokens, queries, heads, hidden / heads, context_, stride_);
-    const auto add = [this](int token, int column, Floats values) {
+    const auto add = [this](int token, int column, const auto& values) {
       store_half(added_ + token * stride_ + column, values);
     };
     quantize(quantized_, context_, stride_, queries, hidden);
@@ -249,8 +256,8 @@ class Encoder {
 
   template <Activation activation>
   void project_up(const Linear& up, int tokens) {
-    up(quantized_, tokens, scratch_, [this](int token, int column, Floats values) {
-      store_half(wide_ + token * wide_stride_ + column, activate<activation>(values));
+    up(quantized_, tokens, scratch_, [this](int token, int column, const auto& values) {
+      store_half(wide_ + token * wide_stride_ + column, each(activate<activation>, values));
     });
   }
 

@@ -9,8 +9,8 @@
 // eight times, so 11 loads feed 24 dot products, and the two units for those never wait. All rows are multiplied with one
 // panel (36 KB at a depth of 768) before the next, so the panel stays in the L1 cache.
 //
-// The epilogue of a product takes its sums while they are in registers. `epilogue.at(column)` returns a function that is
-// called for some rows in order: with the first of them, the row's number from there, and a vector of sums from `column` on.
+// The epilogue of a product takes its sums while they are in registers. `epilogue.at<N>(column)` returns a function that is
+// called for some rows in order: with the first of them, the row's number from there, and N vectors of sums from `column` on.
 // The first two rows of a product are always among the rows of one such function.
 //
 // tiles.h has another product, with the same interface. A kernel (kernels/) chooses one for int8 and one for attention.
@@ -93,9 +93,9 @@ template <class Dot, class Layout, int Rows, int Vectors, class Epilogue>
   }
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
-    auto write = epilogue.at(column + v * kLanes);
+    auto write = epilogue.template at<1>(column + v * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) write(row, r, sums[r][v]);
+    for (int r = 0; r < Rows; ++r) write(row, r, Several<typename Dot::Sum, 1>{sums[r][v]});
   }
 }
 

@@ -21,8 +21,13 @@ inline Floats load_floats(const float* from) { return load<Floats>(from); }
 inline Floats load_floats(const Half* from) { return widen(load<Words>(from)); }
 
 // Numbers beyond the greatest half are held there.
-inline void store_half(Half* to, Floats values) {
-  store(to, narrow(minimum(maximum(values, broadcast(-kGreatestHalf)), broadcast(kGreatestHalf))));
+inline Floats held(Floats values) {
+  return minimum(maximum(values, broadcast(-kGreatestHalf)), broadcast(kGreatestHalf));
+}
+
+template <std::size_t N>
+void store_half(Half* to, const Several<Floats, N>& values) {
+  store_several(&to->bits, each([](Floats vector) { return narrow(held(vector)); }, values));
 }
 
 template <int Rows>

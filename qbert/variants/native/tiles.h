@@ -46,6 +46,9 @@ class TileProduct {
   template <class Epilogue>
   [[gnu::noinline]] static void run(const void* rows, std::size_t stride, int count, const std::uint32_t* packed,
                                     const Layout& layout, const Epilogue& epilogue, std::int32_t* scratch) {
+    if constexpr (Epilogue::kStores) {
+      return store_blocks(static_cast<const unsigned char*>(rows), stride, count, packed, layout, epilogue);
+    }
     if (count <= Tiles::kFewRows) {
       return VectorProduct<Dot, Layout>::run(rows, stride, count, packed, layout, epilogue, scratch);
     }
@@ -77,15 +80,17 @@ class TileProduct {
           if (chunk + 1 == chunks) {
             pending.set(sums, work.first_row ? &row : nullptr, Tiles::kFirstRow + block * kBlock,
                         panel * kBlock, (height + kGroup - 1) / kGroup);
+            if (chunks > 1) pending.finish_all();
           }
         }
       }
     }
-    pending.finish(kBlock / kGroup);
+    pending.finish_all();
   }
 
  private:
   using Sum = typename Dot::Sum;
+  using Sums = Several<Sum, Layout::kWidth>;
   static constexpr int kChunk = 12;                         // steps: 24 KB of columns
   static constexpr int kLines = 2 * kTile;                  // 64 bytes each, of a panel's step
   static constexpr int kGroup = 4;                          // rows that the epilogue takes at a time
@@ -110,7 +115,7 @@ class TileProduct {
   struct Pending {
     const Epilogue& epilogue;
     const Sum* sums = nullptr;
-    Sum first_row[Layout::kWidth] = {};
+    Sums first_row = {};
     bool has_first_row = false;
     int row = 0, column = 0, group = 0, groups = 0;
 
@@ -121,21 +126,56 @@ class TileProduct {
       }
     }
 
+    [[gnu::noinline]] void finish_all() { finish(groups); }
+
     // Pass the groups before `until`.
     [[gnu::always_inline]] void finish(int until) {
       for (; group < std::min(until, groups); ++group) {
-#pragma GCC unroll 2
-        for (int v = 0; v < Layout::kWidth; ++v) {
-          auto write = epilogue.at(column + v * kLanes);
-          if (group == 0 && has_first_row) write(0, 0, first_row[v]);
+        auto write = epilogue.template at<Layout::kWidth>(column);
+        if (group == 0 && has_first_row) write(0, 0, first_row);
 #pragma GCC unroll 4
-          for (int r = 0; r < kGroup; ++r) {
-            write(row + group * kGroup, r, sums[(group * kGroup + r) * Layout::kWidth + v]);
-          }
-        }
+        for (int r = 0; r < kGroup; ++r) write(row + group * kGroup, r, load_several<Sum, Layout::kWidth>(reinterpret_cast<const std::int32_t*>(sums + (group * kGroup + r) * Layout::kWidth)));
       }
     }
   };
+
+  // Where the epilogue only stores the sums, as those of scores, the tiles are stored there at once.
+  template <class Epilogue>
+  static void store_blocks(const unsigned char* rows, std::size_t stride, int count, const std::uint32_t* packed,
+                           const Layout& layout, const Epilogue& epilogue) {
+    const std::size_t to_stride = epilogue.stride * sizeof(float);
+    for (int panel = 0; panel < layout.count; ++panel) {
+      for (int row = 0; row < count; row += kBlock) {
+        const unsigned char* from = rows + row * stride;
+        const std::uint32_t* columns = packed + layout.offset(panel);
+        auto* to = epilogue.to + row * epilogue.stride + panel * kBlock;
+        tile_zero<0>(), tile_zero<1>();
+        if (count - row > kTile) {
+          tile_zero<2>(), tile_zero<3>();
+          for (int step = 0; step < layout.steps; ++step) multiply_tiles<2>(from + step * kDepth, stride, columns + step * kBlock * kTile);
+          tile_store<2>(to + kTile * epilogue.stride, to_stride), tile_store<3>(to + kTile * epilogue.stride + kTile, to_stride);
+        } else {
+          for (int step = 0; step < layout.steps; ++step) multiply_tiles<1>(from + step * kDepth, stride, columns + step * kBlock * kTile);
+        }
+        tile_store<0>(to, to_stride), tile_store<1>(to + kTile, to_stride);
+      }
+    }
+  }
+
+  // Add the products of `Height` tiles of rows with two of columns.
+  template <int Height>
+  [[gnu::always_inline]] static void multiply_tiles(const unsigned char* rows, std::size_t stride, const std::uint32_t* columns) {
+    tile_load<6>(columns, 64);
+    tile_load_past<4>(rows, stride);
+    tile_load<7>(columns + kTile * kTile, 64);
+    if (Height == 2) tile_load_past<5>(rows + kTile * stride, stride);
+    Tiles::template add<0, 4, 6>();
+    Tiles::template add<1, 4, 7>();
+    if (Height == 2) {
+      Tiles::template add<2, 5, 6>();
+      Tiles::template add<3, 5, 7>();
+    }
+  }
 
   // Multiply a chunk of a block of `Height` tiles of rows; `sums` receives the sums, and holds those so far if `more`.
   template <int Height, class Epilogue>
@@ -155,7 +195,7 @@ class TileProduct {
     } else {
       steps<Height, false>(chunk, pending, row);
     }
-    pending.finish(kBlock / kGroup);
+    pending.finish_all();
     tile_store<0>(sums, kStride), tile_store<1>(sums + 1, kStride);
     if (Height == 2) tile_store<2>(second, kStride), tile_store<3>(second + 64, kStride);
   }
@@ -178,17 +218,7 @@ class TileProduct {
           }
         }
       }
-      const unsigned char* rows = chunk.rows + step * kDepth;
-      tile_load<6>(columns, 64);
-      tile_load_past<4>(rows, chunk.stride);
-      tile_load<7>(columns + kTile * kTile, 64);
-      if (Height == 2) tile_load_past<5>(rows + kTile * chunk.stride, chunk.stride);
-      Tiles::template add<0, 4, 6>();
-      Tiles::template add<1, 4, 7>();
-      if (Height == 2) {
-        Tiles::template add<2, 5, 6>();
-        Tiles::template add<3, 5, 7>();
-      }
+      multiply_tiles<Height>(chunk.rows + step * kDepth, chunk.stride, columns);
       for (int line = 0; line < chunk.lines; ++line, next += 64) __builtin_prefetch(next, 0, 2);
       if (step > 0) pending.finish(step * groups_a_step);
     }

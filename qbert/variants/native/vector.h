@@ -4,6 +4,7 @@
 // in the kernel's file.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -30,6 +31,45 @@ inline Value load(const void* from) {
 template <class Value>
 inline void store(void* to, Value value) {
   std::memcpy(to, &value, sizeof value);
+}
+
+template <class Vector, int... Lane>
+inline auto joined(Vector a, Vector b, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(a, b, Lane...);
+}
+
+// Some vectors that lie side by side. All loops over them are written out, else GCC 12 keeps them in memory.
+template <class Vector, std::size_t N>
+using Several = std::array<Vector, N>;
+
+template <class Work, std::size_t... I>
+inline auto each_of(std::index_sequence<I...>, const Work& work) {
+  return Several<decltype(work(0)), sizeof...(I)>{work(I)...};
+}
+
+// Apply `work` to each vector, and to those of `others` that belong to it.
+template <class Work, class First, std::size_t N, class... Others>
+inline auto each(const Work& work, const Several<First, N>& first, const Others&... others) {
+  return each_of(std::make_index_sequence<N>{}, [&](std::size_t i) { return work(first[i], others[i]...); });
+}
+
+template <class Vector, std::size_t N, class Number>
+inline Several<Vector, N> load_several(const Number* from) {
+  return each_of(std::make_index_sequence<N>{}, [=](std::size_t i) { return load<Vector>(from + i * kLanes); });
+}
+
+template <class Number, class Vector>
+inline void store_several(Number* to, const Several<Vector, 1>& vectors) {
+  store(to, vectors[0]);
+}
+
+template <class Number, class Vector>
+inline void store_several(Number* to, const Several<Vector, 2>& vectors) {
+  if constexpr (sizeof(Vector) < sizeof(Floats)) {
+    store(to, joined(vectors[0], vectors[1], std::make_integer_sequence<int, 2 * kLanes>{}));
+  } else {
+    store(to, vectors[0]), store(to + kLanes, vectors[1]);
+  }
 }
 
 inline Floats broadcast(float value) { return value - Floats{}; }

@@ -76,7 +76,10 @@ struct Fp32Dot {
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = std::fma(Floats(row)[i], Floats(column)[i], sum[i]),
               asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(row), "v"(column)));
   }
-  static void write(Element* to, Floats values) { store(to, values); }
+  template <std::size_t N>
+  static void write(Element* to, const Several<Floats, N>& values) {
+    store_several(to, values);
+  }
 };
 
 struct Bf16Dot {
@@ -88,11 +91,17 @@ struct Bf16Dot {
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = twin::dot_bf16(sum[i], row[i], column[i]),
               asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(row), "v"(column)));
   }
-  static void write(Element* to, Floats values) {  // rounds to the nearest, ties to even
-    Words halves;
-    QBERT_ASM(for (int i = 0; i < kLanes; ++i) halves[i] = twin::bf16(values[i]),
-              asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(values)));
-    store(to, halves);
+  template <std::size_t N>
+  static void write(Element* to, const Several<Floats, N>& values) {
+    store_several(to, each(rounded, values));
+  }
+
+ private:
+  static Words rounded(Floats values) {  // to the nearest, ties to even
+    Words words;
+    QBERT_ASM(for (int i = 0; i < kLanes; ++i) words[i] = twin::bf16(values[i]),
+              asm("vcvtneps2bf16 %1, %0" : "=v"(words) : "v"(values)));
+    return words;
   }
 };
 

@@ -71,7 +71,10 @@ struct Fp32Dot {
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = std::fma(Floats(row)[i], Floats(column)[i], sum[i]),
               asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(row), "x"(column)));
   }
-  static void write(Element* to, Floats values) { store(to, values); }
+  template <std::size_t N>
+  static void write(Element* to, const Several<Floats, N>& values) {
+    store_several(to, values);
+  }
 };
 
 }  // namespace qbert
