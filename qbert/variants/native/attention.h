@@ -18,8 +18,7 @@ class Attention {
  public:
   using Dot = typename Product::Dot;
   using Element = typename Dot::Element;
-  // So many queries at once, fewer where their scores would not fit in the L1 cache.
-  static constexpr int kQueries = std::max(Product::kRows, kBlockRows), kLongest = 192;
+  static constexpr int kQueries = std::max(Product::kRows, kBlockRows);  // at once
 
   Attention(Arena& arena, int tokens, int head_size)
       : keys_(arena.allocate<std::uint32_t>(keys(tokens, head_size).size())),
@@ -39,13 +38,12 @@ class Attention {
            int head_size, Half* context, std::size_t context_stride) const {
     const Layout keys = Attention::keys(tokens, head_size), values = Attention::values(tokens, head_size);
     const std::size_t row = row_size(tokens);
-    const int at_once = Product::kRows > 1 && tokens > kLongest ? kQueries / 2 : kQueries;
     for (int head = 0; head < heads; ++head) {
       const std::size_t first = std::size_t(head) * head_size;
       pack(k + first, stride * sizeof(Element), head_size * sizeof(Element), keys, keys_);
       pack_values(v + first, stride, tokens, values);
-      for (int query = 0; query < queries; query += at_once) {
-        const int count = std::min(at_once, queries - query);
+      for (int query = 0; query < queries; query += kQueries) {
+        const int count = std::min(kQueries, queries - query);
         Product::run(q + query * stride + first, stride * sizeof(Element), count, keys_, keys, Scores{scores_, row},
                      scratch_);
         int r = 0;
@@ -88,7 +86,7 @@ class Attention {
     auto at(int column) const {
       return [=, *this](int row, int r, const Several<Floats, N>& sums) {
         const float inverse = inverse_sums[row + r];
-        store_half(to + (row + r) * stride + column, each([=](Floats sum) { return sum * inverse; }, sums));
+        store_halves(to + (row + r) * stride + column, each([=](Floats sum) { return sum * inverse; }, sums));
       };
     }
   };

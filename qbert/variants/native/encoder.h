@@ -239,7 +239,7 @@ class Encoder {
     const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate), heads = int(geometry_.heads);
     attention_.run(qkv_[0], qkv_[1], qkv_[2], qkv_stride_, tokens, queries, heads, hidden / heads, context_, stride_);
     const auto add = [this](int token, int column, const auto& values) {
-      store_half(added_ + token * stride_ + column, values);
+      store_halves(added_ + token * stride_ + column, each(held, values));
     };
     quantize(quantized_, context_, stride_, queries, hidden);
     layer.output(quantized_, queries, scratch_, add);
@@ -257,7 +257,7 @@ class Encoder {
   template <Activation activation>
   void project_up(const Linear& up, int tokens) {
     up(quantized_, tokens, scratch_, [this](int token, int column, const auto& values) {
-      store_half(wide_ + token * wide_stride_ + column, each(activate<activation>, values));
+      store_halves(wide_ + token * wide_stride_ + column, each(activate<activation>, values));
     });
   }
 
@@ -273,7 +273,7 @@ class Encoder {
   }
 
   template <class Number>
-  void quantize(const Quantized& to, const Number* from, std::size_t stride, int tokens, int count) const {
+  void quantize(const Quantized& to, Number* from, std::size_t stride, int tokens, int count) const {
     by_rows(tokens, [&](int t, auto rows) { to.quantize<rows()>(t, from + t * stride, stride, count); });
   }
 

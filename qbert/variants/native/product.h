@@ -52,9 +52,15 @@ void pack(const void* columns, std::size_t stride, std::size_t bytes, const Layo
       const int column = (panels.first(panel) + vector) * kLanes;
       for (int step = 0; step < panels.depth; step += kLanes) {
         const std::size_t start = 4 * std::size_t(step), size = std::min(sizeof(Ints), bytes - start);
+        const unsigned char* corner = from + column * stride + start;
         Ints square[kLanes] = {};
-        for (int lane = 0; lane < std::min(kLanes, panels.columns - column); ++lane) {
-          std::memcpy(&square[lane], from + (column + lane) * stride + start, size);
+        if (size == sizeof(Ints) && column + kLanes <= panels.columns) {
+#pragma GCC unroll 16
+          for (int lane = 0; lane < kLanes; ++lane) square[lane] = load<Ints>(corner + lane * stride);
+        } else {
+          for (int lane = 0; lane < std::min(kLanes, panels.columns - column); ++lane) {
+            std::memcpy(&square[lane], corner + lane * stride, size);
+          }
         }
         transpose(square);
         for (int i = 0; i < std::min(kLanes, panels.depth - step); ++i) {

@@ -20,14 +20,21 @@ namespace qbert {
 inline Floats load_floats(const float* from) { return load<Floats>(from); }
 inline Floats load_floats(const Half* from) { return widen(load<Words>(from)); }
 
-// Numbers beyond the greatest half are held there.
+template <std::size_t N>
+void store_halves(Half* to, const Several<Floats, N>& values) {
+  store_several(&to->bits, each(narrow, values));
+}
+
+// Beyond the greatest half, halves are infinite: numbers are held at it, before they are stored or, since that is rarely
+// needed, when an infinite one is found.
 inline Floats held(Floats values) {
   return minimum(maximum(values, broadcast(-kGreatestHalf)), broadcast(kGreatestHalf));
 }
 
-template <std::size_t N>
-void store_half(Half* to, const Several<Floats, N>& values) {
-  store_several(&to->bits, each([](Floats vector) { return narrow(held(vector)); }, values));
+inline void hold(Half* row, int count) {
+  for (int i = 0; i < count; ++i) {
+    if ((row[i].bits & 0x7fff) == 0x7c00) --row[i].bits;
+  }
 }
 
 template <int Rows>
@@ -63,11 +70,19 @@ struct Quantized {
   // Quantize tokens from `token` on: `count` numbers of each, their rows `values_stride` numbers apart. Of the numbers up
   // to a whole vector, which are zeros, all are quantized.
   template <int Rows, class Number>
-  void quantize(int token, const Number* values, std::size_t values_stride, int count) const {
+  void quantize(int token, Number* values, std::size_t values_stride, int count) const {
     Range<Rows> range;
     for (int i = 0; i < count; i += kLanes) {
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) range.add(r, load_floats(values + r * values_stride + i));
+    }
+    if constexpr (std::is_same_v<Number, Half>) {
+      bool infinite = false;
+      for (int r = 0; r < Rows; ++r) infinite |= std::isinf(reduce(maximum(range.highest[r], -range.lowest[r]), maximum));
+      if (infinite) {
+        for (int r = 0; r < Rows; ++r) hold(values + r * values_stride, count);
+        return quantize<Rows>(token, values, values_stride, count);
+      }
     }
     quantize(token, values, values_stride, count, range);
   }

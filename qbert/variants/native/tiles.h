@@ -166,9 +166,9 @@ class TileProduct {
   template <int Height>
   [[gnu::always_inline]] static void multiply_tiles(const unsigned char* rows, std::size_t stride, const std::uint32_t* columns) {
     tile_load<6>(columns, 64);
-    tile_load_past<4>(rows, stride);
+    Tiles::template load_rows<4>(rows, stride);
     tile_load<7>(columns + kTile * kTile, 64);
-    if (Height == 2) tile_load_past<5>(rows + kTile * stride, stride);
+    if (Height == 2) Tiles::template load_rows<5>(rows + kTile * stride, stride);
     Tiles::template add<0, 4, 6>();
     Tiles::template add<1, 4, 7>();
     if (Height == 2) {

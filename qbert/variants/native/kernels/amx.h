@@ -19,13 +19,6 @@ inline void tile_load(const void* from, std::size_t stride) {
             asm volatile("tileloadd (%0,%1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(To) : "memory"));
 }
 
-// The same, past the L1 cache: for activations, so that the columns stay in it.
-template <int To>
-inline void tile_load_past(const void* from, std::size_t stride) {
-  QBERT_ASM(twin::tile_load(To, from, stride),
-            asm volatile("tileloaddt1 (%0,%1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(To) : "memory"));
-}
-
 template <int From>
 inline void tile_store(void* to, std::size_t stride) {
   QBERT_ASM(twin::tile_store(From, to, stride),
@@ -41,6 +34,11 @@ struct Int8Tiles {
   using Dot = Int8Dot;
   static constexpr bool kFirstRow = true;  // row 0 is the first token's rounding error: a row beside the others (rows.h)
   static constexpr int kFewRows = 3;  // as many are multiplied faster by vectors
+  template <int To>
+  static void load_rows(const void* from, std::size_t stride) {  // past the L1 cache, so that the columns stay in it
+    QBERT_ASM(twin::tile_load(To, from, stride),
+              asm volatile("tileloaddt1 (%0,%1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(To) : "memory"));
+  }
   template <int Sum, int Row, int Column>
   static void add() {
     QBERT_ASM(twin::tile_dot_int8(Sum, Row, Column),
@@ -52,6 +50,10 @@ struct Bf16Tiles {
   using Dot = Bf16Dot;
   static constexpr bool kFirstRow = false;
   static constexpr int kFewRows = 0;
+  template <int To>
+  static void load_rows(const void* from, std::size_t stride) {
+    tile_load<To>(from, stride);
+  }
   template <int Sum, int Row, int Column>
   static void add() {
     QBERT_ASM(twin::tile_dot_bf16(Sum, Row, Column),
