@@ -1,4 +1,4 @@
-// The functions between the two products of a feed-forward layer, and exp.
+// The functions between the two products of a feed-forward layer.
 //
 // GELU is x * Phi(x), computed with Phi(x) = 1/2 + x P(x^2) and P a polynomial: 12 instructions for 16 numbers, where erf
 // takes 30. P is the minimax fit for |x| <= 4 under the constraint that Phi is exactly 0 and 1 at the ends; beyond them, Phi
@@ -30,15 +30,6 @@ inline Floats activate(Floats x) {
     for (int i = kDegree - 1; i >= 0; --i) sum = sum * square + p[i];
     return x * (clamped * sum + 0.5f);
   }
-}
-
-// 2^x for x <= 0, with a relative error of 8e-5, a fiftieth of a step of bf16: a polynomial of the fractional part; the
-// whole part is added to the exponent.
-inline Floats exp2(Floats x) {
-  const Floats whole = nearest_whole(x), fraction = x - whole;
-  const Floats mantissa =
-      ((broadcast(5.51716672e-2f) * fraction + 2.42611122e-1f) * fraction + 6.93260986e-1f) * fraction + 9.99928074e-1f;
-  return scale(mantissa, whole);
 }
 
 }  // namespace qbert

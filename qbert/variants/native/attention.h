@@ -94,9 +94,11 @@ class Attention {
   // Write 2^(score - maximum) of rows from `row` on, with zeros after the last, and 1 / the sum of each row.
   template <int Rows>
   void softmax(int row, int tokens, std::size_t stride) const {
+    constexpr std::size_t kVectors = Product::Powers::kVectors;
+    constexpr int kStep = int(kVectors) * kLanes;
     float* scores = scores_ + row * stride;
     Element* to = probabilities_ + row * stride;
-    const int whole = int(round_up(tokens, kLanes));
+    const int whole = int(round_up(tokens, kStep));
     Floats maxima[Rows], totals[Rows] = {};
     float greatest[Rows];
     for (int r = 0; r < Rows; ++r) {
@@ -108,12 +110,11 @@ class Attention {
       for (int r = 0; r < Rows; ++r) maxima[r] = maximum(maxima[r], load<Floats>(scores + r * stride + i));
     }
     for (int r = 0; r < Rows; ++r) greatest[r] = reduce(maxima[r], maximum);
-    for (int i = 0; i < whole; i += kLanes) {
+    for (int i = 0; i < whole; i += kStep) {
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; ++r) {
-        const Floats power = exp2(load<Floats>(scores + r * stride + i) - greatest[r]);
-        totals[r] += power;
-        Dot::write(to + r * stride + i, Several<Floats, 1>{power});
+        Product::Powers::write(to + r * stride + i, load_several<Floats, kVectors>(scores + r * stride + i), greatest[r],
+                               totals[r]);
       }
     }
     for (int r = 0; r < Rows; ++r) {

@@ -45,7 +45,7 @@ KERNELS = (
         "amx",
         "amx.h",
         "Amx",
-        (*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
+        (*AVX512, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
         frozenset({"amx_int8", "amx_bf16", "avx512_vnni", "avx512_bf16"}),
     ),
     Kernel(

@@ -50,6 +50,16 @@ struct Range {
   }
 };
 
+template <int Rows, class Number>
+Range<Rows> range_of(const Number* values, std::size_t stride, int count) {
+  Range<Rows> range;
+  for (int i = 0; i < count; i += kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) range.add(r, load_floats(values + r * stride + i));
+  }
+  return range;
+}
+
 // The rows of tokens as bytes, with a step and an offset for each row.
 //
 // The head reads the first token alone. That token's rounding errors add up from layer to layer; those of the others reach
@@ -71,17 +81,13 @@ struct Quantized {
   // to a whole vector, which are zeros, all are quantized.
   template <int Rows, class Number>
   void quantize(int token, Number* values, std::size_t values_stride, int count) const {
-    Range<Rows> range;
-    for (int i = 0; i < count; i += kLanes) {
-#pragma GCC unroll 4
-      for (int r = 0; r < Rows; ++r) range.add(r, load_floats(values + r * values_stride + i));
-    }
+    Range<Rows> range = range_of<Rows>(values, values_stride, count);
     if constexpr (std::is_same_v<Number, Half>) {
-      bool infinite = false;
-      for (int r = 0; r < Rows; ++r) infinite |= std::isinf(reduce(maximum(range.highest[r], -range.lowest[r]), maximum));
-      if (infinite) {
-        for (int r = 0; r < Rows; ++r) hold(values + r * values_stride, count);
-        return quantize<Rows>(token, values, values_stride, count);
+      Floats greatest{};
+      for (int r = 0; r < Rows; ++r) greatest = maximum(greatest, maximum(range.highest[r], -range.lowest[r]));
+      if (std::isinf(reduce(greatest, maximum))) {
+        for (int r = 0; r < Rows; ++r) hold(values + r * values_stride, int(round_up(count, kLanes)));
+        range = range_of<Rows>(values, values_stride, count);
       }
     }
     quantize(token, values, values_stride, count, range);

@@ -37,6 +37,7 @@ class TileProduct {
  public:
   using Dot = typename Tiles::Dot;
   using Layout = TilePanels;
+  using Powers = typename Tiles::Powers;
   static constexpr int kDepth = 4 * kTile;  // rows are read up to a multiple of so many bytes
   static constexpr int kColumns = kBlock;   // and written up to a multiple of so many columns
   static constexpr int kRows = kBlock;      // rows up to a multiple of it are read and written
@@ -202,7 +203,7 @@ class TileProduct {
 
   template <int Height, bool WithFirstRow, class Epilogue>
   [[gnu::always_inline]] static void steps(const Chunk& chunk, Pending<Epilogue>& pending, FirstRow& row) {
-    const int groups_a_step = chunk.steps > 8 ? 1 : 2;
+    const int groups_a_step = (kBlock / kGroup + chunk.steps - 2) / std::max(chunk.steps - 1, 1);
     const char* next = chunk.next;
     FirstRow sums = row;
     for (int step = 0; step < chunk.steps; ++step) {

@@ -9,9 +9,9 @@
 #include <cstring>
 
 #if defined(QBERT_TWIN)
-#define QBERT_ASM(twin, instruction) twin
+#define QBERT_ASM(twin, ...) twin
 #else
-#define QBERT_ASM(twin, instruction) instruction
+#define QBERT_ASM(twin, ...) __VA_ARGS__
 #endif
 
 namespace qbert::twin {
@@ -61,6 +61,10 @@ inline std::int32_t dot_int8(std::int32_t sum, std::int32_t row, std::int32_t co
 inline float scale(float x, float whole) {
   if (std::isinf(whole)) return whole < 0 ? 0 : x * whole;
   return std::ldexp(x, int(std::fmax(std::fmin(whole, 1000.0f), -1000.0f)));
+}
+
+inline std::int16_t to_int16(float value) {
+  return std::int16_t(std::nearbyint(std::fmin(std::fmax(value, -32768.0f), 32767.0f)));
 }
 
 inline float widen(std::uint16_t half) {
