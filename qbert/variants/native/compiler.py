@@ -157,6 +157,11 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("add_layer", ctypes.c_bool, (pointer, pointer)),
         ("set_head", ctypes.c_bool, (pointer, pointer)),
         ("run", ctypes.c_bool, (pointer, pointer, pointer, number, pointer)),
+        ("register_loop", number, (ctypes.c_int, number)),
+        ("read_bytes", number, (pointer, number)),
+        ("product_new", pointer, (number, number, number)),
+        ("product_run", None, (pointer,)),
+        ("product_delete", None, (pointer,)),
     ):
         function = getattr(library, f"qbert_{name}")
         function.restype, function.argtypes = result, arguments

@@ -184,7 +184,7 @@ class Encoder {
   }
 
   void run(const std::int64_t* ids, const std::int64_t* types, int tokens, float* logits) {
-    const Kernel::Session session;
+    [[maybe_unused]] const Kernel::Session session;
     embed(ids, types, tokens);
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
       run_layer(layers_[layer], tokens, layer + 1 == layers_.size() ? 1 : tokens);

@@ -1,7 +1,7 @@
 // The functions that Python calls (encoder.py). None throws: a null pointer or false means failure.
 //
 // It is compiled with a kernel's file included before it and QBERT_KERNEL naming the struct in that file (compiler.py).
-#include "encoder.h"
+#include "rates.h"
 
 extern "C" {
 
@@ -37,6 +37,21 @@ bool qbert_set_head(void* encoder, const qbert::HeadTensors* tensors) try {
 } catch (...) {
   return false;
 }
+
+std::int64_t qbert_register_loop(int precision, std::int64_t repeats) { return qbert::in_registers(precision, repeats); }
+
+std::int64_t qbert_read_bytes(const void* bytes, std::int64_t count) {
+  return qbert::read(static_cast<const unsigned char*>(bytes), count);
+}
+
+void* qbert_product_new(std::int64_t tokens, std::int64_t inputs, std::int64_t outputs) try {
+  return new qbert::HotProduct(int(tokens), int(inputs), int(outputs));
+} catch (...) {
+  return nullptr;
+}
+
+void qbert_product_run(const void* product) { static_cast<const qbert::HotProduct*>(product)->run(); }
+void qbert_product_delete(void* product) { delete static_cast<qbert::HotProduct*>(product); }
 
 bool qbert_run(void* encoder, const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens, float* logits) try {
   auto& model = *static_cast<qbert::Encoder*>(encoder);

@@ -20,6 +20,7 @@
 #include <array>
 #include <utility>
 
+#include "powers.h"
 #include "vector.h"
 
 namespace qbert {
@@ -78,14 +79,14 @@ struct Prefetch {
   std::size_t bytes;
 };
 
-template <class Dot, class Layout, int Rows, int Vectors, class Epilogue>
+template <class Dot, int Rows, int Vectors, class Epilogue>
 [[gnu::noinline]] void multiply_block(const unsigned char* rows, std::size_t stride, const std::uint32_t* packed, int depth,
                                       Prefetch prefetch, int row, int column, const Epilogue& epilogue) {
   typename Dot::Sum sums[Rows][Vectors] = {};
   for (int step = 0; step < depth; ++step) {
     Ints columns[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) columns[v] = load<Ints>(packed + Layout::at(step, v, Vectors));
+    for (int v = 0; v < Vectors; ++v) columns[v] = load<Ints>(packed + Panels::at(step, v, Vectors));
     if (Dot::kPrefetch) {
       __builtin_prefetch(prefetch.from, 0, 2);
       prefetch.from += prefetch.bytes;
@@ -105,28 +106,11 @@ template <class Dot, class Layout, int Rows, int Vectors, class Epilogue>
   }
 }
 
-// 2^(score - greatest) in a row of scores, and their sum: with a relative error of 8e-5, a fiftieth of a step of bf16, by a
-// polynomial of the fractional part; the whole part is added to the exponent.
-template <class Dot>
-struct Powers {
-  static constexpr std::size_t kVectors = 1;  // at a time
-
-  static void write(typename Dot::Element* to, const Several<Floats, 1>& scores, float greatest, Floats& total) {
-    const Floats x = scores[0] - greatest, whole = nearest_whole(x), fraction = x - whole;
-    const Floats mantissa =
-        ((broadcast(5.51716672e-2f) * fraction + 2.42611122e-1f) * fraction + 6.93260986e-1f) * fraction + 9.99928074e-1f;
-    const Floats power = scale(mantissa, whole);
-    total += power;
-    Dot::write(to, Several<Floats, 1>{power});
-  }
-};
-
-// `Dot` multiplies; `Columns` is how they are packed.
-template <class Dot_, class Columns = Panels>
+template <class Dot_>
 class VectorProduct {
  public:
   using Dot = Dot_;
-  using Layout = Columns;
+  using Layout = Panels;
   using Powers = qbert::Powers<Dot>;
   static constexpr int kDepth = 4;         // rows are read up to a multiple of so many bytes
   static constexpr int kColumns = kLanes;  // and written up to a multiple of so many columns
@@ -135,7 +119,7 @@ class VectorProduct {
 
   // Multiply `count` rows, `stride` bytes apart, with packed columns, and pass each vector of sums to `epilogue`.
   template <class Epilogue>
-  static void run(const void* rows, std::size_t stride, int count, const std::uint32_t* packed, const Layout& panels,
+  static void run(const void* rows, std::size_t stride, int count, const std::uint32_t* packed, const Panels& panels,
                   const Epilogue& epilogue, std::int32_t*) {
     static constexpr auto kBlocks = sizes<Epilogue>(std::make_integer_sequence<int, kBlockRows * kBlockVectors>{});
     const int blocks = (count + kBlockRows - 1) / kBlockRows;
@@ -153,11 +137,24 @@ class VectorProduct {
       }
     }
   }
+  // Add products in registers `repeats` times, and return how many operations those are: the rate that no product exceeds.
+  static std::int64_t in_registers(std::int64_t repeats) {
+    constexpr int kSums = kBlockRows * kBlockVectors;
+    typename Dot::Sum sums[kSums] = {};
+    for (std::int64_t i = 0; i < repeats; ++i) {
+#pragma GCC unroll 24
+      for (int s = 0; s < kSums; ++s) Dot::add(sums[s], Ints{}, Ints{});
+    }
+    typename Dot::Sum total{};
+#pragma GCC unroll 24
+    for (int s = 0; s < kSums; ++s) total += sums[s];
+    return repeats * kSums * kLanes * Dot::kGroup * 2 + std::int64_t(total[0]);  // it is 0, which the compiler cannot know
+  }
 
  private:
   template <class Epilogue, int... Index>
   static constexpr auto sizes(std::integer_sequence<int, Index...>) {
-    return std::array{&multiply_block<Dot, Layout, Index / kBlockVectors + 1, Index % kBlockVectors + 1, Epilogue>...};
+    return std::array{&multiply_block<Dot, Index / kBlockVectors + 1, Index % kBlockVectors + 1, Epilogue>...};
   }
 };
 

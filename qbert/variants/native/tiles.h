@@ -50,9 +50,6 @@ class TileProduct {
     if constexpr (Epilogue::kStores) {
       return store_blocks(static_cast<const unsigned char*>(rows), stride, count, packed, layout, epilogue);
     }
-    if (count <= Tiles::kFewRows) {
-      return VectorProduct<Dot, Layout>::run(rows, stride, count, packed, layout, epilogue, scratch);
-    }
     const auto* bytes = static_cast<const unsigned char*>(rows);
     const auto* first = bytes + Tiles::kFirstRow * stride;  // the first row of tiles
     const int remaining = count - Tiles::kFirstRow, blocks = (remaining + kBlock - 1) / kBlock;
@@ -87,6 +84,16 @@ class TileProduct {
       }
     }
     pending.finish_all();
+  }
+
+  static std::int64_t in_registers(std::int64_t repeats) {
+    tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
+    tile_zero<4>(), tile_zero<5>(), tile_zero<6>(), tile_zero<7>();
+    for (std::int64_t i = 0; i < repeats; ++i) {
+      Tiles::template add<0, 4, 6>(), Tiles::template add<1, 4, 7>();
+      Tiles::template add<2, 5, 6>(), Tiles::template add<3, 5, 7>();
+    }
+    return repeats * 4 * kTile * kTile * kTile * Dot::kGroup * 2;
   }
 
  private:

@@ -86,7 +86,6 @@ struct Int8Tiles {
   using Dot = Int8Dot;
   using Powers = void;
   static constexpr bool kFirstRow = true;  // row 0 is the first token's rounding error: a row beside the others (rows.h)
-  static constexpr int kFewRows = 3;  // as many are multiplied faster by vectors
   template <int To>
   static void load_rows(const void* from, std::size_t stride) {  // past the L1 cache, so that the columns stay in it
     QBERT_ASM(twin::tile_load(To, from, stride),
@@ -103,7 +102,6 @@ struct Bf16Tiles {
   using Dot = Bf16Dot;
   using Powers = TablePowers;
   static constexpr bool kFirstRow = false;
-  static constexpr int kFewRows = 0;
   template <int To>
   static void load_rows(const void* from, std::size_t stride) {
     tile_load<To>(from, stride);
