@@ -25,11 +25,6 @@ from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS,
 
 pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
 
-HERE = Path(__file__)
-NO_BF16 = "-mno-avx512bf16"
-NO_AVX512 = "-mno-avx512bf16 -mno-avx512vnni -mno-avx512bw -mno-avx512dq -mno-avx512vl -mno-avx512f -mavxvnni"
-SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1"
-
 FUNCTIONS = {
     "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
@@ -362,44 +357,6 @@ def test_an_artefact_cuts_texts_and_pairs_off_as_transformers_does(
             assert all(np.array_equal(expected[name], found[name]) for name in expected)
     finally:
         tokenizer.truncation_side = before
-
-
-def again(flags: str, names: str, **environment: str) -> None:
-    """Run this file's tests that `names` selects on a library that is compiled with `flags` too."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE), "-k", names],
-        env=os.environ | {"QBERT_CXXFLAGS": flags} | environment,
-        cwd=HERE.parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert " passed" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("QBERT_CXXFLAGS" in os.environ, reason="is such a run")
-@pytest.mark.parametrize("flags", [NO_BF16, NO_AVX512], ids=["without-bf16", "without-avx512"])
-def test_other_processors_compute_the_same(flags: str) -> None:
-    if not machine.has("avx512_vnni") or (flags == NO_AVX512 and not machine.has("avx_vnni")):
-        pytest.skip("this processor cannot run it")
-    again(flags, "reference or before_it or padding")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("QBERT_CXXFLAGS" in os.environ, reason="is such a run")
-def test_sanitizers_find_nothing() -> None:
-    libraries = [
-        subprocess.run(
-            [*compiler.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    if not all(Path(library).is_absolute() for library in libraries):
-        pytest.skip("this compiler has no sanitizers of its own")
-    names = "reference or extreme or before_it or padding or know"
-    again(SANITIZED, names, LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")
 
 
 def test_two_processes_share_the_compilation(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""Each kernel of int8-native computes the same, by its instructions where they are and by plain C++ where they are not."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qbert import machine
+from qbert.errors import InputError
+from qbert.variants import VARIANTS, native
+from qbert.variants.native import compiler
+from qbert.variants.native.compiler import KERNELS, TWIN, Kernel
+from qbert.variants.native.encoder import Encoder, Geometry
+from tests.variants.test_native import text, weights, write
+
+pytestmark = pytest.mark.skipif(
+    not (machine.is_x86() and compiler.compiler()), reason="the kernels are x86's, and need a C++ compiler"
+)
+
+TESTS = Path(__file__).with_name("test_native.py")
+SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1"
+names = [kernel.name for kernel in KERNELS]
+
+
+def runs_here(kernel: Kernel) -> bool:
+    return kernel.needs <= set(machine.instruction_sets())
+
+
+def again(kernel: Kernel, tests: str, flags: str = "", **environment: str) -> None:
+    """Run the encoder's tests that `tests` selects with `kernel`, or with its twin where this processor lacks it."""
+    flags = " ".join(filter(None, [flags, "" if runs_here(kernel) else TWIN]))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(TESTS), "-k", tests],
+        env=os.environ | {"QBERT_CXXFLAGS": flags, "QBERT_ISA": kernel.name} | environment,
+        cwd=TESTS.parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS, ids=names)
+def test_each_kernel_computes_what_the_reference_does(kernel: Kernel) -> None:
+    again(kernel, "reference or extreme or thousandth or before_it or padding or know or damaged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS, ids=names)
+def test_sanitizers_find_nothing_in_any_kernel(kernel: Kernel) -> None:
+    libraries = [
+        subprocess.run(
+            [*compiler.compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(Path(library).is_absolute() for library in libraries):
+        pytest.skip("this compiler has no sanitizers of its own")
+    tests = "reference or extreme or before_it or padding or know or damaged"
+    again(kernel, tests, SANITIZED, LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Nothing is remembered of the library."""
+    compiler.load_library.cache_clear()
+    yield monkeypatch
+    compiler.load_library.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS, ids=names)
+def test_plain_code_and_instructions_agree_to_the_bit(
+    kernel: Kernel, fresh: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not runs_here(kernel):
+        pytest.skip(f"this processor does not have {kernel.name}")
+    for seed, (hidden, heads, intermediate) in enumerate([(64, 2, 128), (52, 2, 100), (96, 3, 40), (80, 1, 304)]):
+        geometry = Geometry(40, hidden, 2, 150, hidden, heads, 2, intermediate, 3, seed % 3, 0, -1, 1e-12)
+        path = write(tmp_path, geometry, weights(geometry, seed))
+        logits = {}
+        for flags in ("", TWIN):
+            fresh.setenv("QBERT_CXXFLAGS", flags)
+            compiler.load_library.cache_clear()
+            encoder = Encoder(path, kernel.name)
+            logits[flags] = [encoder(text(geometry, tokens, tokens)) for tokens in (1, 2, 16, 33, 70, 150)]
+        assert np.array_equal(logits[""], logits[TWIN])
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=names)
+def test_no_kernel_is_loaded_without_its_instructions(kernel: Kernel, fresh: pytest.MonkeyPatch) -> None:
+    all_but_one: Callable[[], tuple[str, ...]]
+    for lacking in kernel.needs:
+        all_but_one = lambda lacking=lacking: tuple(  # noqa: E731
+            sorted(set().union(*(other.needs for other in KERNELS)) - {lacking})
+        )
+        fresh.setattr(machine, "instruction_sets", all_but_one)
+        assert kernel not in compiler.kernels()
+        assert native.unsupported(kernel.name) == f"this processor does not have {kernel.name}"
+        with pytest.raises(InputError, match=f"cannot be made here: this processor does not have {kernel.name}"):
+            compiler.load_library(kernel.name)
+
+
+def test_the_fastest_kernel_runs_unless_another_is_asked_for(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setattr(machine, "instruction_sets", lambda: tuple(set().union(*(kernel.needs for kernel in KERNELS))))
+    assert [kernel.name for kernel in compiler.kernels()] == names
+    fresh.setenv("QBERT_ISA", "avx512_vnni")
+    assert [kernel.name for kernel in compiler.kernels()] == ["avx512_vnni"]
+    assert [kernel.name for kernel in compiler.kernels("amx")] == ["amx"]
+    fresh.setenv("QBERT_ISA", "sse9")
+    with pytest.raises(InputError, match=r"QBERT_ISA=sse9 is none of amx, avx512_bf16, avx512_vnni, avx_vnni"):
+        compiler.kernels()
+
+
+def test_a_system_that_refuses_tiles_gets_the_next_kernel(fresh: pytest.MonkeyPatch) -> None:
+    """Asked for in a process of its own, whose system call is refused by a filter, as in some sandboxes."""
+    if len(compiler.kernels()) < 2 or compiler.kernels()[0].name != "amx":
+        pytest.skip("this processor has no tiles")
+    fresh.setattr(compiler, "_permitted", lambda library: b"amx" not in library.qbert_instructions())
+    assert b"amx" not in compiler.load_library().qbert_instructions()
+    with pytest.raises(InputError, match="this system does not let a process use amx: set QBERT_ISA to a lesser one"):
+        compiler.load_library("amx")
+
+
+def test_variants_by_name_run_side_by_side() -> None:
+    for row in (row for row in VARIANTS.values() if row.name.startswith("int8-native-")):
+        assert row.options["kernel"] in names
+        assert bool(row.unsupported()) == bool(native.unsupported(row.options["kernel"]))
