@@ -236,7 +236,8 @@ def products(inputs: int, outputs: int) -> Products:
         x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
         packed = torch.ops.onednn.qlinear_prepack(weight, [rows, inputs])
         scales, points = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int64)
-        result = (None, 1.0, 0, torch.bfloat16, "none", [], "")  # bias, scale, zero point, type, nothing after it
+        # No bias; scale, zero point and type of the result; nothing after it.
+        result: tuple[Any, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")
         return partial(torch.ops.onednn.qlinear_pointwise, x, 1.0, 0, packed, scales, points, *result)
 
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
