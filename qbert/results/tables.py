@@ -287,7 +287,8 @@ def _speedup(row: Row) -> str:
 
 def of_limit(row: Row) -> str:
     """Return both shares of the limit in percent; an older run has one."""
-    return " ".join(f"{100 * row[name]:.0f}" for name in SHARES if pd.notna(row[name]))
+    shares = [100 * row[name] for name in SHARES if pd.notna(row[name])]
+    return " ".join(f"{share:.0f}" if share >= 1 else "<1" for share in shares)
 
 
 def _over_best(row: Row) -> str:

@@ -197,6 +197,13 @@ def test_the_figures_of_a_row_rank_alike() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("share", "best", "shown"), [(0.305, 0.304, "30 30"), (0.01, 0.009, "1 <1"), (0.5, math.nan, "50"), (None, None, "")]
+)
+def test_both_shares_of_the_limit_are_percent(share: float | None, best: float | None, shown: str) -> None:
+    assert tables.of_limit({"share_of_limit": share, "share_of_best_limit": best}) == shown
+
+
 def test_a_share_of_the_limit_is_of_the_latency_beside_it() -> None:
     rows = [paced("fp32", 0.1, None, 1.0), paced("int8", 0.05, 0.2, 4.0)]
     rows[1]["extra_info"] |= {"share_of_limit": 0.5, "share_of_best_limit": 0.4}
