@@ -112,7 +112,11 @@ def work(checkpoint: "Checkpoint", length: int) -> Work | None:
     from torch.utils.flop_counter import FlopCounterMode
 
     model = copy.deepcopy(checkpoint.skeleton)
+    body = f"{model.base_model_prefix}."
     linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    shapes = {(int(m.in_features), int(m.out_features)) for name, m in linear.items() if name.startswith(body)}
+    if not shapes:
+        return None
     with contextlib.suppress(CannotRunError):  # an architecture that nothing here trims
         model = trimmed.cut(checkpoint, model)
     tokens = torch.ones(1, length, dtype=torch.int64, device="meta")
@@ -123,14 +127,11 @@ def work(checkpoint: "Checkpoint", length: int) -> Work | None:
         return None
     counts = counter.get_flop_counts()["Global"]
     attention = sum(count for operation, count in counts.items() if _is_attention(str(operation)))
-    body = f"{model.base_model_prefix}."
     return Work(
         products=float(counter.get_total_flops() - attention),
         attention=float(attention),
         weights=sum(module.weight.numel() for module in linear.values()),
-        shapes=tuple(
-            sorted({(int(m.in_features), int(m.out_features)) for name, m in linear.items() if name.startswith(body)})
-        ),
+        shapes=tuple(sorted(shapes)),
     )
 
 

@@ -26,6 +26,7 @@ from qbert.results.tables import (
     left_out_limits,
     markdown_table,
     markdown_text,
+    of_limit,
     one_limit,
     pace_changes,
     spreadsheet,
@@ -302,7 +303,7 @@ def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
     limited = longest[longest["share_of_limit"].notna()]
     if not limited.empty:
         at = f"at {limited['max_length'].iloc[0]} tokens"
-        words = "; ".join(f"{row['variant']} {_of_limit(row)}" for row in limited.to_dict("records"))
+        words = "; ".join(f"{row['variant']} {_of_limit(row)} %" for row in limited.to_dict("records"))
         drawn.append(
             Figure(
                 _draw(lambda axes: _shares(axes, limited, looks), 0.9 + 0.32 * len(limited)),
@@ -411,7 +412,7 @@ def _shortened(name: str, max_length: int = 24) -> str:
 
 
 COLUMNS = (
-    *("tokens", "variant", "latency ms", "speedup over fp32, 95 %", "over best fp32, 95 %", "of limit"),
+    *("tokens", "variant", "latency ms", "speedup over fp32, 95 %", "over best fp32, 95 %", "% of limit"),
     *("weighted F1", "F1 drop, 95 %", "flips", "choice"),
 )
 FOOTPRINT_COLUMNS = ("tokens", "variant", "disk MB", "load s", "first call ms", "after a pause ms", "memory MB")
@@ -477,8 +478,9 @@ def _over_best(row: Mapping[Any, Any]) -> str:
 
 
 def _of_limit(row: Mapping[Any, Any]) -> str:
-    best = row["share_of_best_limit"]
-    return f"{row['share_of_limit']:.0%}" + ("" if pd.isna(best) else f" ({best:.0%})")
+    """Return the shares of the limit in percent."""
+    share, *best = of_limit(row).split()
+    return share + "".join(f" ({one})" for one in best)
 
 
 def _limit(table: pd.DataFrame, best: str = "In brackets") -> str:
@@ -501,7 +503,7 @@ def _main_row(row: Mapping[Any, Any]) -> list[Entry]:
         _entry(row["latency_s"], f"{row['latency_s'] * 1e3:.4g}"),
         _entry(row["speedup"], _speedup(row)),
         _entry(row["over_best"], _over_best(row)),
-        _entry(row["share_of_limit"], _of_limit(row)),
+        ("", "") if pd.isna(row["share_of_limit"]) else (_of_limit(row), float(row["share_of_limit"])),
         _entry(row["f1"], f"{row['f1']:.4f}"),
         drop if compared else ("", ""),
         _entry(row["flips"], f"{row['flips']:.0f}") if compared else ("", ""),
