@@ -471,7 +471,7 @@ def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: 
         caption = (
             "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
             "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
-            "interval. Of limit: of what this core can do."
+            "interval. Of limit: of what this core can do; then with attention at its best."
         )
         title = f"qbert: {state.suite.dataset.name}, batch 1, one thread"
         table = tables.summary(history.cells(state.results), title=title, caption=caption + odds(state.results))

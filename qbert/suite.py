@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,24 +225,41 @@ class Cell:
         )
 
     def limit(self, seconds: float) -> dict[str, Any]:
-        """Compare `seconds` for a full encoding with the limit of one core: return `floor_s` and `share_of_limit`.
+        """Compare `seconds` for a full encoding with the limit of one core; return the figures for a saved run.
+
+        The shares are of roofline.Floor's two limits, and `core` is what was measured for them.
 
         Raises:
             InputError: `seconds` is below the limit.
         """
-        floor = self._floor_s()
-        if floor > seconds:  # the limit may have been measured while a neighbour slowed the core
-            roofline.rates.cache_clear()
-            floor = self._floor_s()
-        if floor > seconds:
+        work = roofline.work(self.checkpoint, self.max_length)
+        if not work:
+            return {}
+        floor, core = self._floor(work)
+        if floor.own_s > seconds:  # the limit may have been measured while a neighbour slowed the core
+            roofline.core.cache_clear()
+            floor, core = self._floor(work)
+        if floor.own_s > seconds:
             raise InputError(
-                f"{self.name} is {floor / seconds:.3g} times faster than this core's best rate of products allows, so "
-                "it does not do the work, or that rate was measured while the machine was busy: then run it again"
+                f"{self.name} is {floor.own_s / seconds:.3g} times faster than the best that this core did, so it does "
+                "not do the work, or the core was measured while the machine was busy: then run it again"
             )
-        return {"floor_s": floor, "share_of_limit": floor / seconds} if math.isfinite(floor) else {}
+        if not math.isfinite(floor.own_s):
+            return {}
+        return {
+            "limit_definition": roofline.DEFINITION,
+            "floor_s": floor.own_s,
+            "share_of_limit": floor.own_s / seconds,
+            "best_floor_s": floor.best_s,
+            "share_of_best_limit": floor.best_s / seconds,
+            "core": asdict(core),
+        }
 
-    def _floor_s(self) -> float:
-        return roofline.floor_seconds(self.checkpoint, self.max_length, self.variant.precision)
+    def _floor(self, work: roofline.Work) -> tuple[roofline.Floor, roofline.Core]:
+        core = roofline.core(work.shapes, work.weights, self.max_length)
+        evidence = self.classifier.evidence
+        attention = str(evidence.get("attention") or evidence.get("precision", ""))
+        return roofline.floor(work, core, self.variant.precision, attention), core
 
     def describe(self, evidence: Mapping[str, Any]) -> dict[str, Any]:
         """Return the cell's names, the `evidence` of its classifier, and the identity of what is measured."""

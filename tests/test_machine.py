@@ -111,7 +111,8 @@ def test_stolen_time_is_the_share_of_the_ticks_between(monkeypatch: pytest.Monke
 def test_the_command_says_all_of_it() -> None:
     done = subprocess.run([sys.executable, "-m", "qbert", "machine"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for word in ("processor", "instruction sets", "caches", "fp32 products", "int8 products", "disturbs timing"):
+    for word in ("processor", "instruction sets", "caches", "disturbs timing", "BERT-base's products", "int8", "GB/s"):
         assert word in done.stdout
+    assert "tokens below which reading takes longer" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert json.dumps(machine.processor())[1:-1] in done.stdout

@@ -11,6 +11,7 @@ from typing import Any
 import forked
 import pytest
 
+from qbert import roofline
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 
@@ -32,7 +33,7 @@ class Timers:
         pass
 
 latency.Timers = Timers
-roofline.rates = lambda: {"fp32": (1e12, "none"), "int8": (1e12, "none")}
+roofline.core = lambda *_: roofline.Core({"fp32": {"none": 1e12}, "int8": {"none": 1e12}}, {"fp32": 1e12, "int8": 1e12})
 """
 """A plugin for runs whose cells are compared, saved or refused: it times latency, but not in processes of its own."""
 
@@ -143,8 +144,10 @@ def test_latency_cells_have_a_speedup_of_each_process(saved: tuple[str, dict[str
 def test_latency_cells_have_a_share_of_the_limit(saved: tuple[str, dict[str, Any]]) -> None:
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("latency")):
         info = benchmark["extra_info"]
-        assert 0 < info["share_of_limit"] < 1
+        assert 0 < info["share_of_best_limit"] <= info["share_of_limit"] < 1
         assert info["share_of_limit"] == pytest.approx(info["floor_s"] / info["p50_s"])
+        assert info["limit_definition"] == roofline.DEFINITION
+        assert info["core"]["rates"].keys() <= info["core"]["bandwidths"].keys()
 
 
 @pytest.mark.slow

@@ -52,6 +52,9 @@ def cell(model: str, max_length: int, variant: str, text: str = "a text", label:
             baseline_p50_s=VARIANTS["fp32"][0] * max_length / 384 / 1e3,
             floor_s=0.4 * milliseconds * max_length / 384 / 1e3,
             share_of_limit=0.4,
+            best_floor_s=0.3 * milliseconds * max_length / 384 / 1e3,
+            share_of_best_limit=0.3,
+            limit_definition=2,
         )
     ]
     if model != "untrained":

@@ -18,7 +18,7 @@ from qbert.stats import MIN_EFFECT
 
 LATENCY = [
     *("median_s", "q1_s", "q3_s", "p95_s", "speedup", "speedup_low", "speedup_high", "baseline_p50_s"),
-    *("share_of_limit", "precision", "runtime", "process_speedups"),
+    *("share_of_limit", "share_of_best_limit", "limit_definition", "precision", "runtime", "process_speedups"),
 ]
 ACCURACY = [
     *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop", "f1_guard"),
@@ -30,6 +30,8 @@ RUN = ["file", "when", "host", "boot", "machine", "dataset", "commit", "failed"]
 SERIES = ["machine", "dataset", *CELL]
 """The columns that identify one history; latency depends on the dataset's texts, so each dataset has its own."""
 STORAGE = Path(".benchmarks")
+FIRST_LIMIT = 1
+"""The definition of the limit in runs that name none; roofline.DEFINITION is the present one."""
 
 
 def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -51,6 +53,8 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         row |= {name: info[name] for name in measured if name in info}
         if measured is LATENCY:
             row["median_s"] = benchmark["stats"]["median"]
+            if "share_of_limit" in row:
+                row.setdefault("limit_definition", FIRST_LIMIT)
             row |= {f"{name}_s": benchmark["stats"].get(name) for name in ("q1", "q3")}
             row |= {name: info["identity"].get("definition", {}).get(name, "") for name in ("precision", "runtime")}
     return pd.DataFrame(

@@ -23,8 +23,11 @@ from qbert.results.tables import (
     TOO_NOISY,
     at_one_pace,
     is_too_noisy,
+    left_out_limits,
     markdown_table,
     markdown_text,
+    of_limit,
+    one_limit,
     pace_changes,
     spreadsheet,
     three_digits,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 INK, FAINT = "#010203", "#a1b2c3"  # placeholders in a drawing for the page's own colours, which are light or dark
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#c98a00", "#3f9bd1", "#8c6bb1", "#8a8a1f", "#aa4466", "#5b7f1e")
 MARKERS = "osD^vP*X<>"
+DIAMOND: Mapping[str, Any] = {"ls": "", "marker": "D", "color": INK, "markersize": 5, "markerfacecolor": "white"}
 FLIPS_SHOWN = 200
 WIDTH_IN = 5.4  # as wide as a column of the page; on a phone it shrinks by a third and stays readable
 
@@ -58,7 +62,7 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row per cell of `runs`, from history.load, with each benchmark's figures from its newest run.
 
     `low_s` and `high_s` are the least and greatest median of several runs, or the quartiles of a single run's rounds.
-    `latency_s`, `over_best`, `share_of_limit`, `pace_change` and the intervals come from tables.at_one_pace.
+    `latency_s`, `over_best`, the shares of the limit, `pace_change` and the intervals come from tables.at_one_pace.
     `undominated`: no other variant of this model and length is at least as fast with at least its F1.
 
     Raises:
@@ -75,7 +79,7 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     for name, quartile, extreme in (("low_s", "q1_s", medians.min()), ("high_s", "q3_s", medians.max())):
         table[name] = extreme.where(table["runs"] > 1, table[quartile].astype(float))
     table = table.reset_index()
-    table = at_one_pace(table, table)
+    table = one_limit(at_one_pace(table, table))
     table["undominated"] = [_undominated(row, table) for row in table.to_dict("records")]
     order = {model: number for number, model in enumerate(dict.fromkeys(runs["model"]))}
     return table.sort_values(
@@ -229,7 +233,7 @@ def render(runs: pd.DataFrame) -> str:
                     "trained": bool(cells["trained"].all()),
                     "figures": _figures(str(model), cells, looks),
                     "tables": _tables(cells),
-                    "pace": pace_changes(cells),
+                    "notes": [*pace_changes(cells), *left_out_limits(cells)],
                     "flips": list(_flips(cells)),
                 }
             )
@@ -245,6 +249,7 @@ def render(runs: pd.DataFrame) -> str:
         flips_shown=FLIPS_SHOWN,
         version=__version__,
         pace=PACE,
+        limit=_limit(table),
         too_noisy=TOO_NOISY,
     )
 
@@ -298,12 +303,12 @@ def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
     limited = longest[longest["share_of_limit"].notna()]
     if not limited.empty:
         at = f"at {limited['max_length'].iloc[0]} tokens"
-        words = "; ".join(f"{row['variant']} {row['share_of_limit']:.0%}" for row in limited.to_dict("records"))
+        words = "; ".join(f"{row['variant']} {_of_limit(row)} %" for row in limited.to_dict("records"))
         drawn.append(
             Figure(
                 _draw(lambda axes: _shares(axes, limited, looks), 0.9 + 0.32 * len(limited)),
                 f"{model}, share of the core's limit {at}: {words}",
-                f"How much of the time {at} the matrix products alone would take at the best rate of this core.",
+                f"Share of the core's limit {at}: {_limit(longest, 'Diamonds')}",
             )
         )
     return drawn
@@ -348,7 +353,7 @@ def _speedups(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, 
     middle, low, high = (cells[name].to_numpy(dtype=float) for name in ("speedup", "speedup_low", "speedup_high"))
     error = np.clip(np.nan_to_num([middle - low, high - middle]), 0, None)
     axes.barh(rows, middle, xerr=error, color=[looks[name][0] for name in cells["variant"]], ecolor=INK, capsize=2)
-    axes.plot(cells["over_best"], rows, linestyle="", marker="D", color=INK, markersize=5, markerfacecolor="white")
+    axes.plot(cells["over_best"], rows, **DIAMOND)
     for cell, y, x in zip(cells.to_dict("records"), rows, np.fmax(high, middle), strict=True):
         axes.annotate(
             f"{cell['speedup']:.2f}" + (" too noisy" if is_too_noisy(cell) else ""),
@@ -366,6 +371,7 @@ def _shares(axes: "Axes", cells: pd.DataFrame, looks: Mapping[str, tuple[str, st
     axes.barh(rows, cells["share_of_limit"] * 100, color=[looks[name][0] for name in cells["variant"]])
     for y, share in zip(rows, cells["share_of_limit"] * 100, strict=True):
         axes.annotate(f"{share:.0f}", (share, y), xytext=(4, 0), textcoords="offset points", va="center")
+    axes.plot(cells["share_of_best_limit"] * 100, rows, **DIAMOND)
     _label_axes(axes, cells, rows, "% of this core's limit")
     axes.set_xlim(0, max(105, 1.12 * float(cells["share_of_limit"].max()) * 100))
 
@@ -406,10 +412,22 @@ def _shortened(name: str, max_length: int = 24) -> str:
 
 
 COLUMNS = (
-    *("tokens", "variant", "latency ms", "speedup over fp32, 95 %", "over best fp32, 95 %", "of limit"),
+    *("tokens", "variant", "latency ms", "speedup over fp32, 95 %", "over best fp32, 95 %", "% of limit"),
     *("weighted F1", "F1 drop, 95 %", "flips", "choice"),
 )
 FOOTPRINT_COLUMNS = ("tokens", "variant", "disk MB", "load s", "first call ms", "after a pause ms", "memory MB")
+LIMITS = {
+    1: (
+        "the time that all matrix products would take at the best rate of BERT-base's products on this core, over the "
+        "latency (as older versions defined it)."
+    ),
+    2: (
+        "the least time that this core needs for the products, at the best rate of any kernel, or for reading their "
+        "weights, over the latency."
+    ),
+}
+"""What a share of the limit is, by the number of its definition."""
+BEST_LIMIT = "with attention at the best rate of any precision"
 Entry = tuple[str, float | str]
 """The text of a table's cell, and its sort key."""
 
@@ -422,8 +440,9 @@ def markdown(runs: pd.DataFrame) -> str:
         parts += ["", f"### {markdown_text(str(model))}"]
         for headings, rows in _tables(cells):
             parts += ["", markdown_table(headings, [[text for text, _ in row] for row in rows])]
-        parts += [line for sentence in pace_changes(cells) for line in ("", markdown_text(sentence))]
-    parts += ["", PACE]
+        notes = [*pace_changes(cells), *left_out_limits(cells)]
+        parts += [line for sentence in notes for line in ("", markdown_text(sentence))]
+    parts += ["", PACE, *(["", f"Of limit: {limit}"] if (limit := _limit(table)) else [])]
     return "\n".join(parts) + "\n"
 
 
@@ -458,6 +477,20 @@ def _over_best(row: Mapping[Any, Any]) -> str:
     return f"{row['over_best']:.2f}" + (" (too noisy)" if too_wide(low, high) else _between(low, high, ".2f"))
 
 
+def _of_limit(row: Mapping[Any, Any]) -> str:
+    """Return the shares of the limit in percent."""
+    share, *best = of_limit(row).split()
+    return share + "".join(f" ({one})" for one in best)
+
+
+def _limit(table: pd.DataFrame, best: str = "In brackets") -> str:
+    """Return what the shares of the limit in `table` are of; `best` is how those of the second kind are shown."""
+    if table["limit_definition"].isna().all():
+        return ""
+    sentence = LIMITS[int(table["limit_definition"].max())]
+    return f"{sentence} {best}: {BEST_LIMIT}." if table["share_of_best_limit"].notna().any() else sentence
+
+
 def _main_row(row: Mapping[Any, Any]) -> list[Entry]:
     compared = pd.notna(row["f1"]) and row["variant"] != BASELINE
     over = compared and row["f1_drop"] > row["max_f1_drop"]
@@ -470,7 +503,7 @@ def _main_row(row: Mapping[Any, Any]) -> list[Entry]:
         _entry(row["latency_s"], f"{row['latency_s'] * 1e3:.4g}"),
         _entry(row["speedup"], _speedup(row)),
         _entry(row["over_best"], _over_best(row)),
-        _entry(row["share_of_limit"], f"{row['share_of_limit']:.0%}"),
+        ("", "") if pd.isna(row["share_of_limit"]) else (_of_limit(row), float(row["share_of_limit"])),
         _entry(row["f1"], f"{row['f1']:.4f}"),
         drop if compared else ("", ""),
         _entry(row["flips"], f"{row['flips']:.0f}") if compared else ("", ""),

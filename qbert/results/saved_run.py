@@ -67,6 +67,9 @@ class Latency(Cell):
     baseline_p50_s: Seconds | UnsetType = UNSET
     floor_s: Seconds | UnsetType = UNSET
     share_of_limit: Annotated[float, Meta(gt=0, lt=100)] | UnsetType = UNSET
+    limit_definition: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
+    best_floor_s: Seconds | UnsetType = UNSET
+    share_of_best_limit: Annotated[float, Meta(gt=0, lt=100)] | UnsetType = UNSET
 
 
 class Flip(Struct):
@@ -185,12 +188,14 @@ class Benchmark(Struct):
             yield "`p50_s` is not the median of `stats`"
         if _known(info.speedup_low) != _known(info.speedup_high):
             yield "`speedup_low` or `speedup_high` is missing"
-        if _known(info.floor_s) != _known(info.share_of_limit):
-            yield "`floor_s` or `share_of_limit` is missing"
         if not _ascending(info.speedup_low, info.speedup, info.speedup_high):
             yield "`speedup` is outside its interval"
-        if not _agree(info.share_of_limit, info.floor_s, info.p50_s):
-            yield "`share_of_limit` is not `floor_s` over `p50_s`"
+        for name, floor_s in (("share_of_limit", "floor_s"), ("share_of_best_limit", "best_floor_s")):
+            share, seconds = getattr(info, name), getattr(info, floor_s)
+            if _known(share) != _known(seconds):
+                yield f"`{floor_s}` or `{name}` is missing"
+            if not _agree(share, seconds, info.p50_s):
+                yield f"`{name}` is not `{floor_s}` over `p50_s`"
         if isinstance(info.process_speedups, list):
             if not _agree(info.speedup, math.prod(info.process_speedups) ** (1 / len(info.process_speedups))):
                 yield "`speedup` is not the geometric mean of `process_speedups`"

@@ -76,8 +76,8 @@ def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     these cells have a speedup but no such median, `latency_s` is `median_s`.
 
     `over_best` is the speedup over the greatest speedup of an fp32 variant, with the interval `over_best_low` to
-    `over_best_high`. `share_of_limit` refers to `latency_s`. `pace_change` is greatest over least median of fp32, less
-    1. The intervals of speedups come from with_intervals.
+    `over_best_high`. `share_of_limit` and `share_of_best_limit` refer to `latency_s`. `pace_change` is greatest over
+    least median of fp32, less 1. The intervals of speedups come from with_intervals.
     """
     fp32_s = runs["baseline_p50_s"].where(runs["variant"] != BASELINE, runs["median_s"]).astype(float)
     keys = [runs["model"], runs["max_length"]]
@@ -95,9 +95,27 @@ def at_one_pace(cells: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         over_best_high=over_best["high"].astype(float),
         latency_s=latency_s,
         over_best=speedup / best.clip(lower=1),  # fp32's own speedup is 1, also if it was not run
-        share_of_limit=cells["share_of_limit"].astype(float) * cells["median_s"].astype(float) / latency_s,
+        **{name: cells[name].astype(float) * cells["median_s"].astype(float) / latency_s for name in SHARES},
         pace_change=(medians.max() / medians.min() - 1).reindex(of_cells).to_numpy(),
     )
+
+
+SHARES = ("share_of_limit", "share_of_best_limit")
+
+
+def one_limit(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return `cells` without the shares of earlier definitions of the limit, where some are of a later one."""
+    former = cells["limit_definition"].astype(float) < cells["limit_definition"].astype(float).max()
+    return cells.assign(**{name: cells[name].mask(former) for name in SHARES})
+
+
+def left_out_limits(cells: pd.DataFrame) -> list[str]:
+    """Return a sentence where one_limit has left out shares of `cells`."""
+    count = int((cells["limit_definition"].notna() & cells["share_of_limit"].isna()).sum())
+    if not count:
+        return []
+    shares = counted(count, "share")
+    return [f"Left out: {shares} of the limit as older versions defined it. A report of those runs alone shows them."]
 
 
 def _best_fp32(cells: pd.DataFrame) -> list[Row]:
@@ -267,6 +285,12 @@ def _speedup(row: Row) -> str:
     return f"{row['speedup']:.2f} {row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
 
 
+def of_limit(row: Row) -> str:
+    """Return both shares of the limit in percent; an older run has one."""
+    shares = [100 * row[name] for name in SHARES if pd.notna(row[name])]
+    return " ".join(f"{share:.0f}" if share >= 1 else "<1" for share in shares)
+
+
 def _over_best(row: Row) -> str:
     """Return the speedup over the best fp32 and half the width of its interval, in at most nine characters."""
     if pd.isna(row["over_best"]) or pd.isna(row["over_best_low"]):
@@ -286,7 +310,7 @@ COLUMNS: dict[str, tuple[int, Format]] = {
     "latency\nms": (7, lambda row: milliseconds(row["latency_s"])),
     "speedup\nmedian, 95 %": (17, _speedup),
     "over best\nfp32": (9, _over_best),
-    "of\nlimit": (5, lambda row: number(row["share_of_limit"], ".0%")),
+    "% of\nlimit": (5, of_limit),
     "F1\ndrop": (7, lambda row: number(row["f1_drop"], "+.4f") + ("!" if row["over_limit"] is True else "")),
     "flips\n": (5, lambda row: number(row["flips"], ".0f")),
 }

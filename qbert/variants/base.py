@@ -23,8 +23,8 @@ CONVERTERS = ("torch", "transformers")
 MAX_F1_DROP = 0.01  # commonly accepted of quantized classifiers; the least that 500 documents can tell from 0
 
 
-Products = Iterator[tuple[str, str, Callable[[], Any]]]
-"""For each of a runtime's matrix products: precision, library, and a call of it (roofline.py measures the rate)."""
+Products = Iterator[tuple[str, str, Callable[[int], Callable[[], Any]]]]
+"""For each of a runtime's products with one weight: precision, library, and what returns a call for so many rows."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ layer, everything else in fp32.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,21 +214,39 @@ def classifier(model: Any) -> Classifier:  # noqa: ANN401  a torch module
     )
 
 
-def products(rows: int, inputs: int, outputs: int) -> Products:
-    """Yield the products that nn.Linear calls, and those that TorchInductor calls: oneDNN with packed weights."""
+def products(inputs: int, outputs: int) -> Products:
+    """Yield the products that nn.Linear and torchao call, and those of TorchInductor: oneDNN with packed weights."""
     import torch
 
     one_thread()
-    x, weight = torch.rand(rows, inputs) - 0.5, torch.rand(outputs, inputs) - 0.5
-    onednn = torch.ops.mkldnn
+
+    def floats(weight: torch.Tensor, rows: int) -> Callable[[], Any]:
+        return partial(torch.nn.functional.linear, torch.rand(rows, inputs).to(weight.dtype), weight)
+
+    def packed(weight: torch.Tensor, rows: int) -> Callable[[], Any]:
+        onednn, x = torch.ops.mkldnn, torch.rand(rows, inputs).to(weight.dtype)
+        reordered = onednn._reorder_linear_weight(weight, rows)  # noqa: SLF001  what TorchInductor calls
+        return partial(onednn._linear_pointwise, x, reordered, None, "none", [], "")  # noqa: SLF001
+
+    def integers(weight: torch.Tensor, rows: int) -> Callable[[], Any]:
+        x = torch.randint(-127, 128, (rows, inputs), dtype=torch.int8)
+        return partial(torch._int_mm, x, weight.t())  # noqa: SLF001  what torchao calls
+
+    def quantized(weight: torch.Tensor, rows: int) -> Callable[[], Any]:
+        x = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
+        packed = torch.ops.onednn.qlinear_prepack(weight, [rows, inputs])
+        scales, points = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int64)
+        # No bias; scale, zero point and type of the result; nothing after it.
+        result: tuple[Any, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")
+        return partial(torch.ops.onednn.qlinear_pointwise, x, 1.0, 0, packed, scales, points, *result)
+
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         if precision == "fp32" or machine.has_bf16():
-            typed = x.to(dtype), weight.to(dtype)
-            yield precision, "PyTorch", partial(torch.nn.functional.linear, *typed)
+            weight = torch.rand(outputs, inputs).to(dtype)
+            yield precision, "PyTorch", partial(floats, weight)
             if torch.backends.mkldnn.is_available():
-                packed = onednn._reorder_linear_weight(typed[1], rows)  # noqa: SLF001  what TorchInductor calls
-                linear = partial(onednn._linear_pointwise, typed[0], packed, None, "none", [], "")  # noqa: SLF001
-                yield precision, "oneDNN", linear
-    steps = torch.randint(-127, 128, (inputs, outputs), dtype=torch.int8)
-    activations = torch.randint(-127, 128, (rows, inputs), dtype=torch.int8)
-    yield "int8", "oneDNN", partial(torch._int_mm, activations, steps)  # noqa: SLF001  what torchao calls
+                yield precision, "oneDNN", partial(packed, weight)
+    steps = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    yield "int8", "oneDNN", partial(integers, steps)
+    if machine.is_x86() and torch.backends.mkldnn.is_available():
+        yield "int8", "oneDNN", partial(quantized, steps)

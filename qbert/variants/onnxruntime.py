@@ -8,6 +8,7 @@ import collections
 import functools
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,28 +174,34 @@ def open_session(graph: Path | bytes, running: Path | None = None) -> Any:  # no
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def products(rows: int, inputs: int, outputs: int) -> Products:
-    """Yield products of `rows` rows with a weight, each as a graph of one node."""
+def products(inputs: int, outputs: int) -> Products:
+    """Yield products with a weight, each as a graph of one node."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     generator = np.random.default_rng(0)
 
-    def product(operation: str, weight: Any, kinds: tuple[int, int]) -> Any:  # noqa: ANN401
+    def session(operation: str, weight: Any, kinds: tuple[int, int]) -> Any:  # noqa: ANN401  an InferenceSession
         graph = helper.make_graph(
             [helper.make_node(operation, ["x", "w"], ["y"])],
             "product",
-            [helper.make_tensor_value_info("x", kinds[0], [rows, inputs])],
-            [helper.make_tensor_value_info("y", kinds[1], [rows, outputs])],
+            [helper.make_tensor_value_info("x", kinds[0], ["rows", inputs])],
+            [helper.make_tensor_value_info("y", kinds[1], ["rows", outputs])],
             [numpy_helper.from_array(weight, "w")],
         )
         opset = helper.make_opsetid("", OPSET)
         return open_session(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
 
-    x = generator.random((rows, inputs), dtype=np.float32)
-    floats = product("MatMul", generator.random((inputs, outputs), dtype=np.float32), (TensorProto.FLOAT,) * 2)
-    yield "fp32", "ONNX Runtime", functools.partial(floats.run, None, {"x": x})
+    def floats(rows: int) -> Callable[[], Any]:
+        return functools.partial(of_floats.run, None, {"x": generator.random((rows, inputs), dtype=np.float32)})
+
+    def integers(rows: int) -> Callable[[], Any]:
+        x = generator.integers(0, 256, (rows, inputs), dtype=np.uint8)
+        return functools.partial(of_integers.run, None, {"x": x})
+
+    weight = generator.random((inputs, outputs), dtype=np.float32)
+    of_floats = session("MatMul", weight, (TensorProto.FLOAT,) * 2)
+    yield "fp32", "ONNX Runtime", floats
     steps = generator.integers(-127, 128, (inputs, outputs), dtype=np.int8)
-    integers = product("MatMulInteger", steps, (TensorProto.UINT8, TensorProto.INT32))
-    activations = generator.integers(0, 256, (rows, inputs), dtype=np.uint8)
-    yield "int8", "ONNX Runtime", functools.partial(integers.run, None, {"x": activations})
+    of_integers = session("MatMulInteger", steps, (TensorProto.UINT8, TensorProto.INT32))
+    yield "int8", "ONNX Runtime", integers

@@ -22,6 +22,15 @@ def trim(checkpoint: "Checkpoint", **options: Any) -> Any:  # noqa: ANN401  a to
     Raises:
         InputError: families.py does not have its architecture.
     """
+    return cut(checkpoint, checkpoint.load(**options))
+
+
+def cut(checkpoint: "Checkpoint", model: Any) -> Any:  # noqa: ANN401  torch modules
+    """Change the last layer of `model`, of `checkpoint`, to compute the first token alone; return it.
+
+    Raises:
+        InputError: families.py does not have its architecture.
+    """
     import torch
     from transformers.activations import ACT2FN
 
@@ -59,7 +68,6 @@ def trim(checkpoint: "Checkpoint", **options: Any) -> Any:  # noqa: ANN401  a to
             activated = activation(run("up", attended))
             return run("norm", run("down", activated) + attended)
 
-    model = checkpoint.load(**options)
     layers = model.base_model.get_submodule(parts["layers"])
     layers[-1] = FirstToken(layers[-1])
     return model

@@ -200,10 +200,13 @@ def test_a_judgement_that_broke_off_leaves_the_rest_of_the_run(save: Callable[..
     assert table["median_s"].tolist() == [0.1]
 
 
-@pytest.mark.parametrize("name", ["speedup_low", "speedup_high", "baseline_p50_s", "floor_s", "share_of_limit"])
+PAIRED = {"speedup_low": 0.9, "speedup_high": 1.1, "baseline_p50_s": 0.1, "floor_s": 0.05, "share_of_limit": 0.5}
+PAIRED |= {"best_floor_s": 0.04, "share_of_best_limit": 0.4}
+
+
+@pytest.mark.parametrize("name", PAIRED)
 def test_a_figure_that_the_others_have_is_not_missing(save: Callable[..., Path], name: str) -> None:
-    figures = {"speedup_low": 0.9, "speedup_high": 1.1, "baseline_p50_s": 0.1, "floor_s": 0.05, "share_of_limit": 0.5}
-    whole, garbled = benchmark("latency", variant="other", **figures), benchmark("latency", **figures)
+    whole, garbled = benchmark("latency", variant="other", **PAIRED), benchmark("latency", **PAIRED)
     assert len(history.read(save(run(whole, garbled)))) == 2
     del garbled["extra_info"][name]
     with pytest.raises(InputError, match="the run is damaged"):

@@ -149,12 +149,51 @@ def test_a_row_is_of_the_newest_run_and_of_no_other(load: Callable[..., Any]) ->
     older, newer = two_runs(speedup=28 / 14, speedup_low=1.9, speedup_high=2.2)
     newer["datetime"] = "2026-11-02T12:00:00+00:00"
     for one in newer["benchmarks"]:
-        for name in ("share_of_limit", "floor_s", "p95_s"):
+        for name in ("share_of_limit", "floor_s", "share_of_best_limit", "best_floor_s", "p95_s"):
             one["extra_info"].pop(name, None)
     (row,) = page.summarize(load(newer, older)).to_dict("records")
     assert (row["speedup"], row["speedup_low"], row["speedup_high"]) == (2.0, 1.9, 2.2)
     assert math.isnan(row["share_of_limit"]), "it would be of the older run"
     assert math.isnan(row["p95_s"])
+
+
+def as_before(content: dict[str, Any]) -> dict[str, Any]:
+    """Change a run to what older versions saved of the limit."""
+    for one in content["benchmarks"]:
+        for name in ("limit_definition", "share_of_best_limit", "best_floor_s"):
+            one["extra_info"].pop(name, None)
+    return content
+
+
+def test_both_shares_of_the_limit_are_shown_and_explained(load: Callable[..., Any]) -> None:
+    for text in (page.render(load(whole())), page.markdown(load(whole()))):
+        assert "40 (30)" in text
+        assert f"In brackets: {page.BEST_LIMIT}" in text
+        assert page.LIMITS[2] in text
+        assert "older versions" not in text
+
+
+def test_an_old_run_keeps_its_share_and_its_explanation(load: Callable[..., Any]) -> None:
+    for text in (page.render(load(as_before(whole()))), page.markdown(load(as_before(whole())))):
+        assert "40 (30)" not in text
+        assert re.search(r"(>|\| )40( \||<)", text)
+        assert page.LIMITS[1] in text.replace("&#39;", "'")
+        assert page.LIMITS[2] not in text
+        assert "Left out" not in text
+
+
+def test_old_and_new_shares_of_the_limit_are_not_in_one_report(load: Callable[..., Any]) -> None:
+    old, new = as_before(run(*cell("served", 384, "bf16"))), run(*cell("served", 384, "int8-openvino"))
+    runs = load(new, old)
+    shares = page.summarize(runs).set_index("variant")["share_of_limit"]
+    assert shares["int8-openvino"] == pytest.approx(0.4)
+    assert math.isnan(shares["bf16"])
+    for text in (page.render(runs), page.markdown(runs)):
+        assert "Left out: 1 share of the limit as older versions defined it." in text
+        assert page.LIMITS[2] in text
+    (drawn,) = (text for text in page.render(runs).split("</figure>") if "share of the core" in text)
+    assert "int8-openvino 40 (30) %" in drawn
+    assert "bf16" not in drawn.partition("<figure>")[2]
 
 
 def with_processes(**speedups: list[float]) -> dict[str, Any]:
@@ -191,7 +230,7 @@ def slowed_down() -> dict[str, Any]:
     for one in content["benchmarks"]:
         if one["extra_info"]["variant"] == "bf16" and one["extra_info"]["measured"] == "latency":
             one["stats"] = {name: 1.4 * value for name, value in one["stats"].items()}
-            for name in ("p50_s", "p95_s", "baseline_p50_s", "floor_s"):
+            for name in ("p50_s", "p95_s", "baseline_p50_s", "floor_s", "best_floor_s"):
                 one["extra_info"][name] *= 1.4
     return content
 

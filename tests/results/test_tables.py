@@ -25,7 +25,8 @@ def benchmark(variant: str, median: float, **info: Any) -> dict[str, Any]:
     return {"stats": {"median": median}, "extra_info": known | info}
 
 
-SPEED = {"speedup": 10.444, "speedup_low": 10.01, "speedup_high": 10.99, "share_of_limit": 0.305}
+SPEED = {"speedup": 10.444, "speedup_low": 10.01, "speedup_high": 10.99}
+SPEED |= {"share_of_limit": 0.905, "share_of_best_limit": 0.805, "limit_definition": 2}
 JUDGED = {
     "measured": "accuracy",
     "f1": 0.9512,
@@ -79,7 +80,7 @@ def test_the_longest_variant_fits_80_columns() -> None:
     ]
     text = draw(tables.summary(history.cells(rows), title="t", caption="c"))
     judged, weighed = [line for line in text.splitlines() if line.startswith(name)]
-    assert judged.split() == [name, "118", "10.44", "10.01–10.99", "5.22", "30%", "-0.0020", "123"]
+    assert judged.split() == [name, "118", "10.44", "10.01–10.99", "5.22", "90", "80", "-0.0020", "123"]
     assert weighed.split() == [name, "409", "12.35", "1234", "1111", "2346"]
     assert "bert-base, 384 tokens, fp32's F1 0.9492" in text
     assert max(map(len, text.split("\n"))) <= 80
@@ -196,12 +197,20 @@ def test_the_figures_of_a_row_rank_alike() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("share", "best", "shown"), [(0.31, 0.3, "31 30"), (0.01, 0.009, "1 <1"), (0.5, math.nan, "50"), (None, None, "")]
+)
+def test_both_shares_of_the_limit_are_percent(share: float | None, best: float | None, shown: str) -> None:
+    assert tables.of_limit({"share_of_limit": share, "share_of_best_limit": best}) == shown
+
+
 def test_a_share_of_the_limit_is_of_the_latency_beside_it() -> None:
     rows = [paced("fp32", 0.1, None, 1.0), paced("int8", 0.05, 0.2, 4.0)]
-    rows[1]["extra_info"]["share_of_limit"] = 0.5
+    rows[1]["extra_info"] |= {"share_of_limit": 0.5, "share_of_best_limit": 0.4}
     table = history.cells(rows)
     table = tables.at_one_pace(table, table)
     assert table["share_of_limit"][1] * table["latency_s"][1] == pytest.approx(0.025)
+    assert table["share_of_best_limit"][1] * table["latency_s"][1] == pytest.approx(0.020)
 
 
 def test_a_change_of_pace_is_said() -> None:
