@@ -7,7 +7,7 @@ function, `export(checkpoint, folder, **options)`, writes it, and `load` reads w
 
 import json
 import warnings
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -233,6 +233,17 @@ for row in (
         native.export,
         needs="AVX512-VNNI or AVX-VNNI, a C++ compiler",
         unsupported=native.unsupported,
+    ),
+    Variant(
+        "int8-native-vnni",
+        "qbert",
+        "int8",
+        native.load,
+        native.export,
+        options={"kernel": "avx512_bf16"},
+        needs="AVX512-VNNI and AVX512-BF16, a C++ compiler",
+        unsupported=partial(native.unsupported, "avx512_bf16"),
+        default=False,  # beside int8-native it shows what AMX brings
     ),
     Variant(
         "fp32-inductor",

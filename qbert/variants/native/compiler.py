@@ -77,7 +77,8 @@ def kernels(name: str = "") -> list[Kernel]:
 def unsupported(name: str = "") -> str:
     """Return why the sources cannot be compiled or run here, with the kernel `name` or any; empty where they can."""
     if not machine.is_x86() or sys.platform == "win32" or not kernels():
-        return "it is written for processors with AVX512-VNNI or AVX-VNNI, on Linux or macOS"
+        wanted = os.environ.get("QBERT_ISA") or "AMX, AVX512-VNNI or AVX-VNNI"
+        return f"it is written for processors with {wanted}, on Linux or macOS"
     if not kernels(name):
         return f"this processor does not have {name}"
     return "" if compiler() else f"no C++ compiler: install g++ or clang++, or {pip_install('native')}"
