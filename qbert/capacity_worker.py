@@ -52,7 +52,11 @@ class Board:
 
     def have(self, stage: int, workers: Sequence[int]) -> bool:
         """Whether all of `workers` have reached `stage`."""
-        return all(self._memory[8 + worker] >= stage for worker in workers)
+        return all(self.stage(worker) >= stage for worker in workers)
+
+    def stage(self, worker: int) -> int:
+        """Return how far `worker` has come; 0 at first."""
+        return self._memory[8 + worker]
 
     def take(self) -> int:
         """Return the number of the next request, which no other worker gets."""

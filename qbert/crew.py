@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qbert import accuracy, children
-from qbert.capacity_worker import FINISHED, Board
+from qbert.capacity_worker import Board
 from qbert.errors import TRACEBACK, CannotRunError, InputError
 
 if TYPE_CHECKING:
@@ -143,9 +143,8 @@ class Crew:
                 answers[worker] = reply["answer"]
         except TimeoutError as error:
             # In a block all wait for the slowest, so that none has answered.
-            silent = [worker for worker in wanted if worker not in answers]
-            late = [worker for worker in silent if not self._board.have(FINISHED, [worker])]
-            raise InputError(f"{self._named((late or silent)[0])} has said nothing for {timeout_s:.0f} s") from error
+            late = min((worker for worker in wanted if worker not in answers), key=self._board.stage)
+            raise InputError(f"{self._named(late)} has said nothing for {timeout_s:.0f} s") from error
         return {worker: answers[worker] for worker in wanted}
 
     def _all(self, **arguments: Any) -> dict[int, dict[str, Any]]:  # noqa: ANN401  whatever JSON holds

@@ -116,6 +116,7 @@ def traffic(path: Path) -> list[tuple[str, ...]]:
     """
     remedy = "name a file of texts, one a line, or a CSV file with the column 'text'"
     content = _text(path, read_bytes(path, remedy))
+    rows: list[tuple[str, ...]]
     if path.suffix.lower() != ".csv":
         rows = [(line,) for line in content.splitlines()]
     else:

@@ -66,7 +66,7 @@ def capacity(served: pd.DataFrame, width: int) -> list[RenderableType]:
     columns = CAPACITY_COLUMNS if served["cost_per_million"].notna().any() else without_cost(CAPACITY_COLUMNS)
     threaded = served["variant"].map(has_threads)
     for number, (model, group) in enumerate(served[~threaded].groupby("model", sort=False)):
-        parts.append(Text(f"\n{model}, every core busy: {served_texts(group.iloc[0])}", style="bold"))
+        parts.append(Text(f"\n{model}, every core busy: {served_texts(group.iloc[0].to_dict())}", style="bold"))
         parts.append(lines(group, columns, width, header=number == 0))
         parts += _by_count(group[group["scaling"].notna()], f"{model}, texts a second with so many workers", width)
     for model, group in served[threaded].groupby("model", sort=False):
@@ -111,7 +111,7 @@ def served_texts(row: Row) -> str:
 
 def capacity_notes(served: pd.DataFrame) -> list[str]:
     """Return what the figures of capacity mean, and what is unusual about where the workers ran, as sentences."""
-    first = served.iloc[0]
+    first = served.iloc[0].to_dict()
     return [
         f"Texts/s: of {counted(int(first['workers']), 'worker')}, each a process of one thread, tokenizing included.",
         "Over alone: a text's time with all busy over that of one worker alone, and half of its 95 % interval.",
@@ -140,7 +140,7 @@ def in_limit(row: Row) -> str:
     """Return the requests a second within the limit; with ~ where few texts were timed, so that the tail is a guess."""
     if not row["rate_within_limit"]:
         return "none"
-    return "~" * pd.isna(row["loaded_p99_s"]) + three_digits(row["rate_within_limit"])
+    return ("~" if math.isnan(row["loaded_p99_s"]) else "") + three_digits(row["rate_within_limit"])
 
 
 def with_intervals(cells: pd.DataFrame) -> pd.DataFrame:
