@@ -105,15 +105,14 @@ class Crew:
     def serve(self, rate: float, texts: Sequence[int], seed: int = 0) -> npt.NDArray[np.float64]:
         """Let all workers answer requests for `texts`, by number, that arrive at random, `rate` a second on average.
 
-        Return for each request the seconds from when it was due to its answer, and those of its service: `(texts, 2)`.
+        Return for each request the seconds from when it was due to its answer, and 1 if it found its worker idle, else
+        0: `(texts, 2)`.
         """
         self._board.clear()
-        gaps = np.random.default_rng(seed).exponential(1 / rate, len(texts))
-        due_s = np.cumsum(gaps).tolist()
+        due_s = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, len(texts))).tolist()
         wanted = {"texts": list(texts), "due_s": due_s, "board": str(self._board_path)}
-        wanted["start"] = time.monotonic() + 0.1 + 1e-5 * len(texts)  # when all have read it
-        patience_s = self._patience_s + 10 * due_s[-1]
-        served = self.ask("serve", self._all(**wanted), patience_s)
+        wanted["start"] = time.monotonic() + 0.05 + 1e-5 * len(texts)  # when all have read it
+        served = self.ask("serve", self._all(**wanted), self._patience_s + 10 * due_s[-1])
         return np.array([pair for pairs in served.values() for pair in pairs])
 
     def pss_bytes(self) -> int | None:

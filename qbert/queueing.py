@@ -34,13 +34,15 @@ def simulate(
     services_s: Sequence[Sequence[float]],
     rates: Sequence[float],
     *,
+    after_idle_s: Sequence[float] = (),
     queues: int = QUEUES,
     requests: int = REQUESTS,
     percent: float = 99,
 ) -> Stay:
     """Simulate Poisson arrivals at each of `rates` before workers that serve in the order of arrival.
 
-    A worker's service times are drawn from its own in `services_s`. All rates see the same requests, so that the curve
+    A worker's service times are drawn from its own in `services_s`; those of a request that finds its worker idle, and
+    its caches and clock cold, from `after_idle_s`, if there are any. All rates see the same requests, so that the curve
     has no noise of its own from one rate to the next. The standard error is of the queues, which are independent.
 
     Source: Kiefer and Wolfowitz 1955, "On the theory of queues with many servers": the vector of the times at which
@@ -51,6 +53,7 @@ def simulate(
     times_s = np.zeros((len(counts), counts.max()))
     for row, times in zip(times_s, services_s, strict=True):
         row[: len(times)] = times
+    cold_s = np.asarray(after_idle_s, dtype=float)
     free = np.zeros((len(rates), queues, len(counts)))
     now = np.zeros((len(rates), queues))
     mean_gap = 1 / np.asarray(rates, dtype=float)[:, None]
@@ -58,9 +61,12 @@ def simulate(
     for number in range(-int(WARM_UP * requests), len(kept)):
         now += mean_gap * rng.standard_exponential(queues)
         first = free.argmin(axis=2)
-        drawn = (rng.random(queues) * counts[first]).astype(np.intp)
-        begin = np.maximum(now, np.take_along_axis(free, first[..., None], 2)[..., 0])
-        end = begin + times_s[first, drawn]
+        share = rng.random(queues)
+        freed = np.take_along_axis(free, first[..., None], 2)[..., 0]
+        service = times_s[first, (share * counts[first]).astype(np.intp)]
+        if len(cold_s):
+            service = np.where(freed < now, cold_s[(share * len(cold_s)).astype(np.intp)], service)
+        end = np.maximum(now, freed) + service
         np.put_along_axis(free, first[..., None], end[..., None], 2)
         if number >= 0:
             kept[number] = end - now

@@ -67,7 +67,6 @@ def cell(model: str, max_length: int, variant: str, text: str = "a text", label:
         )
     if max_length == max(LENGTHS):
         found.append(benchmark("footprint", model, max_length, variant))
-        found.append(capacity(model, max_length, variant))
     return found
 
 
@@ -101,3 +100,7 @@ def whole(**marked: str) -> dict[str, Any]:
         *(one for model in ("served", "untrained") for length in LENGTHS for variant in VARIANTS
           for one in cell(model, length, variant, **marked))
     )  # fmt: skip
+
+
+def served(*variants: str, models: tuple[str, ...] = ("served",), **info: Any) -> list[dict[str, Any]]:
+    return [capacity(model, max(LENGTHS), variant, **info) for model in models for variant in variants]

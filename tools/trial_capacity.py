@@ -3,8 +3,8 @@
     python tools/trial_capacity.py --model model --dataset reviews --max-length 128 --variants fp32,int8-native
 
 The requests' times are drawn beforehand, and the latency of each counts from when it was due: a slow answer does not
-hold the next requests back (no coordinated omission). Blocks in which all workers are busy, of which the simulation
-knows, alternate with stretches of requests, so that both see the same minutes.
+hold the next requests back (no coordinated omission). What the simulation knows, texts one after the other in
+all workers and texts that find their worker idle, alternates with the requests, so that both see the same minutes.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from qbert.terminal import echo
 
 LOADS = (0.5, 0.7, 0.9)
 STRETCHES = 8
-BUSY = 0.25  # the share of the time in which all workers are busy
+KNOWING = 0.25  # the share of the time for what the simulation knows
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,31 @@ def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: fl
     rng = np.random.default_rng(1)
     found = []
     with Crew(cell, rows, workers, cores.here()) as crew:
-        each = max(2, round(BUSY * seconds / STRETCHES / crew.cost_s))
+        each = max(2, round(KNOWING * seconds / STRETCHES / crew.cost_s))
         services: list[list[float]] = [[] for _ in range(workers)]
+        after_idle_s: list[float] = []
 
-        def busy() -> None:
+        def know(rate: float) -> None:
             texts = np.array(rng.permutation(capacity.representative(rows, workers * each)))
             for worker, answer in crew.block(dict(enumerate(texts.reshape(workers, each).tolist()))).items():
                 services[worker] += answer["seconds"]
+            texts = rng.integers(len(rows), size=each).tolist()
+            served = crew.serve(capacity.IDLE_LOAD * rate, texts, seed=int(rng.integers(1 << 31)))
+            after_idle_s.extend(served[served[:, 1] == 1, 0].tolist())
 
-        busy()
+        know(workers / crew.cost_s)
         for load in LOADS:
-            services = [times[-each:] for times in services]  # of the minutes before are none
-            rate = load * queueing.capacity(services)
+            services, after_idle_s = [times[-each:] for times in services], []  # nothing of the minutes before
+            most = queueing.capacity(services)
+            rate = load * most
             stretches = []
             for _ in range(STRETCHES):
-                requests = max(10, round(rate * (1 - BUSY) * seconds / STRETCHES))
+                requests = max(10, round(rate * (1 - KNOWING) * seconds / STRETCHES))
                 texts = rng.integers(len(rows), size=requests).tolist()
                 stretches.append(crew.serve(rate, texts, seed=int(rng.integers(1 << 31)))[:, 0])
-                busy()
+                know(most)
             each_p99 = [np.percentile(stretch, 99) for stretch in stretches]
-            stay = queueing.simulate(services, [rate], queues=400)
+            stay = queueing.simulate(services, [rate], after_idle_s=after_idle_s, queues=400)
             found.append(
                 Found(
                     load=load,

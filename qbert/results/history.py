@@ -28,7 +28,14 @@ ACCURACY = [
 FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "after_pause_s", "peak_rss_bytes"]
 CAPACITY = [
     *("workers", "worker_threads", "texts_per_s", "loaded_p50_s", "loaded_p95_s", "loaded_p99_s", "loaded_worst_s"),
-    *("worker_shares", "alone_p50_s", "loaded_over_alone", "loaded_over_alone_low", "loaded_over_alone_high"),
+    *(
+        "worker_shares",
+        "alone_p50_s",
+        "after_idle_p50_s",
+        "loaded_over_alone",
+        "loaded_over_alone_low",
+        "loaded_over_alone_high",
+    ),
     *("pss_bytes", "latency_limit_s", "rates", "rates_p99_s", "rate_within_limit", "price_per_hour"),
     *("cost_per_million", "scaling", "traffic", "traffic_sha256", "traffic_tokens", "capacity_notes"),
 ]

@@ -213,8 +213,8 @@ def serves_most(cells: pd.DataFrame) -> str:
     guarded = "" if pd.isna(best["f1_drop"]) else ", within its F1 limit"
     if not best["rate_within_limit"]:
         return (
-            f"{best['model']}: no variant answers {limit} here under any load; {best['variant']}{guarded}, serves most: "
-            f"{three_digits(best['texts_per_s'])} texts a second with {workers}."
+            f"{best['model']}: no variant answers {limit} here under any load; {best['variant']}{guarded}, serves "
+            f"most: {three_digits(best['texts_per_s'])} texts a second with {workers}."
         )
     sentence = f"{best['model']}: {limit} this machine takes {in_limit(best)} requests a second with {best['variant']}"
     fp32 = next((row for row in rows if row["variant"] == BASELINE and row is not best), None)

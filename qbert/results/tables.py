@@ -62,6 +62,8 @@ def capacity(served: pd.DataFrame, width: int) -> list[RenderableType]:
 
     `served` are rows of history.cells; `width` is that of the variants' names.
     """
+    if served.empty:
+        return []
     parts: list[RenderableType] = []
     columns = CAPACITY_COLUMNS if served["cost_per_million"].notna().any() else without_cost(CAPACITY_COLUMNS)
     threaded = served["variant"].map(has_threads)
@@ -76,9 +78,7 @@ def capacity(served: pd.DataFrame, width: int) -> list[RenderableType]:
             by_variant.setdefault(re.sub(THREADS, "", row["variant"]), []).append(point)
         of_threads = pd.DataFrame({"variant": list(by_variant), "scaling": list(by_variant.values())})
         parts += _by_count(of_threads, f"{model}, one process: texts a second with so many threads", width)
-    if len(served):
-        parts.append(Text("\n" + " ".join(capacity_notes(served)), style="dim"))
-    return parts
+    return [*parts, Text("\n" + " ".join(capacity_notes(served)), style="dim")]
 
 
 def _by_count(scaled: pd.DataFrame, title: str, width: int) -> list[RenderableType]:
