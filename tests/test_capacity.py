@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trial_capacity
 
 from qbert import capacity, children, cores, dataset, variants
 from qbert.capacity_worker import FINISHED, RUNNING, Board
@@ -318,3 +320,10 @@ def test_a_runtime_that_says_another_number_of_threads_is_refused(
     name = own(tmp_path, monkeypatch, "stubborn", text, {"threads": 2})
     with pytest.raises(CannotRunError, match="says that it runs on 1 threads, and 2 were asked for"):
         capacity.measure(suite.cell("tiny", 16, name), load)
+
+
+@pytest.mark.exhaustive
+def test_the_simulated_p99_is_found_by_driving_real_workers(cell: Cell, load: capacity.Load) -> None:
+    for found in trial_capacity.drive(cell, load.rows, HERE.workers, seconds=45):
+        error = math.hypot(found.driven_error_s, found.simulated_error_s) / found.simulated_s
+        assert abs(found.off) < 0.15 + 2 * error, found
