@@ -188,9 +188,8 @@ def test_traffic_threads_and_a_price_are_served(quick: list[object], tmp_path: P
     [
         (["--workers", "0"], "invalid counts value: '0'"),
         (["--price-per-hour", "nan"], "invalid positive float value: 'nan'"),
-        *slowly(
-            (["--latency-limit", "0"], "invalid positive float value: '0'"), (["--threads", "x"], "invalid counts")
-        ),
+        pytest.param(["--latency-limit", "0"], "invalid positive float value: '0'", marks=pytest.mark.slow),
+        pytest.param(["--threads", "x"], "invalid counts", marks=pytest.mark.slow),
     ],
 )
 def test_a_number_that_is_none_is_a_usage_error(tmp_path: Path, options: list[str], told: str) -> None:
