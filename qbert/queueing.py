@@ -39,11 +39,28 @@ def simulate(
     requests: int = REQUESTS,
     percent: float = 99,
 ) -> Stay:
-    """Simulate Poisson arrivals at each of `rates` before workers that serve in the order of arrival.
+    """Return how long requests stay at each of `rates` in queues that have forgotten that they were empty at first.
 
-    A worker's service times are drawn from its own in `services_s`; those of a request that finds its worker idle, and
-    its caches and clock cold, from `after_idle_s`, if there are any. All rates see the same requests, so that the curve
-    has no noise of its own from one rate to the next. The standard error is of the queues, which are independent.
+    The standard error is of the queues, which are independent. The arguments are those of `stays`.
+    """
+    kept = stays(services_s, rates, after_idle_s, queues, requests)[int(WARM_UP * requests) :]
+    batches = np.array_split(kept, min(BATCHES, queues), axis=2)
+    each = np.array([np.percentile(batch, percent, axis=(0, 2)) for batch in batches])
+    return Stay(np.percentile(kept, percent, axis=(0, 2)), each.std(axis=0, ddof=1) / np.sqrt(len(each)))
+
+
+def stays(
+    services_s: Sequence[Sequence[float]],
+    rates: Sequence[float],
+    after_idle_s: Sequence[float],
+    queues: int,
+    requests: int,
+) -> Array:
+    """Return the seconds of waiting plus service of Poisson arrivals, `(requests, rates, queues)`, from an empty queue.
+
+    The workers serve in the order of arrival. A worker's service times are drawn from its own in `services_s`; those of
+    a request that finds its worker idle, and its caches and clock cold, from `after_idle_s`, if there are any. All
+    rates see the same requests, so that a curve has no noise of its own from one rate to the next.
 
     Source: Kiefer and Wolfowitz 1955, "On the theory of queues with many servers": the vector of the times at which
     each worker becomes free, advanced by one request at a time.
@@ -57,8 +74,8 @@ def simulate(
     free = np.zeros((len(rates), queues, len(counts)))
     now = np.zeros((len(rates), queues))
     mean_gap = 1 / np.asarray(rates, dtype=float)[:, None]
-    kept = np.empty((requests - int(WARM_UP * requests), *now.shape))
-    for number in range(-int(WARM_UP * requests), len(kept)):
+    stay = np.empty((requests, *now.shape))
+    for number in range(requests):
         now += mean_gap * rng.standard_exponential(queues)
         first = free.argmin(axis=2)
         share = rng.random(queues)
@@ -68,11 +85,8 @@ def simulate(
             service = np.where(freed < now, cold_s[(share * len(cold_s)).astype(np.intp)], service)
         end = np.maximum(now, freed) + service
         np.put_along_axis(free, first[..., None], end[..., None], 2)
-        if number >= 0:
-            kept[number] = end - now
-    batches = np.array_split(kept, min(BATCHES, queues), axis=2)
-    each = np.array([np.percentile(batch, percent, axis=(0, 2)) for batch in batches])
-    return Stay(np.percentile(kept, percent, axis=(0, 2)), each.std(axis=0, ddof=1) / np.sqrt(len(each)))
+        stay[number] = end - now
+    return stay
 
 
 def highest_rate(rates: Sequence[float], p99_s: Sequence[float], limit_s: float) -> float:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import importlib
-import math
 import os
 import signal
 import subprocess
@@ -325,5 +324,6 @@ def test_a_runtime_that_says_another_number_of_threads_is_refused(
 @pytest.mark.exhaustive
 def test_the_simulated_p99_is_found_by_driving_real_workers(cell: Cell, load: capacity.Load) -> None:
     for found in trial_capacity.drive(cell, load.rows, HERE.workers, seconds=45):
-        error = math.hypot(found.driven_error_s, found.simulated_error_s) / found.simulated_s
-        assert abs(found.off) < 0.15 + 2 * error, found
+        assert found.off_low < 0.15, found
+        assert found.off_high > -0.15, found
+        assert found.off_high - found.off_low < 0.6, "this machine is too noisy to tell"

@@ -3,88 +3,89 @@
     python tools/trial_capacity.py --model model --dataset reviews --max-length 128 --variants fp32,int8-native
 
 The requests' times are drawn beforehand, and the latency of each counts from when it was due: a slow answer does not
-hold the next requests back (no coordinated omission). What the simulation knows, texts one after the other in
-all workers and texts that find their worker idle, alternates with the requests, so that both see the same minutes.
+hold the next requests back (no coordinated omission). Before and after each stretch of requests all workers classify
+texts one after the other, and some as they come: that is what the simulation of this stretch knows, so that both see
+the same minutes. It begins with an empty queue and has as many requests as the stretch.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from qbert import capacity, cores, dataset, queueing
+from qbert import capacity, cores, dataset, queueing, stats
 from qbert.crew import Crew
 from qbert.suite import Cell, Suite
 from qbert.terminal import echo
 
 LOADS = (0.5, 0.7, 0.9)
 STRETCHES = 8
+QUEUES = 200
 KNOWING = 0.25  # the share of the time for what the simulation knows
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was simulated and what was found at one rate, in seconds."""
+    """What was simulated and what was found at one share of the capacity; medians of the stretches."""
 
     load: float
     """The rate as a share of the capacity."""
     rate: float
     simulated_s: float
-    simulated_error_s: float
     driven_s: float
-    driven_error_s: float
-    """The standard error, from how far the stretches lie apart."""
+    off: float
+    """How far the driven p99 is above the simulated one of the same stretch, as a share."""
+    off_low: float
+    off_high: float
+    """The ends of its 95 % interval."""
     requests: int
 
-    @property
-    def off(self) -> float:
-        """How far the driven p99 is above the simulated one, as a share."""
-        return self.driven_s / self.simulated_s - 1
+
+class Known:
+    """What the simulation knows of some minutes."""
+
+    def __init__(self, crew: Crew, rows: Sequence[tuple[str, ...]], texts: int, seed: int) -> None:
+        """Let each worker classify so many texts, then some that come at random."""
+        rng = np.random.default_rng(seed)
+        numbers = rng.permutation(capacity.representative(rows, crew.workers * texts)).reshape(crew.workers, texts)
+        answers = crew.block(dict(enumerate(numbers.tolist())))
+        self.services_s = [answer["seconds"] for answer in answers.values()]
+        self.capacity = queueing.capacity(self.services_s)
+        count = max(20, texts)
+        served = crew.serve(capacity.IDLE_LOAD * self.capacity, rng.integers(len(rows), size=count).tolist(), seed)
+        self.after_idle_s = served[served[:, 1] == 1, 0].tolist()
 
 
-def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: float) -> list[Found]:
+def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: float) -> Iterator[Found]:
     """Simulate and drive `workers` of `cell`, which classify `rows`, for about `seconds` at each of LOADS."""
     rng = np.random.default_rng(1)
-    found = []
     with Crew(cell, rows, workers, cores.here()) as crew:
-        each = max(2, round(KNOWING * seconds / STRETCHES / crew.cost_s))
-        services: list[list[float]] = [[] for _ in range(workers)]
-        after_idle_s: list[float] = []
-
-        def know(rate: float) -> None:
-            texts = np.array(rng.permutation(capacity.representative(rows, workers * each)))
-            for worker, answer in crew.block(dict(enumerate(texts.reshape(workers, each).tolist()))).items():
-                services[worker] += answer["seconds"]
-            texts = rng.integers(len(rows), size=each).tolist()
-            served = crew.serve(capacity.IDLE_LOAD * rate, texts, seed=int(rng.integers(1 << 31)))
-            after_idle_s.extend(served[served[:, 1] == 1, 0].tolist())
-
-        know(workers / crew.cost_s)
+        texts = max(2, round(KNOWING * seconds / STRETCHES / 2 / crew.cost_s))
+        before = Known(crew, rows, texts, seed=0)
         for load in LOADS:
-            services, after_idle_s = [times[-each:] for times in services], []  # nothing of the minutes before
-            most = queueing.capacity(services)
-            rate = load * most
-            stretches = []
-            for _ in range(STRETCHES):
-                requests = max(10, round(rate * (1 - KNOWING) * seconds / STRETCHES))
-                texts = rng.integers(len(rows), size=requests).tolist()
-                stretches.append(crew.serve(rate, texts, seed=int(rng.integers(1 << 31)))[:, 0])
-                know(most)
-            each_p99 = [np.percentile(stretch, 99) for stretch in stretches]
-            stay = queueing.simulate(services, [rate], after_idle_s=after_idle_s, queues=400)
-            found.append(
-                Found(
-                    load=load,
-                    rate=rate,
-                    simulated_s=float(stay.p99_s[0]),
-                    simulated_error_s=float(stay.error_s[0]),
-                    driven_s=float(np.percentile(np.concatenate(stretches), 99)),
-                    driven_error_s=float(np.std(each_p99, ddof=1) / np.sqrt(STRETCHES)),
-                    requests=sum(map(len, stretches)),
-                )
+            driven, simulated, rates, requests = [], [], [], 0
+            for stretch in range(STRETCHES):
+                rate = load * before.capacity
+                count = max(100, round(rate * (1 - KNOWING) * seconds / STRETCHES))
+                served = crew.serve(rate, rng.integers(len(rows), size=count).tolist(), seed=1000 + stretch)
+                after = Known(crew, rows, texts, seed=1 + stretch)
+                services_s = [[*one, *other] for one, other in zip(before.services_s, after.services_s, strict=True)]
+                stay = queueing.stays(services_s, [rate], [*before.after_idle_s, *after.after_idle_s], QUEUES, count)
+                driven.append(float(np.percentile(served[:, 0], 99)))
+                simulated.append(float(np.median(np.percentile(stay[:, 0], 99, axis=0))))
+                rates.append(rate)
+                requests += count
+                before = after
+            off, low, high = stats.signed_rank_interval(np.log(driven) - np.log(simulated), stats.CONFIDENCE)
+            yield Found(
+                load,
+                float(np.mean(rates)),
+                float(np.median(simulated)),
+                float(np.median(driven)),
+                *(float(np.expm1(end)) for end in (off, low, high)),
+                requests,
             )
-    return found
 
 
 def main() -> None:
@@ -99,18 +100,13 @@ def main() -> None:
     options = parser.parse_args()
     suite = Suite(dataset.load(options.dataset), [options.model], max_lengths=[options.max_length])
     (model,) = suite.models
-    echo("variant              load   rate  simulated p99 ms  driven p99 ms    off  requests")
+    echo("variant               load    rate  simulated  driven p99 ms     off, 95 %           requests")
     for variant in options.variants.split(","):
         cell = suite.cell(model, options.max_length, variant)
         for one in drive(cell, dataset.text_rows(suite.dataset.test), options.workers, options.seconds):
-            simulated, driven = (
-                f"{p99_s * 1e3:8.2f} ± {error_s * 1e3:5.2f}"
-                for p99_s, error_s in (
-                    (one.simulated_s, one.simulated_error_s),
-                    (one.driven_s, one.driven_error_s),
-                )
-            )
-            echo(f"{variant:20} {one.load:4.0%} {one.rate:6.1f}  {simulated} {driven} {one.off:+6.1%} {one.requests:9}")
+            off = f"{one.off:+6.1%} {one.off_low:+6.1%} to {one.off_high:+6.1%}"
+            p99_ms = f"{one.simulated_s * 1e3:10.2f} {one.driven_s * 1e3:14.2f}"
+            echo(f"{variant:20} {one.load:5.0%} {one.rate:7.1f} {p99_ms}  {off} {one.requests:10}")
 
 
 if __name__ == "__main__":
