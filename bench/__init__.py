@@ -1,1 +1,1 @@
-"""The benchmarks of each cell: latency, accuracy, footprint."""
+"""The benchmarks of each cell: latency, accuracy, footprint, capacity."""

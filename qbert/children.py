@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -69,6 +69,10 @@ class Answering:
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._received = b""
 
+    def fileno(self) -> int:
+        """Return the descriptor on which its answer, or its end, shows."""
+        return self._stdout.fileno()
+
     def send(self, do: str, **arguments: Any) -> None:  # noqa: ANN401  whatever JSON holds
         """Send a request; `receive` waits for its answer."""
         unsent = memoryview(json.dumps({"do": do} | arguments).encode() + b"\n")
@@ -104,6 +108,23 @@ class Answering:
         self._process.wait()
         self._stdin.close()
         self._stdout.close()
+
+
+def first_answers(waiting: Mapping[Any, Answering], timeout_s: float) -> Iterator[tuple[Any, Answering]]:
+    """Yield each of the children `waiting`, with its key, when it has answered or ended: `receive` then does not wait.
+
+    Raises:
+        TimeoutError: the next one takes longer than `timeout_s`.
+    """
+    with selectors.DefaultSelector() as selector:
+        for key, child in waiting.items():
+            selector.register(child, selectors.EVENT_READ, key)
+        while selector.get_map():
+            if not (ready := selector.select(timeout_s)):
+                raise TimeoutError
+            for entry, _ in ready:
+                selector.unregister(entry.fileobj)
+                yield entry.data, waiting[entry.data]
 
 
 def answer_requests(handler: object, report: Callable[[Exception], dict[str, Any]]) -> None:

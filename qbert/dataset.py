@@ -106,6 +106,37 @@ def text_rows(documents: pd.DataFrame) -> list[tuple[str, ...]]:
     return list(documents[columns].itertuples(index=False, name=None))
 
 
+def traffic(path: Path) -> list[tuple[str, ...]]:
+    """Return the texts in the file `path`, one a line, or of a CSV file its columns `text` and, for pairs, `text_pair`.
+
+    Blank ones are left out: a service refuses them.
+
+    Raises:
+        InputError: it cannot be read, is no UTF-8 or CSV, has no such column, or holds no text.
+    """
+    remedy = "name a file of texts, one a line, or a CSV file with the column 'text'"
+    content = _text(path, read_bytes(path, remedy))
+    rows: list[tuple[str, ...]]
+    if path.suffix.lower() != ".csv":
+        rows = [(line,) for line in content.splitlines()]
+    else:
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+        try:
+            header = reader.fieldnames or []
+            if "text" not in header:
+                raise InputError(f"{path}: the column 'text' is needed, its first line has {list(header)}: {remedy}")
+            columns = [name for name in ("text", "text_pair") if name in header]
+            rows = [tuple(row[name] or "" for name in columns) for row in reader]
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {reader.line_num}: broken CSV ({error}): double the quotes inside a quoted text"
+            ) from error
+    if not (rows := [row for row in rows if all(text.strip() for text in row)]):
+        raise InputError(f"{path} holds no text: {remedy}")
+    return rows
+
+
 def _locate(source: str | Path) -> Path:
     if source == BUILT_IN:
         package = Path(__file__).parent

@@ -168,9 +168,9 @@ class Timers:
         while len(self._children) < PROCESSES:
             child = children.Answering(sys.executable, "-m", "qbert.timing", path=path, stderr=stderr)
             self._children.append(child)
-        sides = {"baseline": _loading(cell.baseline_cell)}
+        sides = {"baseline": cell.baseline_cell.loading}
         if not cell.is_baseline:
-            sides["variant"] = _loading(cell)
+            sides["variant"] = cell.loading
         names = list(sides)
         for child in self._children:  # they load at the same time, as this is not timed
             child.send("load", **sides)
@@ -241,12 +241,3 @@ def _check_audits(timed: Timed, audits: Iterable[Mapping[str, Any]]) -> None:
             f"it answers a text that it has seen {min(faster):.3g} times faster than a new one: it remembers answers, "
             "which a speedup must not rest on"
         )
-
-
-def _loading(cell: "Cell") -> Mapping[str, Any]:
-    """Return the arguments with which a process loads the classifier of `cell`."""
-    from qbert.variants import accepted_options
-
-    load, folder = cell.variant.load, str(cell.folder.resolve())
-    options = accepted_options(load, cell.variant.options)
-    return {"module": load.__module__, "name": load.__qualname__, "options": options, "folder": folder}

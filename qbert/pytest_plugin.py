@@ -20,9 +20,11 @@ from qbert.errors import TRACEBACK, CannotRunError, pip_install, sentence
 if TYPE_CHECKING:
     import pandas as pd
 
+    from qbert.capacity import Load
     from qbert.latency import Timers
     from qbert.settings import Settings
     from qbert.suite import Cell, Suite
+    from qbert.variants import Variant
 
 CASES = "qbert.bench"
 """The package of the cases; in a clone it is the folder bench/."""
@@ -49,8 +51,8 @@ def drop(text: str) -> float:
     return value
 
 
-def lengths(text: str) -> tuple[int, ...]:
-    """Parse a comma-separated list of maximum lengths, in tokens."""
+def counts(text: str) -> tuple[int, ...]:
+    """Parse a comma-separated list of numbers above 0: of tokens, workers or threads."""
     return tuple(dict.fromkeys(positive(int)(part) for part in text.split(",")))
 
 
@@ -62,7 +64,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "dataset": {"metavar": "DIR", "help": "folder with train.csv, test.csv and label.json"},
     "variants": {"metavar": "LIST", "help": "names with commas between; also 'default' and 'all'"},
-    "max-lengths": {"type": lengths, "metavar": "LIST", "help": "tokens: 128,256,384"},
+    "max-lengths": {"type": counts, "metavar": "LIST", "help": "tokens: 128,256,384"},
     "documents": {
         "type": positive(int),
         "metavar": "N",
@@ -85,13 +87,38 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "type": positive(float),
         "default": 1.5,
         "metavar": "S",
-        "help": "time to measure each latency cell for",
+        "help": "time to measure each cell of latency and of capacity for",
     },
     "experiments": {
         "type": positive(int),
         "default": 1,
         "metavar": "N",
         "help": "training seeds of each built-in model",
+    },
+    "workers": {
+        "type": counts,
+        "metavar": "LIST",
+        "help": "capacity: processes at the same time, such as 1,2,4 (one for each physical core)",
+    },
+    "traffic": {
+        "metavar": "FILE",
+        "help": "capacity: the texts to serve, one a line or a CSV column 'text' (the test documents)",
+    },
+    "latency-limit": {
+        "type": positive(float),
+        "default": 50.0,
+        "metavar": "MS",
+        "help": "capacity: how long 99 of 100 requests may take, waiting included",
+    },
+    "price-per-hour": {
+        "type": positive(float),
+        "metavar": "PRICE",
+        "help": "capacity: of this machine, to tell what a million texts cost",
+    },
+    "threads": {
+        "type": counts,
+        "metavar": "LIST",
+        "help": "capacity: more cells, of one process with so many threads, such as 1,2",
     },
 }
 """The options by short name: `--qbert-NAME` everywhere, `--NAME` in a clone of qbert and for `qbert bench`."""
@@ -154,6 +181,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marks of cases; where this package's own cases run, check pytest-benchmark's options."""
     config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
     config.addinivalue_line("markers", "own_process: cells of the greatest length alone, each run in its own process")
+    config.addinivalue_line("markers", "also_threads: beside each variant, it with each number of --threads")
     if _is_of_cases(config):
         _check_options(config)
 
@@ -203,6 +231,7 @@ def settings_of(config: pytest.Config) -> "Settings":
             max_lengths=options.qbert_max_lengths,
             max_f1_drop=options.qbert_max_f1_drop,
             f1_guard=options.qbert_f1_guard,
+            price_per_hour=options.qbert_price_per_hour,
         )
     return state.settings
 
@@ -249,12 +278,28 @@ def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
         metafunc.definition.get_closest_marker(marker) is not None for marker in ("trained_models", "own_process")
     )
     suite = suite_of(metafunc.config)
+    chosen = variants.select(settings_of(metafunc.config).variant_list)
+    if metafunc.definition.get_closest_marker("also_threads"):
+        chosen += _with_threads(metafunc.config, chosen)
     for model in suite.models.values():
         if model.trained or not trained_only:
             for max_length in [max(suite.max_lengths)] if longest_only else suite.max_lengths:
-                for variant in variants.select(settings_of(metafunc.config).variant_list):
+                for variant in chosen:
                     name = f"{model.name}-{max_length}-{variant.name}"
                     yield pytest.param(model.name, max_length, variant.name, id=name)
+
+
+def _with_threads(config: pytest.Config, chosen: "list[Variant]") -> "list[Variant]":
+    """Return each of `chosen` with each number of --threads as a variant of its own, where its runtime takes one."""
+    from qbert import variants
+
+    rows = []
+    for variant in chosen if config.option.qbert_threads else ():
+        try:
+            rows += [variants.with_threads(variant, threads) for threads in config.option.qbert_threads]
+        except CannotRunError as error:
+            _state(config).cannot.setdefault(f"{variant.name} with --threads", str(error))
+    return rows
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -443,6 +488,29 @@ def qbert_documents(pytestconfig: pytest.Config, qbert_suite: "Suite") -> "pd.Da
     """Return the test documents on which the variants are judged."""
     with in_a_sentence():
         return qbert_suite.dataset.documents(pytestconfig.option.qbert_documents)
+
+
+@pytest.fixture(scope="session")
+def qbert_load(pytestconfig: pytest.Config, qbert_suite: "Suite") -> "Load":
+    """Return what the workers of the capacity cells serve."""
+    from qbert import dataset
+    from qbert.capacity import Load
+
+    options = pytestconfig.option
+    with in_a_sentence():
+        file = options.qbert_traffic and Path(options.qbert_traffic)
+        rows = (
+            dataset.traffic(file) if file else dataset.text_rows(qbert_suite.dataset.documents(options.qbert_documents))
+        )
+        return Load(
+            rows,
+            f"texts of {file.name if file else qbert_suite.dataset.name}",
+            workers=options.qbert_workers or (),
+            seconds=options.qbert_seconds_per_cell,
+            latency_limit_s=options.qbert_latency_limit / 1e3,
+            price_per_hour=settings_of(pytestconfig).price_per_hour,
+            min_rounds=options.benchmark_min_rounds,
+        )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,10 +21,11 @@ TABLE = "tool", "qbert"
 Length = Annotated[int, Meta(ge=1)]
 Drop = Annotated[float, Meta(ge=-1, le=1)]
 AtMost = Annotated[float, Meta(ge=0, lt=1e12)]
+Price = Annotated[float, Meta(gt=0, lt=1e9)]
 
 
 class Limit(Struct, frozen=True, forbid_unknown_fields=True):
-    """A row of `[[tool.qbert.gate.limits]]`: some cells, and the most that head may take in them."""
+    """A row of `[[tool.qbert.gate.limits]]`: some cells, and the most (or least) that head may show in them."""
 
     model: str = "*"
     max_length: Length | None = None
@@ -34,6 +35,15 @@ class Limit(Struct, frozen=True, forbid_unknown_fields=True):
     """Compared with fp32 of the same side."""
     max_disk_mb: AtMost = math.inf
     max_memory_mb: AtMost = math.inf
+    max_p99_loaded_ms: AtMost = math.inf
+    """Of a text while every core is busy with others."""
+    min_texts_per_s: AtMost = 0
+    """Of the whole machine, every core busy."""
+
+    @property
+    def of_capacity(self) -> bool:
+        """Whether it is on what the machine serves with every core busy."""
+        return self.min_texts_per_s > 0 or math.isfinite(self.max_p99_loaded_ms)
 
     def covers(self, model: str, max_length: int, variant: str) -> bool:
         """Whether it applies to this cell."""
@@ -59,6 +69,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     max_lengths: Annotated[tuple[Length, ...], Meta(min_length=1)] = (128, 256, 384)
     max_f1_drop: Drop | None = None
     f1_guard: Literal["point", "interval"] = "point"
+    price_per_hour: Price | None = None
+    """Of the machine, in any currency."""
     plugins: tuple[str, ...] = ()
     gate: Gate = Gate()
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from qbert import accuracy, machine, models, roofline, variants
 from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
+from qbert.dataset import Dataset, text_rows
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, answers, predicted
 from qbert.models import Model
@@ -52,6 +52,8 @@ class Suite:
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
         self._folders: dict[tuple[Path, str, int | None], Path] = {}
         self._current_model = ""
+        self.judged: dict[tuple[str, int, str], dict[tuple[str, ...], npt.NDArray[np.float32]]] = {}
+        """The logits of each document in a cell's accuracy pass, by the cell's names and the document's text."""
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
         for source in dict.fromkeys(sources):
             for model in models.find(source, dataset, max_lengths, experiments=experiments, fine_tune=fine_tune):
@@ -169,6 +171,18 @@ class Cell:
         return self.suite.folder(self.checkpoint, self.variant, self.max_length)
 
     @property
+    def loading(self) -> Mapping[str, Any]:
+        """How another process loads the classifier: `module.name(folder, **options)`."""
+        load = self.variant.load
+        options = variants.accepted_options(load, self.variant.options)
+        return {
+            "module": load.__module__,
+            "name": load.__qualname__,
+            "options": options,
+            "folder": str(self.folder.resolve()),
+        }
+
+    @property
     def disk_bytes(self) -> int:
         """The size of all files that the variant needs, tokenizer included."""
         files = self.folder.rglob("*") if self.variant.export else self.checkpoint.files
@@ -184,12 +198,23 @@ class Cell:
         classifier, encoder, max_length = self.classifier, self.encoder, self.max_length
         return lambda *text: classifier(encoder(*text, max_length=max_length))
 
+    def reference(self, rows: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], npt.NDArray[np.float32]]:
+        """Return the logits of each text (or pair) of `rows`: those of the accuracy pass, or from this process now."""
+        judged = self.suite.judged.get((self.model.name, self.max_length, self.variant.name), {})
+        missing = [text for text in dict.fromkeys(rows) if text not in judged]
+        if not missing:
+            return judged
+        classify = self.text_classifier()
+        return judged | {text: classify(*text)[0] for text in missing}
+
     def judge(
         self,
         documents: "pd.DataFrame",
         logits: npt.NDArray[np.float32],
     ) -> tuple[accuracy.Comparison, list[dict[str, Any]]]:
         """Compare this cell's `logits`, `(documents, num_labels)`, with the baseline's; return figures and flips."""
+        key = self.model.name, self.max_length, self.variant.name
+        self.suite.judged[key] = dict(zip(text_rows(documents), logits, strict=True))
         baseline = self.suite.baseline_logits(self, documents, logits)
         comparison = replace(
             self.compare(documents, baseline, logits), logit_error=float(np.abs(logits - baseline).mean())

@@ -167,3 +167,39 @@ def test_any_text_that_was_written_as_csv_is_read_back(write_dataset: Write, wri
 def test_real_datasets_load(name: str, rows: tuple[int, int]) -> None:
     loaded = dataset.load(SHARED / name)
     assert (len(loaded.train), len(loaded.test)) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("lines.txt", "one\n\n  \ntwo, too\n", [("one",), ("two, too",)]),
+        ("rows.csv", 'id,text\n1,"a, b"\n2,\n3,c\n', [("a, b",), ("c",)]),
+        ("pairs.csv", "text,text_pair\na,b\nc,\n", [("a", "b")]),
+        ("mark.csv", "\ufefftext\na\n", [("a",)]),
+    ],
+)
+def test_traffic_is_lines_or_a_column_without_blank_ones(
+    tmp_path: Path, name: str, content: str, rows: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert dataset.traffic(tmp_path / name) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.txt", b"\n \n", "holds no text"),
+        ("empty.csv", b"", r"the column 'text' is needed, its first line has \[\]"),
+        ("other.csv", b"message\nhello\n", r"the column 'text' is needed, its first line has \['message'\]"),
+        ("header.csv", b"text\n", "holds no text"),
+        ("broken.csv", b'text\n"a\n', "broken CSV"),
+        ("latin.txt", b"na\xefve\n", "line 1: not UTF-8"),
+    ],
+)
+def test_traffic_that_cannot_be_served_is_a_sentence(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        dataset.traffic(tmp_path / name)
+    with pytest.raises(InputError, match=r"nowhere\.txt cannot be read"):
+        dataset.traffic(tmp_path / "nowhere.txt")

@@ -99,7 +99,7 @@ def test_the_variant_varies_fastest(saved: tuple[str, dict[str, Any]]) -> None:
     names = [benchmark["name"] for benchmark in saved[1]["benchmarks"]]
     assert names == [
         f"test_{kind}[tiny-{length}-{variant}]"
-        for kind, lengths in (("accuracy", (16, 32)), ("footprint", (32,)), ("latency", (16, 32)))
+        for kind, lengths in (("accuracy", (16, 32)), ("capacity", (32,)), ("footprint", (32,)), ("latency", (16, 32)))
         for length in lengths
         for variant in ("fp32", INT8)
     ]
@@ -118,7 +118,7 @@ def test_each_cell_says_what_was_measured_on_what(
         assert info["identity"]["threads"] == info["threads"] == 1
         assert {"definition", "instruction_sets", "processor", "versions"} <= set(info["identity"])
         assert (info["quantized_ops"] > 0) == (info["variant"] == INT8)
-        if info["measured"] != "footprint":
+        if info["measured"] in {"accuracy", "latency"}:
             assert info["p50_s"] == pytest.approx(benchmark["stats"]["median"])
         assert len(benchmark["stats"]["data"]) == benchmark["stats"]["rounds"]
 
@@ -160,6 +160,54 @@ def test_footprint_cells_are_of_a_process_of_their_own(saved: tuple[str, dict[st
         assert info["load_s"] + info["first_call_s"] < benchmark["stats"]["median"]
         assert info["peak_rss_bytes"] > 20e6
         assert 0 < info["after_pause_s"] < 10
+
+
+@pytest.mark.slow
+@of_one_run
+def test_capacity_cells_are_of_workers_that_answer_as_the_accuracy_pass(saved: tuple[str, dict[str, Any]]) -> None:
+    for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("capacity")):
+        info = benchmark["extra_info"]
+        assert info["loaded_p50_s"] == pytest.approx(benchmark["stats"]["median"])
+        assert info["answers_compared"] >= benchmark["stats"]["rounds"]
+        assert info["traffic"] == "texts of news"
+        assert len(info["rates"]) == len(info["rates_p99_s"]) > 5
+    assert "tiny, every core busy: texts of news, median 32 tokens" in saved[0]
+
+
+@pytest.mark.slow
+def test_traffic_threads_and_a_price_are_served(quick: list[object], tmp_path: Path) -> None:
+    (tmp_path / "requests.csv").write_text("when,text\n1,A first request\n2,\n3,Another one\n")
+    options = ["--traffic", tmp_path / "requests.csv", "--threads", "1", "--workers", "1", "--price-per-hour", "1"]
+    done = bench(*quick, *options, "--benchmark-json", "run.json", "-k", "capacity and fp32", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    infos = [one["extra_info"] for one in json.loads((tmp_path / "run.json").read_text())["benchmarks"]]
+    assert [info["variant"] for info in infos] == ["fp32", "fp32-1-thread"]
+    assert {info["traffic"] for info in infos} == {"texts of requests.csv"}
+    assert all(info["cost_per_million"] > 0 for info in infos)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--workers", "0"], "invalid counts value: '0'"),
+        (["--price-per-hour", "nan"], "invalid positive float value: 'nan'"),
+        pytest.param(["--latency-limit", "0"], "invalid positive float value: '0'", marks=pytest.mark.slow),
+        pytest.param(["--threads", "x"], "invalid counts", marks=pytest.mark.slow),
+    ],
+)
+def test_a_number_that_is_none_is_a_usage_error(tmp_path: Path, options: list[str], told: str) -> None:
+    done = bench(*options, "--collect-only", cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert told in done.stderr
+
+
+@pytest.mark.slow
+def test_traffic_that_cannot_be_served_fails_with_a_sentence(quick: list[object], tmp_path: Path) -> None:
+    (tmp_path / "none.txt").write_text("\n\n")
+    done = bench(*quick, "--traffic", "none.txt", "-k", "capacity and fp32", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "none.txt holds no text" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 @pytest.mark.slow

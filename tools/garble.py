@@ -22,6 +22,23 @@ FIGURES: dict[str, dict[str, Any]] = {
         "flipped": [],
     },
     "footprint": {"disk_bytes": 4e8, "load_s": 0.5, "first_call_s": 0.2, "peak_rss_bytes": 5e8},
+    "capacity": {
+        "workers": 2,
+        "worker_threads": 1,
+        "texts_per_s": 40.0,
+        "worker_shares": [0.52, 0.48],
+        "loaded_p50_s": 0.1,
+        "loaded_worst_s": 0.9,
+        "latency_limit_s": 0.05,
+        "rates": [4.0, 36.0],
+        "rates_p99_s": [0.04, 0.2],
+        "rate_within_limit": 8.0,
+        "traffic": "texts of news",
+        "traffic_sha256": "e" * 64,
+        "traffic_tokens": {"p5": 20, "p50": 60, "p95": 128},
+        "capacity_notes": [],
+        "answers_compared": 300,
+    },
 }
 """The keys of `extra_info` that each measurement requires besides the cell and its percentiles."""
 DEPTH = 100_000

@@ -73,6 +73,27 @@ def cell(model: str, max_length: int, variant: str, text: str = "a text", label:
     return found
 
 
+def capacity(model: str, max_length: int, variant: str, **info: Any) -> dict[str, Any]:
+    """What two workers serve; a text takes each as long as the variant's latency."""
+    seconds = VARIANTS[variant][0] / 1e3
+    rates = [load * 2 / seconds for load in (0.1, 0.5, 0.9)]
+    served: dict[str, Any] = {
+        "seconds": seconds,
+        "texts_per_s": 2 / seconds,
+        "loaded_p50_s": seconds,
+        "loaded_p99_s": 1.2 * seconds,
+        "loaded_worst_s": 1.3 * seconds,
+        "loaded_over_alone": 1.04,
+        "loaded_over_alone_low": 1.0,
+        "loaded_over_alone_high": 1.08,
+        "pss_bytes": 6e8,
+        "rates": rates,
+        "rates_p99_s": [1.2 * seconds, 2.0 * seconds, 6.0 * seconds],
+        "rate_within_limit": rates[1] if seconds < 0.05 / 2 else 0.0,
+    }
+    return benchmark("capacity", model, max_length, variant, **served | info)
+
+
 def run(*benchmarks: dict[str, Any], when: str = "2026-11-01T12:00:00+00:00") -> dict[str, Any]:
     return {"datetime": when, "commit_info": {"id": "a" * 40}, "benchmarks": list(benchmarks)}
 
@@ -82,3 +103,7 @@ def whole(**marked: str) -> dict[str, Any]:
         *(one for model in ("served", "untrained") for length in LENGTHS for variant in VARIANTS
           for one in cell(model, length, variant, **marked))
     )  # fmt: skip
+
+
+def served(*variants: str, models: tuple[str, ...] = ("served",), **info: Any) -> list[dict[str, Any]]:
+    return [capacity(model, max(LENGTHS), variant, **info) for model in models for variant in variants]

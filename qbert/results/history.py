@@ -26,7 +26,21 @@ ACCURACY = [
     *("flips", "mcnemar_p", "documents", "visible_drop", "flipped", "answers"),
 ]
 FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "after_pause_s", "peak_rss_bytes"]
+CAPACITY = [
+    *("workers", "worker_threads", "texts_per_s", "loaded_p50_s", "loaded_p95_s", "loaded_p99_s", "loaded_worst_s"),
+    *(
+        "worker_shares",
+        "alone_p50_s",
+        "after_idle_p50_s",
+        "loaded_over_alone",
+        "loaded_over_alone_low",
+        "loaded_over_alone_high",
+    ),
+    *("pss_bytes", "latency_limit_s", "rates", "rates_p99_s", "rate_within_limit", "price_per_hour"),
+    *("cost_per_million", "scaling", "traffic", "traffic_sha256", "traffic_tokens", "capacity_notes"),
+]
 RUN = ["file", "when", "host", "boot", "machine", "dataset", "commit", "failed"]
+FIGURES = {"accuracy": ACCURACY, "footprint": FOOTPRINT, "capacity": CAPACITY}
 SERIES = ["machine", "dataset", *CELL]
 """The columns that identify one history; latency depends on the dataset's texts, so each dataset has its own."""
 STORAGE = Path(".benchmarks")
@@ -38,7 +52,7 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row per cell, in order of appearance, from a run's `benchmarks`; other projects' are left out.
 
     Columns: CELL, `trained`, `identity`, `stated` (whether only its own code says that it is int8), LATENCY, ACCURACY,
-    FOOTPRINT; values are missing if the run lacks that benchmark.
+    FOOTPRINT, CAPACITY; values are missing if the run lacks that benchmark.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for benchmark in benchmarks:
@@ -49,7 +63,7 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             tuple(info[name] for name in CELL), {name: info[name] for name in [*CELL, "trained", "identity"]}
         )
         row["stated"] = info.get("stated", False)
-        measured = {"accuracy": ACCURACY, "footprint": FOOTPRINT}.get(info.get("measured"), LATENCY)
+        measured = FIGURES.get(info.get("measured"), LATENCY)
         row |= {name: info[name] for name in measured if name in info}
         if measured is LATENCY:
             row["median_s"] = benchmark["stats"]["median"]
@@ -58,7 +72,7 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             row |= {f"{name}_s": benchmark["stats"].get(name) for name in ("q1", "q3")}
             row |= {name: info["identity"].get("definition", {}).get(name, "") for name in ("precision", "runtime")}
     return pd.DataFrame(
-        rows.values(), columns=[*CELL, "trained", "identity", "stated", *LATENCY, *ACCURACY, *FOOTPRINT]
+        rows.values(), columns=[*CELL, "trained", "identity", "stated", *LATENCY, *ACCURACY, *FOOTPRINT, *CAPACITY]
     )
 
 

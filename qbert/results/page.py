@@ -17,11 +17,14 @@ from qbert import __version__
 from qbert.errors import InputError, pip_install
 from qbert.results import intervals, verdicts
 from qbert.results.compare import CELL, SUBJECT, differences
-from qbert.results.history import ACCURACY, FOOTPRINT, LATENCY
+from qbert.results.history import ACCURACY, CAPACITY, FOOTPRINT, LATENCY
 from qbert.results.tables import (
     PACE,
     TOO_NOISY,
     at_one_pace,
+    capacity_notes,
+    has_threads,
+    in_limit,
     is_too_noisy,
     left_out_limits,
     markdown_table,
@@ -29,11 +32,12 @@ from qbert.results.tables import (
     of_limit,
     one_limit,
     pace_changes,
+    served_texts,
     spreadsheet,
     three_digits,
     too_wide,
 )
-from qbert.terminal import shown
+from qbert.terminal import counted, shown
 from qbert.variants import BASELINE
 
 if TYPE_CHECKING:
@@ -95,7 +99,12 @@ def _newest(runs: pd.DataFrame) -> pd.DataFrame:
     All figures of one benchmark come from one run.
     """
     rows = runs.groupby(CELL, sort=False).tail(1).set_index(CELL)
-    for key, figures in (("median_s", [*LATENCY, "file"]), ("f1", ACCURACY), ("disk_bytes", FOOTPRINT)):
+    for key, figures in (
+        ("median_s", [*LATENCY, "file"]),
+        ("f1", ACCURACY),
+        ("disk_bytes", FOOTPRINT),
+        ("texts_per_s", CAPACITY),
+    ):
         newest = runs[runs[key].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
         for name in figures:
             rows[name] = newest[name].reindex(rows.index)
@@ -113,6 +122,7 @@ def _refuse_mixed(runs: pd.DataFrame) -> None:
         cell, identity = "-".join(str(row[name]) for name in CELL), row["identity"]
         of_all = {"dataset_sha256": identity["dataset_sha256"], "documents": row["documents"]}
         of_cell = {name: identity.get(name) for name in SUBJECT}
+        of_cell |= {"latency limit": row["latency_limit_s"], "traffic": row["traffic_sha256"]}
         of_cell |= {"F1 limit": row["max_f1_drop"], "F1 guard": row["f1_guard"]}
         for scope, facts in (("", of_all), (cell, of_cell)):
             for fact, value in facts.items():
@@ -140,9 +150,16 @@ def _undominated(row: Mapping[Any, Any], table: pd.DataFrame) -> bool:
 
 
 def answers(table: pd.DataFrame) -> list[str]:
+    """Return sentences for each model: which variant within its F1 limit serves most, and which is the fastest."""
+    served = table[table["texts_per_s"].notna()]
+    most = [serves_most(cells) for _, cells in served.groupby("model", sort=False)]
+    return [*filter(None, most), *_fastest(table[table["median_s"].notna()])]
+
+
+def _fastest(table: pd.DataFrame) -> list[str]:
     """Return a sentence for each model: the fastest variant within its F1 limit, at the model's greatest length."""
     sentences = []
-    for model, cells in table[table["median_s"].notna()].groupby("model", sort=False):
+    for model, cells in table.groupby("model", sort=False):
         max_length = cells["max_length"].max()
         timed = cells[(cells["max_length"] == max_length) & (cells["variant"] != BASELINE) & cells["speedup"].notna()]
         within = timed[timed["f1_drop"].isna() | ~(timed["f1_drop"] > timed["max_f1_drop"])]
@@ -186,6 +203,31 @@ def answers(table: pd.DataFrame) -> list[str]:
             sentence += f" It and {second['variant'].iloc[0]} cannot be told apart in speed."
         sentences.append(sentence)
     return sentences
+
+
+def serves_most(cells: pd.DataFrame) -> str:
+    """Return a sentence on which of one model's `cells` within its F1 limit serves most, and at what cost; or none."""
+    rows = cells.to_dict("records")
+    within = [row for row in rows if pd.isna(row["f1_drop"]) or row["f1_drop"] <= row["max_f1_drop"]]
+    if not within:
+        return ""
+    best = max(within, key=lambda row: (row["rate_within_limit"], row["texts_per_s"]))
+    workers = counted(int(best["workers"]), "worker")
+    limit = f"within {best['latency_limit_s'] * 1e3:g} ms at p99"
+    guarded = "" if pd.isna(best["f1_drop"]) else ", within its F1 limit"
+    if not best["rate_within_limit"]:
+        return (
+            f"{best['model']}: no variant answers {limit} here under any load; {best['variant']}{guarded}, serves "
+            f"most: {three_digits(best['texts_per_s'])} texts a second with {workers}."
+        )
+    sentence = f"{best['model']}: {limit} this machine takes {in_limit(best)} requests a second with {best['variant']}"
+    fp32 = next((row for row in rows if row["variant"] == BASELINE and row is not best), None)
+    sentence += guarded + (f", {in_limit(fp32)} with {BASELINE}" if fp32 else "") + f" ({workers})"
+    if pd.notna(best["cost_per_million"]):
+        sentence += f"; a million texts cost {three_digits(best['cost_per_million'])}"
+        if fp32 and pd.notna(fp32["cost_per_million"]):
+            sentence += f" instead of {three_digits(fp32['cost_per_million'])}"
+    return sentence + "."
 
 
 def _range(low: float, high: float) -> str:
@@ -233,7 +275,7 @@ def render(runs: pd.DataFrame) -> str:
                     "trained": bool(cells["trained"].all()),
                     "figures": _figures(str(model), cells, looks),
                     "tables": _tables(cells),
-                    "notes": [*pace_changes(cells), *left_out_limits(cells)],
+                    "notes": [*pace_changes(cells), *left_out_limits(cells), *capacity_sentences(cells)],
                     "flips": list(_flips(cells)),
                 }
             )
@@ -311,7 +353,84 @@ def _figures(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
                 f"Share of the core's limit {at}: {_limit(longest, 'Diamonds')}",
             )
         )
+    return drawn + _capacity_figures(model, cells[cells["texts_per_s"].notna()], looks)
+
+
+def _capacity_figures(model: str, served: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> list[Figure]:
+    """Return the drawings of what one model serves with every core busy."""
+    served = served[~served["variant"].map(has_threads)]
+    if served.empty:
+        return []
+    first = served.iloc[0]
+    limit_ms = first["latency_limit_s"] * 1e3
+    with_all = f"with {counted(int(first['workers']), 'worker')}, every core busy"
+    rows = served.to_dict("records")
+    drawn = [
+        Figure(
+            _draw(lambda axes: _texts_per_s(axes, served, looks), 0.9 + 0.32 * len(served)),
+            f"{model}, texts a second: " + "; ".join(f"{row['variant']} {row['texts_per_s']:.3g}" for row in rows),
+            f"Texts a second of the whole machine {with_all}; diamonds: requests a second that may arrive at random "
+            f"for 99 % of them to be answered within {limit_ms:g} ms.",
+        ),
+        Figure(
+            _draw(lambda axes: _p99(axes, served, looks), 3.4),
+            f"{model}, p99 against rate: "
+            + "; ".join(
+                f"{row['variant']} {row['rates_p99_s'][0] * 1e3:.3g} ms at {row['rates'][0]:.3g} a second, "
+                f"{row['rates_p99_s'][-1] * 1e3:.3g} ms at {row['rates'][-1]:.3g}"
+                for row in rows
+            ),
+            f"99 % of requests that arrive at random are answered within so long, waiting included; simulated from the "
+            f"times of texts {with_all}. Dashed: the limit of {limit_ms:g} ms.",
+        ),
+    ]
+    beside = served[served["loaded_over_alone"].notna()]
+    if len(beside):
+        words = "; ".join(f"{row['variant']} {_loaded_over_alone(row)}" for row in beside.to_dict("records"))
+        drawn.append(
+            Figure(
+                _draw(lambda axes: _over_alone(axes, beside, looks), 0.9 + 0.32 * len(beside)),
+                f"{model}, loaded over alone: {words}",
+                f"The time of a text {with_all}, over that with the other workers idle, and its 95 % interval.",
+            )
+        )
     return drawn
+
+
+def _texts_per_s(axes: "Axes", served: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
+    rows = np.arange(len(served))[::-1]
+    axes.barh(rows, served["texts_per_s"], color=[looks[name][0] for name in served["variant"]])
+    axes.plot(served["rate_within_limit"], rows, linestyle="", marker="D", color=INK, markerfacecolor="white")
+    for y, rate in zip(rows, served["texts_per_s"], strict=True):
+        axes.annotate(three_digits(rate), (rate, y), xytext=(4, 0), textcoords="offset points", va="center")
+    _label_axes(axes, served, rows, "texts a second")
+    axes.set_xlim(0, 1.15 * float(served["texts_per_s"].max()))
+
+
+def _p99(axes: "Axes", served: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
+    for row in served.to_dict("records"):
+        colour, marker = looks[row["variant"]]
+        axes.plot(row["rates"], np.array(row["rates_p99_s"]) * 1e3, color=colour, marker=marker, markersize=4)
+    axes.axhline(served["latency_limit_s"].iloc[0] * 1e3, color=INK, linestyle="--", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    verdicts.ticks(axes.xaxis)
+    verdicts.ticks(axes.yaxis)
+    axes.set_xlabel("requests a second")
+    axes.set_ylabel("p99, ms")
+
+
+def _over_alone(axes: "Axes", beside: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
+    rows = np.arange(len(beside))[::-1]
+    names = ("loaded_over_alone", "loaded_over_alone_low", "loaded_over_alone_high")
+    middle, low, high = (beside[name].to_numpy(dtype=float) for name in names)
+    for y, x, error, name in zip(
+        rows, middle, np.stack([middle - low, high - middle], 1), beside["variant"], strict=True
+    ):
+        colour, marker = looks[name]
+        axes.errorbar(x, y, xerr=error[:, None], color=colour, marker=marker, capsize=2)
+    axes.axvline(1, color=INK, linestyle="--", linewidth=1)
+    _label_axes(axes, beside, rows, "times as long as alone")
 
 
 def _draw(draw: "Callable[[Axes], None]", height_in: float) -> str:
@@ -428,6 +547,10 @@ LIMITS = {
 }
 """What a share of the limit is, by the number of its definition."""
 BEST_LIMIT = "with attention at the best rate of any precision"
+CAPACITY_COLUMNS = (
+    *("tokens", "variant", "texts/s", "texts/s in limit", "p50 ms", "p95 ms", "p99 ms", "worst ms"),
+    *("over alone, 95 %", "least share of a worker", "all memory MB", "a million costs"),
+)
 Entry = tuple[str, float | str]
 """The text of a table's cell, and its sort key."""
 
@@ -440,7 +563,7 @@ def markdown(runs: pd.DataFrame) -> str:
         parts += ["", f"### {markdown_text(str(model))}"]
         for headings, rows in _tables(cells):
             parts += ["", markdown_table(headings, [[text for text, _ in row] for row in rows])]
-        notes = [*pace_changes(cells), *left_out_limits(cells)]
+        notes = [*pace_changes(cells), *left_out_limits(cells), *capacity_sentences(cells)]
         parts += [line for sentence in notes for line in ("", markdown_text(sentence))]
     parts += ["", PACE, *(["", f"Of limit: {limit}"] if (limit := _limit(table)) else [])]
     return "\n".join(parts) + "\n"
@@ -448,15 +571,26 @@ def markdown(runs: pd.DataFrame) -> str:
 
 def csv(runs: pd.DataFrame) -> str:
     """Return the figures of `runs`, from history.load, as CSV with a row per cell, in seconds and bytes."""
-    return spreadsheet(summarize(runs).drop(columns=["identity", "flipped", "process_speedups"]))
+    table = summarize(runs)
+    table["worker_shares"] = [
+        " ".join(f"{share:.3f}" for share in shares) if isinstance(shares, list) else ""
+        for shares in table["worker_shares"]
+    ]
+    table["tokens_p50"] = [tokens["p50"] if isinstance(tokens, dict) else None for tokens in table["traffic_tokens"]]
+    left_out = ["identity", "flipped", "process_speedups", "rates", "rates_p99_s", "scaling", "traffic_tokens"]
+    return spreadsheet(table.drop(columns=[*left_out, "capacity_notes"]))
 
 
 def _tables(cells: pd.DataFrame) -> list[tuple[Sequence[str], list[list[Entry]]]]:
-    """Return the tables of one model that are not empty, as headings and rows: latency and F1; footprint."""
+    """Return the tables of one model that are not empty, as headings and rows: latency and F1; footprint; capacity."""
     records = cells.to_dict("records")
     main = [_main_row(row) for row in records if pd.notna(row["latency_s"]) or pd.notna(row["f1"])]
     footprint = [_footprint_row(row) for row in records if pd.notna(row["disk_bytes"])]
-    return [table for table in ((COLUMNS, main), (FOOTPRINT_COLUMNS, footprint)) if table[1]]
+    capacity = [_capacity_row(row) for row in records if pd.notna(row["texts_per_s"])]
+    columns: tuple[str, ...] = CAPACITY_COLUMNS
+    if capacity and cells["cost_per_million"].isna().all():  # nobody has named a price
+        columns, capacity = columns[:-1], [row[:-1] for row in capacity]
+    return [table for table in ((COLUMNS, main), (FOOTPRINT_COLUMNS, footprint), (columns, capacity)) if table[1]]
 
 
 def _entry(value: Any, text: str) -> Entry:  # noqa: ANN401
@@ -521,6 +655,39 @@ def _footprint_row(row: Mapping[Any, Any]) -> list[Entry]:
         _entry(row["after_pause_s"], f"{row['after_pause_s'] * 1e3:.4g}"),
         _entry(row["peak_rss_bytes"], f"{row['peak_rss_bytes'] / 1e6:.0f}"),
     ]
+
+
+def _loaded_over_alone(row: Mapping[Any, Any]) -> str:
+    low, high = row["loaded_over_alone_low"], row["loaded_over_alone_high"]
+    return f"{row['loaded_over_alone']:.2f}" + (" (too noisy)" if too_wide(low, high) else _between(low, high, ".2f"))
+
+
+def _capacity_row(row: Mapping[Any, Any]) -> list[Entry]:
+    milliseconds = [
+        _entry(row[f"loaded_{name}_s"], f"{row[f'loaded_{name}_s'] * 1e3:.4g}")
+        for name in ("p50", "p95", "p99", "worst")
+    ]
+    return [
+        (str(row["max_length"]), float(row["max_length"])),
+        (row["variant"], row["variant"]),
+        _entry(row["texts_per_s"], three_digits(row["texts_per_s"])),
+        _entry(row["rate_within_limit"], in_limit(row)),
+        *milliseconds,
+        _entry(row["loaded_over_alone"], _loaded_over_alone(row)),
+        _entry(min(row["worker_shares"]), f"{min(row['worker_shares']):.0%}"),
+        _entry(row["pss_bytes"], f"{row['pss_bytes'] / 1e6:.0f}"),
+        _entry(
+            row["cost_per_million"], "" if pd.isna(row["cost_per_million"]) else three_digits(row["cost_per_million"])
+        ),
+    ]
+
+
+def capacity_sentences(cells: pd.DataFrame) -> list[str]:
+    """Return what one model's figures of capacity are of, as one paragraph; none without such figures."""
+    served = cells[cells["texts_per_s"].notna()]
+    if served.empty:
+        return []
+    return [" ".join([f"Every core busy: {served_texts(served.iloc[0].to_dict())}.", *capacity_notes(served)])]
 
 
 def _flips(cells: pd.DataFrame) -> "Sequence[Mapping[str, Any]]":

@@ -153,6 +153,11 @@ def compare_cells(
             continue
         before, after = benchmark.get("extra_info", {}), by_name[name].get("extra_info", {})
         differences = compare.differences(before.get("identity", {}), after.get("identity", {}))
+        differences += [
+            f"{name.partition('_')[0]}: {str(before[name])[:12]}, {str(after[name])[:12]}"
+            for name in ("workers", "traffic_sha256")
+            if name in before and name in after and before[name] != after[name]
+        ]
         if "identity" not in after:  # another project's benchmark: nothing is known of its subject
             differences = []
         for difference in differences:

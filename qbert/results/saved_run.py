@@ -15,6 +15,8 @@ from qbert.results.compare import CELL
 
 Seconds = Annotated[float, Meta(gt=0, lt=1e6)]  # nobody waits eleven days for one call
 Ratio = Annotated[float, Meta(gt=0, lt=1e6)]
+Rate = Annotated[float, Meta(ge=0, lt=1e9)]
+Cost = Annotated[float, Meta(gt=0, lt=1e12)]
 Bytes = Annotated[float, Meta(ge=0, lt=2**60)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Drop = Annotated[float, Meta(ge=-1, le=1)]
@@ -125,7 +127,62 @@ class Footprint(Cell):
     after_pause_s: Seconds | UnsetType = UNSET
 
 
-MEASURED: Mapping[str, type[Cell]] = {"latency": Latency, "accuracy": Accuracy, "footprint": Footprint}
+class Tokens(Struct):
+    """How many tokens texts have: of 5, 50 and 95 % of them at most so many."""
+
+    p5: Count
+    p50: Count
+    p95: Count
+
+
+class Point(Struct):
+    """What fewer or as many workers serve."""
+
+    workers: Annotated[int, Meta(ge=1)]
+    texts_per_s: Rate
+    rate_within_limit: Rate
+    loaded_p50_s: Seconds
+    loaded_p95_s: Seconds | UnsetType = UNSET
+    loaded_p99_s: Seconds | UnsetType = UNSET
+
+
+class Capacity(Cell):
+    """`extra_info` of a benchmark of capacity."""
+
+    workers: Annotated[int, Meta(ge=1)]
+    worker_threads: Annotated[int, Meta(ge=1)]
+    texts_per_s: Rate
+    worker_shares: list[Share]
+    loaded_p50_s: Seconds
+    loaded_worst_s: Seconds
+    latency_limit_s: Seconds
+    rates: Annotated[list[Rate], Meta(min_length=1)]
+    rates_p99_s: list[Seconds]
+    rate_within_limit: Rate
+    traffic: str
+    traffic_sha256: str
+    traffic_tokens: Tokens
+    capacity_notes: list[str]
+    answers_compared: Count
+    loaded_p95_s: Seconds | UnsetType = UNSET
+    loaded_p99_s: Seconds | UnsetType = UNSET
+    alone_p50_s: Seconds | UnsetType = UNSET
+    after_idle_p50_s: Seconds | UnsetType = UNSET
+    loaded_over_alone: Ratio | UnsetType = UNSET
+    loaded_over_alone_low: Ratio | UnsetType = UNSET
+    loaded_over_alone_high: Ratio | UnsetType = UNSET
+    pss_bytes: Bytes | UnsetType = UNSET
+    price_per_hour: Cost | UnsetType = UNSET
+    cost_per_million: Cost | UnsetType = UNSET
+    scaling: list[Point] | UnsetType = UNSET
+
+
+MEASURED: Mapping[str, type[Cell]] = {
+    "latency": Latency,
+    "accuracy": Accuracy,
+    "footprint": Footprint,
+    "capacity": Capacity,
+}
 
 
 class Stats(Struct):
@@ -182,6 +239,22 @@ class Benchmark(Struct):
             yield from self._latency_contradictions(info)
         if isinstance(info, Accuracy):
             yield from _accuracy_contradictions(info)
+        if isinstance(info, Capacity):
+            yield from self._capacity_contradictions(info)
+
+    def _capacity_contradictions(self, info: Capacity) -> Iterator[str]:
+        if not _agree(self.stats.median, info.loaded_p50_s):
+            yield "`loaded_p50_s` is not the median of `stats`"
+        if len(info.worker_shares) != info.workers:
+            yield "`worker_shares` are not of so many `workers`"
+        if len(info.rates) != len(info.rates_p99_s) or info.rates != sorted(info.rates):
+            yield "`rates` do not ascend, or have not one `rates_p99_s` each"
+        if not _ascending(info.loaded_over_alone_low, info.loaded_over_alone, info.loaded_over_alone_high):
+            yield "`loaded_over_alone` is outside its interval"
+        if not _ascending(info.loaded_p50_s, info.loaded_p95_s, info.loaded_p99_s, info.loaded_worst_s):
+            yield "the percentiles under load do not ascend"
+        if not _ascending(info.rate_within_limit, info.rates[-1]):
+            yield "`rate_within_limit` is above all `rates`"
 
     def _latency_contradictions(self, info: Latency) -> Iterator[str]:
         if not _agree(self.stats.median, info.p50_s):

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -39,7 +40,7 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     """
     parts: list[RenderableType] = [Text(title, style="bold")]
     table = in_order(at_one_pace(table, table))
-    width = max(len("variant"), *table["variant"].str.len())
+    width = max(len("variant"), *table.loc[~table["variant"].map(has_threads), "variant"].str.len(), 0)
     timed = table[table[["median_s", "f1"]].notna().any(axis=1)]
     for number, ((model, max_length), group) in enumerate(timed.groupby(["model", "max_length"], sort=False)):
         untrained = "" if group["trained"].all() else "  untrained: latency only"
@@ -51,8 +52,95 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     for number, ((model, max_length), group) in enumerate(weighed.groupby(["model", "max_length"], sort=False)):
         parts.append(Text(f"\n{model}, {max_length} tokens, each in a process of its own", style="bold"))
         parts.append(lines(group, FOOTPRINT_COLUMNS, width, header=number == 0))
+    parts += capacity(table[table["texts_per_s"].notna()], width)
     notes = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
     return Group(*parts, Text("\n".join(["", caption, *notes]), style="dim"))
+
+
+def capacity(served: pd.DataFrame, width: int) -> list[RenderableType]:
+    """Return what the machine serves with every core busy: a heading for each model, a line per variant.
+
+    `served` are rows of history.cells; `width` is that of the variants' names.
+    """
+    if served.empty:
+        return []
+    parts: list[RenderableType] = []
+    columns = CAPACITY_COLUMNS if served["cost_per_million"].notna().any() else without_cost(CAPACITY_COLUMNS)
+    threaded = served["variant"].map(has_threads)
+    for number, (model, group) in enumerate(served[~threaded].groupby("model", sort=False)):
+        parts.append(Text(f"\n{model}, every core busy: {served_texts(group.iloc[0].to_dict())}", style="bold"))
+        parts.append(lines(group, columns, width, header=number == 0))
+        parts += _by_count(group[group["scaling"].notna()], f"{model}, texts a second with so many workers", width)
+    for model, group in served[threaded].groupby("model", sort=False):
+        by_variant: dict[str, list[dict[str, Any]]] = {}
+        for row in group.to_dict("records"):
+            point = {"workers": row["worker_threads"], "texts_per_s": row["texts_per_s"]}
+            by_variant.setdefault(re.sub(THREADS, "", row["variant"]), []).append(point)
+        of_threads = pd.DataFrame({"variant": list(by_variant), "scaling": list(by_variant.values())})
+        parts += _by_count(of_threads, f"{model}, one process: texts a second with so many threads", width)
+    return [*parts, Text("\n" + " ".join(capacity_notes(served)), style="dim")]
+
+
+def _by_count(scaled: pd.DataFrame, title: str, width: int) -> list[RenderableType]:
+    """Return how each variant of `scaled` grows with the number of workers, or of threads, in `scaling`."""
+    if scaled.empty:
+        return []
+    counts = sorted({point["workers"] for points in scaled["scaling"] for point in points})
+    columns: dict[str, tuple[int, Format]] = {str(count): (7, partial(_of_count, count)) for count in counts}
+    return [Text(f"\n{title}", style="bold"), lines(scaled, columns, width, header=True)]
+
+
+def _of_count(count: int, row: Row) -> str:
+    return next((three_digits(point["texts_per_s"]) for point in row["scaling"] if point["workers"] == count), "")
+
+
+THREADS = r"-\d+-threads?$"
+"""The end of the names of variants.with_threads."""
+
+
+def has_threads(variant: str) -> bool:
+    """Whether `variant` is one process with a number of threads, which --threads has added."""
+    return re.search(THREADS, variant) is not None
+
+
+def served_texts(row: Row) -> str:
+    """Return which texts a row's workers have served, and how long they are in tokens."""
+    tokens = row["traffic_tokens"]
+    return f"{row['traffic']}, median {tokens['p50']} tokens (90 %: {tokens['p5']}–{tokens['p95']})"
+
+
+def capacity_notes(served: pd.DataFrame) -> list[str]:
+    """Return what the figures of capacity mean, and what is unusual about where the workers ran, as sentences."""
+    first = served.iloc[0].to_dict()
+    return [
+        f"Texts/s: of {counted(int(first['workers']), 'worker')}, each a process of one thread, tokenizing included.",
+        "Over alone: a text's time with all busy over that of one worker alone, and half of its 95 % interval.",
+        "In limit: so many requests a second may arrive, at random, for 99 % of them to be answered in time,",
+        f"within {first['latency_limit_s'] * 1e3:g} ms, waiting included; simulated (~: from fewer than 299 texts).",
+        *dict.fromkeys(note for notes in served["capacity_notes"] for note in notes),
+    ]
+
+
+def without_cost(columns: dict[str, tuple[int, Format]]) -> dict[str, tuple[int, Format]]:
+    """Return `columns` without the cost, where nobody has named a price."""
+    return {heading: column for heading, column in columns.items() if heading != COST}
+
+
+def over_alone(row: Row) -> str:
+    """Return a text's time under load over that alone, and half the width of its interval, in nine characters."""
+    low, high = row["loaded_over_alone_low"], row["loaded_over_alone_high"]
+    if pd.isna(low):
+        return ""
+    if too_wide(low, high):
+        return "too noisy"
+    return f"{row['loaded_over_alone']:.2f} ±{math.ceil(100 * (math.sqrt(high / low) - 1))}%"
+
+
+def in_limit(row: Row) -> str:
+    """Return the requests a second within the limit; with ~ where few texts were timed, so that the tail is a guess."""
+    if not row["rate_within_limit"]:
+        return "none"
+    return ("~" if math.isnan(row["loaded_p99_s"]) else "") + three_digits(row["rate_within_limit"])
 
 
 def with_intervals(cells: pd.DataFrame) -> pd.DataFrame:
@@ -322,4 +410,16 @@ FOOTPRINT_COLUMNS: dict[str, tuple[int, Format]] = {
     "first call\nms": (10, lambda row: milliseconds(row["first_call_s"])),
     "after a\npause ms": (8, lambda row: milliseconds(row["after_pause_s"])),
     "peak memory\nMB": (11, lambda row: megabytes(row["peak_rss_bytes"])),
+}
+
+
+COST = "million\ncosts"
+CAPACITY_COLUMNS: dict[str, tuple[int, Format]] = {
+    "texts/s\n": (7, lambda row: three_digits(row["texts_per_s"])),
+    "p50\nms": (6, lambda row: milliseconds(row["loaded_p50_s"])),
+    "p99\nms": (6, lambda row: milliseconds(row["loaded_p99_s"])),
+    "over\nalone": (9, over_alone),
+    "texts/s\nin limit": (8, in_limit),
+    "memory\nMB": (6, lambda row: megabytes(row["pss_bytes"])),
+    COST: (7, lambda row: "" if pd.isna(row["cost_per_million"]) else three_digits(row["cost_per_million"])),
 }

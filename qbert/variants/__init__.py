@@ -5,16 +5,19 @@ Classifier. Where something is worth keeping on disk (quantized weights, an expo
 function, `export(checkpoint, folder, **options)`, writes it, and `load` reads what that wrote.
 """
 
+import inspect
 import json
 import warnings
+from dataclasses import replace
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
 from qbert import machine
 from qbert.cache import check_files
-from qbert.errors import InputError, reason
+from qbert.errors import CannotRunError, InputError, reason
 from qbert.record import RECORD
+from qbert.terminal import counted
 from qbert.variants import eager, inductor, native, onnxruntime, openvino
 from qbert.variants.base import CONVERTERS, Classifier, Variant
 from qbert.variants.build import accepted_options, build, load, load_folder, prepare, write_artefact
@@ -33,6 +36,7 @@ __all__ = [
     "prepare",
     "register",
     "select",
+    "with_threads",
     "write_artefact",
 ]
 
@@ -297,6 +301,19 @@ for row in (
     ),
 ):
     register(row)
+
+
+def with_threads(variant: Variant, threads: int) -> Variant:
+    """Return the row `variant` with its runtime on so many threads, under a name of its own in the table.
+
+    Raises:
+        CannotRunError: its runtime takes no number of threads here.
+    """
+    if "threads" not in inspect.signature(variant.load).parameters:
+        raise CannotRunError("it computes on one thread alone")
+    name = f"{variant.name}-{counted(threads, 'thread').replace(' ', '-')}"
+    row = replace(variant, name=name, options={**variant.options, "threads": threads}, default=False)
+    return VARIANTS.setdefault(name, row)
 
 
 @cache

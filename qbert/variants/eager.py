@@ -47,13 +47,13 @@ def lacks_onednn() -> str:
     return "" if machine.is_x86() or sys.platform == "linux" else "PyTorch has no oneDNN on this system"
 
 
-def load(folder: Path, dtype: str = "float32") -> Classifier:
-    """Return the checkpoint in `folder`, run in `dtype`."""
+def load(folder: Path, dtype: str = "float32", threads: int = 1) -> Classifier:
+    """Return the checkpoint in `folder`, run in `dtype` on so many threads."""
     import torch
 
     from qbert.checkpoint import Checkpoint
 
-    return classifier(Checkpoint(folder).load(dtype=getattr(torch, dtype)))
+    return classifier(Checkpoint(folder).load(dtype=getattr(torch, dtype)), threads)
 
 
 def export(checkpoint: "Checkpoint", folder: Path, dtype: str = "float32") -> None:
@@ -90,8 +90,8 @@ def export_dynamic(checkpoint: "Checkpoint", folder: Path, *, engine: str, per_c
     save_file(tensors, folder / WEIGHTS)
 
 
-def load_dynamic(folder: Path, *, engine: str) -> Classifier:
-    """Return the model whose weights export_dynamic wrote to `folder`.
+def load_dynamic(folder: Path, *, engine: str, threads: int = 1) -> Classifier:
+    """Return the model whose weights export_dynamic wrote to `folder`, on so many threads.
 
     Raises:
         InputError: the weights are damaged or another model's.
@@ -126,7 +126,7 @@ def load_dynamic(folder: Path, *, engine: str) -> Classifier:
         ) from error
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    return classifier(model)
+    return classifier(model, threads)
 
 
 def _quantize(steps: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor":
@@ -157,11 +157,11 @@ def _quantized(model: Any) -> dict[str, Any]:  # noqa: ANN401  a torch module
     return {name: module for name, module in model.named_modules() if isinstance(module, dynamic.Linear)}
 
 
-def one_thread() -> None:
-    """Keep all of torch's work in this process on one thread."""
+def one_thread(threads: int = 1) -> None:
+    """Keep all of torch's work in this process on one thread; with `threads`, each operation on so many."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:
         torch.set_num_interop_threads(1)
 
@@ -189,11 +189,11 @@ def example(checkpoint: "Checkpoint") -> "tuple[torch.Tensor, ...]":
     return tuple(map(torch.from_numpy, checkpoint.encoder("a b c d e f", max_length=16).values()))
 
 
-def classifier(model: Any) -> Classifier:  # noqa: ANN401  a torch module
-    """Return a classifier that runs `model`, of transformers in evaluation mode, on one thread without autograd."""
+def classifier(model: Any, threads: int = 1) -> Classifier:  # noqa: ANN401  a torch module
+    """Return a classifier that runs `model`, of transformers in evaluation mode, on `threads` without autograd."""
     import torch
 
-    one_thread()
+    one_thread(threads)
     quantized_ops = len(_quantized(model))
 
     def run(encoding: Encoding) -> "npt.NDArray[np.float32]":

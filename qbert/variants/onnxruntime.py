@@ -125,15 +125,16 @@ def _count(graph: Path, running: Path) -> dict[str, Any]:
     }
 
 
-def load(folder: Path) -> Classifier:
-    """Return a classifier that runs the graph in `folder` on one thread.
+def load(folder: Path, threads: int = 1) -> Classifier:
+    """Return a classifier that runs the graph in `folder` on so many threads.
 
     Raises:
         InputError: the graph is damaged.
     """
     try:
         # The evidence is from `export`: to count operations takes the package `onnx`, which serving does not need.
-        return _classifier(open_session(folder / GRAPH), json.loads((folder / EVIDENCE).read_text(encoding="utf-8")))
+        session = open_session(folder / GRAPH, threads=threads)
+        return _classifier(session, json.loads((folder / EVIDENCE).read_text(encoding="utf-8")))
     except Exception as error:  # ONNX Runtime's exceptions have no narrower common class
         raise InputError(f"{folder / GRAPH} is damaged ({reason(error)}): make it again with qbert quantize") from error
 
@@ -162,12 +163,12 @@ def _classifier(session: Any, evidence: dict[str, Any]) -> Classifier:  # noqa: 
     )
 
 
-def open_session(graph: Path | bytes, running: Path | None = None) -> Any:  # noqa: ANN401  an InferenceSession
-    """Return a session of `graph` on one thread; write the graph that it runs to `running`."""
+def open_session(graph: Path | bytes, running: Path | None = None, threads: int = 1) -> Any:  # noqa: ANN401  an InferenceSession
+    """Return a session of `graph` on so many threads; write the graph that it runs to `running`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # it warns of what we ask for
     if running:
         options.optimized_model_filepath = str(running)

@@ -114,8 +114,8 @@ def _logits_layer(model: Any) -> str:  # noqa: ANN401  an openvino.Model
     return str(node.get_friendly_name())
 
 
-def load(folder: Path, *, hint: str) -> Classifier:
-    """Return a classifier of the graph in `folder` on one thread; what is not int8 runs in `hint`, `f32` or `bf16`.
+def load(folder: Path, *, hint: str, threads: int = 1) -> Classifier:
+    """Return a classifier of the graph in `folder` on so many threads; what is not int8 runs in `hint`: `f32`, `bf16`.
 
     Raises:
         InputError: the graph is damaged.
@@ -124,7 +124,7 @@ def load(folder: Path, *, hint: str) -> Classifier:
     if not graph.exists() and (folder / FORMER_GRAPH).exists():
         graph = folder / FORMER_GRAPH
     try:
-        return classifier(compile_model(graph, hint))
+        return classifier(compile_model(graph, hint, threads))
     except RuntimeError as error:
         raise InputError(f"{graph} is damaged ({reason(error, -1)}): make it again with qbert quantize") from error
 
@@ -150,10 +150,10 @@ def classifier(compiled: Any) -> Classifier:  # noqa: ANN401  a CompiledModel
     )
 
 
-def compile_model(model: Any, hint: str) -> Any:  # noqa: ANN401  a path or a model of OpenVINO; a compiled one
-    """Return `model` compiled for one thread and one call at a time, computing in `hint`: `f32` or `bf16`."""
+def compile_model(model: Any, hint: str, threads: int = 1) -> Any:  # noqa: ANN401  a path or a model of OpenVINO; a compiled one
+    """Return `model` compiled for so many threads and one call at a time, computing in `hint`: `f32` or `bf16`."""
     settings = {
-        "INFERENCE_NUM_THREADS": 1,
+        "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": hint,  # its default is bf16 wherever the processor has it
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from made_up import LENGTHS, VARIANTS, benchmark, cell, run, whole
+from made_up import LENGTHS, VARIANTS, benchmark, capacity, cell, run, served, whole
 
 from qbert.cli import main
 from qbert.errors import InputError
@@ -53,6 +53,67 @@ def test_a_variant_over_its_limit_is_not_the_answer(load: Callable[..., Any]) ->
     runs = load(content)
     assert "bf16 is 2.50 times faster" in page.answers(page.summarize(runs))[0]
     assert "over the limit" in page.markdown(runs)
+
+
+def everything() -> dict[str, Any]:
+    return run(*whole()["benchmarks"], *served(*VARIANTS, models=("served", "untrained")))
+
+
+def test_what_serves_most_within_the_limits_is_an_answer(load: Callable[..., Any]) -> None:
+    first, second, *_ = page.answers(page.summarize(load(everything())))
+    assert first == (
+        "served: within 50 ms at p99 this machine takes 71.4 requests a second with int8-openvino, within its F1 "
+        "limit, none with fp32 (2 workers)."
+    )
+    assert second.startswith("untrained: within 50 ms at p99 this machine takes 71.4 requests a second")
+    content = everything()
+    for one in content["benchmarks"]:
+        if one["extra_info"]["variant"] == "int8-openvino" and "f1" in one["extra_info"]:
+            one["extra_info"] |= {"f1_drop": 0.02, "f1": 0.93}
+    (first, *_) = page.answers(page.summarize(load(content)))
+    assert first == (
+        "served: no variant answers within 50 ms at p99 here under any load; bf16, within its F1 limit, serves most: "
+        "50.0 texts a second with 2 workers."
+    )
+
+
+def test_what_a_million_texts_cost_is_told_where_there_is_a_price(load: Callable[..., Any]) -> None:
+    priced = run(
+        capacity("served", 384, "fp32", rate_within_limit=9.0, price_per_hour=0.17, cost_per_million=5.2),
+        capacity("served", 384, "int8-openvino", price_per_hour=0.17, cost_per_million=0.7, loaded_p99_s=0.015),
+    )
+    (answer,) = page.answers(page.summarize(load(priced)))
+    assert answer.endswith(
+        "with int8-openvino, 9.00 with fp32 (2 workers); a million texts cost 0.700 instead of 5.20."
+    )
+    assert "a million costs" in page.markdown(load(priced))
+    assert "a million costs" not in page.markdown(load(run(*served("fp32"))))
+
+
+def test_capacity_is_in_every_form(load: Callable[..., Any]) -> None:
+    runs = load(run(*served("fp32", "int8-openvino")))
+    row = next(line for line in page.markdown(runs).splitlines() if "| int8-openvino" in line)
+    cells = "384 | int8-openvino | 143 | 71.4 | 14 |  | 16.8 | 18.2 | 1.04 (1.00 to 1.08) | 48% | 600"
+    assert row == f"| {cells} |"
+    figures = pd.read_csv(io.StringIO(page.csv(runs)))
+    assert figures.loc[1, ["texts_per_s", "tokens_p50", "worker_shares"]].tolist() == [2 / 0.014, 60, "0.520 0.480"]
+    html = page.render(runs)
+    assert html.count("<figure>") == 3
+    assert "int8-openvino 16.8 ms at 14.3 a second, 84 ms at 129" in html
+    assert "texts of news, median 60 tokens (90 %: 20–128)" in html
+
+
+def test_one_worker_has_no_drawing_of_what_others_do_to_it(load: Callable[..., Any]) -> None:
+    content = run(*served("fp32"))
+    for name in ("loaded_over_alone", "loaded_over_alone_low", "loaded_over_alone_high"):
+        del content["benchmarks"][0]["extra_info"][name]
+    assert page.render(load(content)).count("<figure>") == 2
+
+
+def test_another_limit_or_traffic_is_in_another_report(load: Callable[..., Any]) -> None:
+    for changed, told in (({"latency_limit_s": 0.1}, "latency limit"), ({"traffic_sha256": "f" * 64}, "traffic")):
+        with pytest.raises(InputError, match=told):
+            page.summarize(load(run(*served("fp32")), run(*served("fp32", **changed))))
 
 
 def test_int8_that_is_only_stated_is_said(load: Callable[..., Any]) -> None:

@@ -257,3 +257,57 @@ def test_no_cell_of_a_spreadsheet_is_a_formula_or_a_control_code() -> None:
 
 def test_markdown_shows_control_codes() -> None:
     assert tables.markdown_text("\x1b]0;x\x07\x9b\r\u202e") == "␛\\]0;x␇�␍�"
+
+
+SERVED = {
+    "measured": "capacity",
+    "workers": 2,
+    "worker_threads": 1,
+    "texts_per_s": 1234.5,
+    "loaded_p50_s": 1.2345,
+    "loaded_p99_s": 9.8765,
+    "loaded_over_alone": 1.023,
+    "loaded_over_alone_low": 0.98,
+    "loaded_over_alone_high": 1.06,
+    "latency_limit_s": 0.05,
+    "rate_within_limit": 1012.3,
+    "pss_bytes": 12_345_678_901,
+    "cost_per_million": 123.4,
+    "traffic": "texts of news_mini",
+    "traffic_tokens": {"p5": 7, "p50": 25, "p95": 51},
+    "capacity_notes": ["2 workers on 1 processor: they share them."],
+}
+
+
+def test_what_a_machine_serves_fits_80_columns() -> None:
+    name = "int8-dynamic-per-channel"
+    rows = [benchmark(name, 1.0, **SERVED), benchmark("few", 1.0, **{**SERVED, "loaded_p99_s": math.nan})]
+    rows.append(benchmark("noisy", 1.0, **{**SERVED, "loaded_over_alone_high": 1.9, "rate_within_limit": 0.0}))
+    text = draw(tables.summary(history.cells(rows), title="t", caption="c"))
+    line, few, noisy = (next(row for row in text.splitlines() if row.startswith(key)) for key in (name, "few", "noisy"))
+    assert line.split() == [name, "1234", "1234", "9876", "1.02", "±5%", "1012", "12346", "123"]
+    assert "~1012" in few.split()
+    assert "too noisy" in noisy
+    assert "none" in noisy.split()
+    assert "bert-base, every core busy: texts of news_mini, median 25 tokens (90 %: 7–51)" in text
+    assert " ".join(text.split()).count("they share them") == 1
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+
+
+def test_without_a_price_there_is_no_cost() -> None:
+    free = {name: value for name, value in SERVED.items() if name != "cost_per_million"}
+    assert "costs" not in draw(tables.summary(history.cells([benchmark("v", 1.0, **free)]), title="t", caption="c"))
+
+
+def test_workers_and_threads_have_a_line_with_each_number() -> None:
+    points = [{"workers": 1, "texts_per_s": 50.0}, {"workers": 4, "texts_per_s": 180.0}]
+    rows = [benchmark("fp32", 1.0, **SERVED, scaling=points)]
+    for threads, texts_per_s in ((1, 51.0), (2, 70.0)):
+        name = f"fp32-{threads}-thread{'s' * (threads > 1)}"
+        rows.append(benchmark(name, 1.0, **SERVED | {"worker_threads": threads, "texts_per_s": texts_per_s}))
+    lines = [line.split() for line in draw(tables.summary(history.cells(rows), title="t", caption="c")).splitlines()]
+    assert ["variant", "1", "4"] in lines
+    assert ["fp32", "50.0", "180"] in lines
+    assert ["variant", "1", "2"] in lines
+    assert ["fp32", "51.0", "70.0"] in lines

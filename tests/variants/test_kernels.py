@@ -1,4 +1,4 @@
-"""Each kernel of int8-native computes the same, by its instructions where they are and by plain C++ where they are not."""
+"""Each kernel of int8-native computes the same, by its instructions or, where they are missing, by plain C++."""
 
 import os
 import subprocess

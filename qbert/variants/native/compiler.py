@@ -22,7 +22,7 @@ LIBRARY = "native.so"
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-mavx2", "-mfma", "-mf16c")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 TWIN = "-DQBERT_TWIN"
-"""Among the flags of `QBERT_CXXFLAGS`: plain C++ instead of each instruction of a kernel, to test it on any processor."""
+"""Among the flags of `QBERT_CXXFLAGS`: plain C++ instead of a kernel's instructions, to test it on any processor."""
 PACKAGE = "ziglang"
 """A C++ compiler that pip installs: the extra `native`."""
 

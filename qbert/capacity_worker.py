@@ -1,0 +1,227 @@
+"""A process that serves: it loads one variant as a service does and classifies texts when qbert.capacity asks it to."""
+
+import fcntl
+import gc
+import importlib
+import itertools
+import mmap
+import operator
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qbert import children
+from qbert.artefact import Artefact
+from qbert.errors import CannotRunError, InputError, sentence
+
+WARM_UP_S = 0.2
+WARM_UP_TEXTS = 2
+SETTLE_S = 0.03  # as in qbert.latency: the first texts after a pause find the caches and the clock of others
+CACHES_FILLED_S = 0.2  # a longer text refills the caches by itself
+RUNNING, FINISHED = 1, 2
+"""The stages of a worker in a block, on the board."""
+
+
+class Board:
+    """Memory that the workers share: the stage of each, and the number of the next request.
+
+    It is a file that all of them map, so it is gone with its folder, however they end.
+    """
+
+    TICKET = slice(0, 8)
+
+    def __init__(self, path: Path, workers: int = 0) -> None:
+        """Map the file `path`; with `workers`, make it for so many."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if workers:
+            os.ftruncate(self._file, 8 + workers)
+        self._memory = mmap.mmap(self._file, 0)
+
+    def clear(self) -> None:
+        """Begin anew: no worker has begun, and the next request is number 0."""
+        self._memory[:] = bytes(len(self._memory))
+
+    def set(self, worker: int, stage: int) -> None:
+        """Show that `worker` has reached `stage`."""
+        self._memory[8 + worker] = stage
+
+    def have(self, stage: int, workers: Sequence[int]) -> bool:
+        """Whether all of `workers` have reached `stage`."""
+        return all(self.stage(worker) >= stage for worker in workers)
+
+    def stage(self, worker: int) -> int:
+        """Return how far `worker` has come; 0 at first."""
+        return self._memory[8 + worker]
+
+    def take(self) -> int:
+        """Return the number of the next request, which no other worker gets."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            number = int.from_bytes(self._memory[self.TICKET], "little")
+            self._memory[self.TICKET] = (number + 1).to_bytes(8, "little")
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        return number
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._memory.close()
+        os.close(self._file)
+
+
+class Worker:
+    """The requests that it answers."""
+
+    def __init__(self) -> None:
+        """Start with nothing loaded."""
+        self._classify: Callable[..., npt.NDArray[np.float32]] = np.zeros
+        self._texts: list[tuple[str, ...]] = []
+        self._fillers: Iterator[int] = iter(())
+        self._settling = 0
+
+    def pin(self, processors: list[int]) -> None:
+        """Stay on `processors` from now on, with all threads: those there are, and those that will be started.
+
+        Raises:
+            InputError: the system refuses.
+        """
+        if not processors:
+            return
+        try:
+            for task in _tasks():
+                os.sched_setaffinity(task, processors)
+        except OSError as error:
+            raise InputError(f"it cannot be pinned to processor {_listed(processors)} ({error.strerror})") from error
+
+    def load(
+        self, variant: Mapping[str, Any], artefact: Mapping[str, Any], max_length: int, texts: Sequence[Sequence[str]]
+    ) -> dict[str, Any]:
+        """Load the variant with `module.name(folder, **options)` and the tokenizer in `artefact`, then classify a text.
+
+        Returns the classifier's evidence.
+
+        Raises:
+            CannotRunError: the runtime cannot run this model.
+            InputError: one of its threads runs on other processors than this one.
+        """
+        self._texts = [tuple(text) for text in texts]
+        self._fillers = itertools.cycle(range(len(self._texts)))
+        tokenizer = Artefact(**dict(artefact, folder=Path(artefact["folder"])))
+        try:
+            load = operator.attrgetter(variant["name"])(importlib.import_module(variant["module"]))
+            classifier = load(Path(variant["folder"]), **variant["options"])
+            self._classify = lambda *text: classifier(tokenizer.encoder(*text, max_length=max_length))
+            self._fill()
+        except InputError:
+            raise
+        except Exception as error:  # each runtime raises its own, without a common class
+            raise CannotRunError(f"it cannot be loaded and called ({sentence(error)})") from error
+        _check_threads()
+        gc.collect()
+        gc.disable()
+        return dict(classifier.evidence)
+
+    def warm_up(self) -> float:
+        """Classify texts for WARM_UP_S; return the median seconds of the later half."""
+        seconds: list[float] = []
+        while sum(seconds) < WARM_UP_S or len(seconds) < WARM_UP_TEXTS:
+            start = time.perf_counter()
+            self._fill()
+            seconds.append(time.perf_counter() - start)
+        cost_s = float(np.median(seconds[len(seconds) // 2 :]))
+        self._settling = 0 if cost_s >= CACHES_FILLED_S else max(1, round(SETTLE_S / cost_s))
+        return cost_s
+
+    def block(self, texts: Sequence[int], worker: int, workers: Sequence[int], board: str) -> dict[str, Any]:
+        """Classify `texts`, by number, as `worker`, while all `workers` are busy.
+
+        Nobody's clock starts before all are busy, and nobody rests before all have finished: the texts in between are
+        not timed.
+        """
+        shared = Board(Path(board))
+        for _ in range(self._settling):
+            self._fill()
+        shared.set(worker, RUNNING)
+        while not shared.have(RUNNING, workers):
+            pass
+        seconds, logits = [], []
+        begin = time.perf_counter()
+        for number in texts:
+            start = time.perf_counter()
+            logits.append(self._classify(*self._texts[number]))
+            seconds.append(time.perf_counter() - start)
+        elapsed_s = time.perf_counter() - begin
+        shared.set(worker, FINISHED)
+        while not shared.have(FINISHED, workers):
+            self._fill()
+        shared.close()
+        return {"seconds": seconds, "elapsed_s": elapsed_s, "logits": [row[0].tolist() for row in logits]}
+
+    def serve(self, texts: Sequence[int], due_s: Sequence[float], start: float, board: str) -> list[list[float]]:
+        """Answer requests, each the text of that number and due so many seconds after `start` on the monotonic clock.
+
+        The next request goes to the first worker that is free. Return for each that this worker has answered the
+        seconds from when it was due to its answer, and 1 if the worker was idle when it came. What is late has waited,
+        whoever was to blame, so a slow answer is not hidden by the requests that it delays.
+        """
+        shared = Board(Path(board))
+        served = []
+        while (number := shared.take()) < len(texts):
+            due = start + due_s[number]
+            if (early := due - time.monotonic()) > 0:
+                time.sleep(early)
+            self._classify(*self._texts[texts[number]])
+            served.append([time.monotonic() - due, float(early > 0)])
+        shared.close()
+        return served
+
+    def pss_bytes(self) -> int | None:
+        """Return this process's memory, in which a page that n processes share counts as 1/n; None if not known."""
+        try:
+            lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
+
+    def _fill(self) -> None:
+        self._classify(*self._texts[next(self._fillers)])
+
+
+def _check_threads() -> None:
+    """Raise InputError where a thread of this process may run elsewhere than this one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return
+    own = os.sched_getaffinity(0)
+    for task in _tasks():
+        try:
+            allowed = os.sched_getaffinity(task)
+        except ProcessLookupError:  # it has ended
+            continue
+        if not allowed <= own:
+            raise InputError(
+                f"it is pinned to processor {_listed(sorted(own))}, and a thread of its runtime runs on "
+                f"{_listed(sorted(allowed))}"
+            )
+
+
+def _tasks() -> list[int]:
+    """Return the threads of this process, those of libraries too (numpy's OpenBLAS starts some)."""
+    return [int(path.name) for path in Path("/proc/self/task").glob("*")] or [0]
+
+
+def _listed(processors: Sequence[int]) -> str:
+    return ", ".join(map(str, processors))
+
+
+def _report(error: Exception) -> dict[str, Any]:
+    return {"error": sentence(error), "cannot": isinstance(error, CannotRunError)}
+
+
+if __name__ == "__main__":
+    children.end_with_parent()
+    children.answer_requests(Worker(), _report)

@@ -1,0 +1,329 @@
+"""Workers that are busy at the same time: what they tell, and what happens where one is lost."""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trial_capacity
+
+from qbert import capacity, children, cores, dataset, variants
+from qbert.capacity_worker import FINISHED, RUNNING, Board
+from qbert.checkpoint import Checkpoint
+from qbert.cores import Cores
+from qbert.crew import Crew
+from qbert.dataset import Dataset
+from qbert.errors import CannotRunError, InputError
+from qbert.suite import Cell, Suite
+from qbert.variants import Variant
+
+INT8 = "int8-dynamic-onednn"
+HERE = cores.here()
+
+
+@pytest.fixture
+def suite(trained: Checkpoint, news: Dataset) -> Suite:
+    return Suite(news, [str(trained.folder)], max_lengths=[16])
+
+
+@pytest.fixture
+def cell(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
+    """A cell that loads in no time: its logits are of the sum of a text's tokens."""
+    return suite.cell("tiny", 16, own(tmp_path, monkeypatch, "sums", SUMS.format(line="pass")))
+
+
+@pytest.fixture
+def load(news: Dataset) -> capacity.Load:
+    return capacity.Load(dataset.text_rows(news.test), "texts of news", workers=(2,), seconds=0.2)
+
+
+def own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, text: str, options: dict[str, Any] | None = None
+) -> str:
+    """Write a module with a function `load`, and add the variant `own` that it loads to the table."""
+    (folder / f"{module}.py").write_text(
+        f"import os, time\nimport numpy as np\nfrom qbert.variants import Classifier\n{textwrap.dedent(text)}"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    row = dataclasses.replace(variants.VARIANTS["fp32"], name="own", load=importlib.import_module(module).load)
+    monkeypatch.setitem(variants.VARIANTS, "own", dataclasses.replace(row, options=options or {}))
+    return "own"
+
+
+SUMS = """
+    calls = 0
+    def load(folder):
+        def run(encoding):
+            global calls
+            calls += 1
+            for _ in range(30):
+                np.sort(np.arange(5000) % 97)
+            {line}
+            return np.sin(encoding["input_ids"].sum() * np.arange(1, 6, dtype=np.float32))[None]
+        return Classifier.counted(run, {{"threads": 1}})
+"""
+LOST = "if calls > 130 and os.sched_getaffinity(0) == {cores}: {does}"
+
+
+def test_what_two_workers_serve(cell: Cell, load: capacity.Load) -> None:
+    load = dataclasses.replace(load, price_per_hour=0.36)
+    rounds, found = capacity.measure(cell, load)
+    assert found["workers"] == len(found["worker_shares"]) == 2
+    assert sum(found["worker_shares"]) == pytest.approx(1)
+    assert len(rounds) % (2 * capacity.PAIRS) == 0
+    assert found["loaded_p50_s"] == pytest.approx(np.median(rounds))
+    assert found["loaded_worst_s"] == max(rounds)
+    assert 0.3 < found["texts_per_s"] / (2 / np.mean(rounds)) < 1.5
+    assert found["loaded_over_alone_low"] <= found["loaded_over_alone"] <= found["loaded_over_alone_high"]
+    assert 0.2 < found["loaded_over_alone"] < 10
+    assert found["answers_compared"] >= len(rounds) * 3 / 2, "those alone too"
+    assert found["cost_per_million"] == pytest.approx(0.36 / 3600 * 1e6 / found["rate_within_limit"])
+    assert found["evidence"]["threads"] == 1
+    assert 0 < found["after_idle_p50_s"] < 1
+    assert 0 < found["traffic_tokens"]["p5"] <= found["traffic_tokens"]["p95"] == 16
+    if Path("/proc/self/smaps_rollup").exists():
+        assert 20e6 < found["pss_bytes"] < 4e9
+
+
+def test_one_worker_has_none_beside_it_and_no_price_no_cost(cell: Cell, load: capacity.Load) -> None:
+    found = capacity.measure(cell, dataclasses.replace(load, workers=()), cores=Cores((HERE.order[0],), 1))[1]
+    assert found["workers"] == 1
+    assert not {"loaded_over_alone", "cost_per_million", "price_per_hour", "scaling"} & set(found)
+
+
+def test_a_scaling_curve_has_a_point_for_each_number_of_workers(cell: Cell, load: capacity.Load) -> None:
+    one_core = Cores((HERE.order[0],), 1)
+    found = capacity.measure(cell, dataclasses.replace(load, workers=(3, 1)), cores=one_core)[1]
+    assert [point["workers"] for point in found["scaling"]] == [1, 3]
+    assert found["capacity_notes"] == ["3 workers on 1 processor: they share them."]
+    assert found["scaling"][1]["texts_per_s"] == pytest.approx(found["texts_per_s"])
+
+
+def test_as_many_rounds_are_made_as_are_asked_for(cell: Cell, load: capacity.Load) -> None:
+    rounds, found = capacity.measure(cell, dataclasses.replace(load, seconds=0, min_rounds=capacity.MIN_ROUNDS))
+    assert len(rounds) >= capacity.MIN_ROUNDS
+    assert "loaded_p99_s" in found
+
+
+@pytest.mark.skipif(not HERE.pinnable, reason="needs an affinity")
+def test_each_worker_stays_on_its_own_core(cell: Cell, load: capacity.Load) -> None:
+    order = (*HERE.order, *HERE.order)[:2]
+    with Crew(cell, load.rows, 2, Cores(order, 2)) as crew:
+        for number, child in enumerate(crew._children):  # noqa: SLF001  the processes
+            tasks = Path(f"/proc/{child._process.pid}/task").iterdir()  # noqa: SLF001
+            assert {frozenset(os.sched_getaffinity(int(task.name))) for task in tasks} == {frozenset({order[number]})}
+
+
+def test_all_start_when_all_are_busy_and_rest_when_all_have_finished(cell: Cell, load: capacity.Load) -> None:
+    with Crew(cell, load.rows, 2, HERE) as crew:
+        begin = time.perf_counter()
+        found = crew.block({0: [0], 1: list(range(40)) * 5})
+        whole = time.perf_counter() - begin
+    assert found[0]["elapsed_s"] < found[1]["elapsed_s"] < whole
+    assert [len(answer["seconds"]) for answer in found.values()] == [1, 200]
+
+
+def test_requests_are_answered_once_and_count_from_when_they_were_due(cell: Cell, load: capacity.Load) -> None:
+    with Crew(cell, load.rows, 2, HERE) as crew:
+        idle = crew.serve(20.0, [0, 1, 2] * 10)
+        flooded = crew.serve(1e6, [0, 1, 2] * 100)
+    assert (len(idle), len(flooded)) == (30, 300)
+    assert idle[:, 1].sum() > 20, "found their worker idle"
+    assert flooded[:, 1].sum() <= 2
+    assert flooded[:, 0].max() > 20 * np.median(idle[:, 0]), "the last has waited for all before it"
+
+
+def test_the_board_gives_each_number_once(tmp_path: Path) -> None:
+    with (
+        contextlib.closing(Board(tmp_path / "board", 3)) as one,
+        contextlib.closing(Board(tmp_path / "board")) as other,
+    ):
+        assert [one.take(), other.take(), one.take()] == [0, 1, 2]
+        one.set(2, RUNNING)
+        assert other.have(RUNNING, [2])
+        assert not other.have(FINISHED, [2])
+        assert not other.have(RUNNING, [0, 2])
+        other.clear()
+        assert one.take() == 0
+
+
+def test_a_few_texts_are_as_long_as_all() -> None:
+    rows = [("x" * (1 + number),) for number in np.random.default_rng(3).permutation(1000)]
+    chosen = capacity.representative(rows, 20)
+    assert len(set(chosen)) == 20
+    assert np.mean([len(rows[row][0]) for row in chosen]) == pytest.approx(500, rel=0.01)
+    every = capacity.representative(rows[:7], 21)
+    assert sorted(every) == sorted([*range(7)] * 3)
+
+
+def test_an_answer_that_is_not_the_accuracy_pass_s_fails(
+    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = own(
+        tmp_path,
+        monkeypatch,
+        "differs",
+        SUMS.format(line="if os.getpid() != int(os.environ['JUDGE']): return np.ones((1, 5), np.float32)"),
+    )
+    monkeypatch.setenv("JUDGE", str(os.getpid()))
+    told = r"^tiny-16-own: worker \d answers text \d+ with .*, and the accuracy pass with .*: what was served is not"
+    with pytest.raises(InputError, match=told):
+        capacity.measure(suite.cell("tiny", 16, name), load)
+
+
+@pytest.mark.skipif(not HERE.pinnable or len(HERE.order) < 2, reason="needs two cores to tell the workers apart")
+@pytest.mark.parametrize(
+    ("module", "does", "told"),
+    [
+        ("dies", "os._exit(7)", "^tiny-16-own: worker 2 of 2 ended with exit code 7$"),
+        ("killed", "os.kill(os.getpid(), 9)", "^tiny-16-own: worker 2 of 2 was killed by signal 9$"),
+        ("hangs", "time.sleep(600)", r"^tiny-16-own: worker 2 of 2 has said nothing for \d+ s$"),
+        ("raises", "raise RuntimeError('no such operator')", r"^tiny-16-own: worker 2 of 2: .*no such operator"),
+        ("nans", "return np.full((1, 5), np.nan, np.float32)", "^tiny-16-own answers with nan or infinity"),
+    ],
+)
+def test_a_worker_that_is_lost_fails_the_cell_and_the_others_end(
+    suite: Suite,
+    load: capacity.Load,
+    processes: Callable[[str], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    does: str,
+    told: str,
+) -> None:
+    line = LOST.format(does=does, cores=set(HERE.of_worker(1)))
+    name = own(tmp_path, monkeypatch, module, SUMS.format(line=line))
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=told):
+        capacity.measure(suite.cell("tiny", 16, name), dataclasses.replace(load, seconds=0.6), patience_s=5)
+    assert not processes(f"QBERT_CACHE={tmp_path}")
+
+
+@pytest.mark.skipif(not HERE.pinnable, reason="needs an affinity")
+def test_a_worker_that_cannot_be_pinned_fails_the_cell(cell: Cell, load: capacity.Load) -> None:
+    with pytest.raises(InputError, match=r"worker 2 of 2: it cannot be pinned to processor 1023 \(Invalid argument\)"):
+        capacity.measure(cell, load, cores=Cores((HERE.order[0], 1023), 2))
+
+
+def test_what_cannot_be_loaded_cannot_run(
+    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = own(tmp_path, monkeypatch, "broken", "def load(folder):\n    raise RuntimeError('no such operator')\n")
+    with pytest.raises(CannotRunError, match=r"it cannot be loaded and called .*no such operator"):
+        capacity.measure(suite.cell("tiny", 16, name), load)
+
+
+def test_a_system_without_affinity_is_served_and_said(cell: Cell, load: capacity.Load) -> None:
+    found = capacity.measure(cell, load, cores=dataclasses.replace(HERE, pinnable=False))[1]
+    assert any("pins no process" in note for note in found["capacity_notes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_ends_everything_at_once(
+    trained: Checkpoint,
+    news: Dataset,
+    processes: Callable[[str], list[str]],
+    wait_until: Callable[..., None],
+    tmp_path: Path,
+    how: signal.Signals,
+) -> None:
+    script = f"""
+        from qbert import cores, dataset
+        from qbert.crew import Crew
+        from qbert.suite import Suite
+        data = dataset.load({str(news.folder)!r})
+        cell = Suite(data, [{str(trained.folder)!r}], max_lengths=[16]).cell("tiny", 16, {INT8!r})
+        rows = dataset.text_rows(data.test)
+        with Crew(cell, rows, 2, cores.here()) as crew:
+            open({str(tmp_path / "begun")!r}, "w")
+            crew.block({{0: [0] * 10**7, 1: [1] * 10**7}})
+    """
+    environment = os.environ | {"QBERT_CACHE": str(tmp_path / "cache")}
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=environment, stderr=subprocess.PIPE)
+    wait_until((tmp_path / "begun").exists, 120)
+    assert len(processes(f"QBERT_CACHE={tmp_path / 'cache'}")) == 3
+    parent.send_signal(how)
+    parent.wait(timeout=10)
+    assert parent.stderr is not None
+    parent.stderr.close()
+    wait_until(lambda: not processes(f"QBERT_CACHE={tmp_path / 'cache'}"))
+
+
+def test_the_first_answer_is_read_first_and_silence_ends() -> None:
+    reply = "import time; time.sleep({}); print('{{\"answer\": 1}}', flush=True); time.sleep(60)"
+    waiting = {
+        name: children.Answering(sys.executable, "-c", reply.format(seconds), path="")
+        for name, seconds in {"late": 1.0, "early": 0.0, "never": 60}.items()
+    }
+    found = []
+
+    def read() -> None:
+        for name, child in children.first_answers(waiting, 3):
+            found.append(name)
+            assert child.receive(1) == {"answer": 1}
+
+    try:
+        with pytest.raises(TimeoutError):
+            read()
+    finally:
+        for child in waiting.values():
+            child.end()
+    assert found == ["early", "late"]
+
+
+@pytest.fixture
+def threads_taken() -> Iterator[None]:
+    known = dict(variants.VARIANTS)
+    yield
+    variants.VARIANTS.clear()
+    variants.VARIANTS.update(known)
+
+
+def two_threads() -> list[Variant]:
+    rows = [row for row in variants.VARIANTS.values() if row.default and not row.missing()]
+    return [row for row in rows if row.name in {"fp32", INT8, "fp32-onnxruntime", "fp32-openvino"}]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("threads_taken")
+@pytest.mark.skipif(len(HERE.order) < 2, reason="needs two cores")
+@pytest.mark.parametrize("variant", two_threads(), ids=lambda row: row.name)
+def test_one_process_runs_on_exactly_so_many_threads(variant: Variant, suite: Suite, load: capacity.Load) -> None:
+    row = variants.with_threads(variant, 2)
+    assert (row.name, row.definition["options"]["threads"]) == (f"{variant.name}-2-threads", 2)
+    found = capacity.measure(suite.cell("tiny", 16, row.name), load)[1]
+    assert (found["workers"], found["worker_threads"], found["evidence"]["threads"]) == (1, 2, 2)
+
+
+def test_a_runtime_of_one_thread_takes_no_more() -> None:
+    with pytest.raises(CannotRunError, match="one thread alone"):
+        variants.with_threads(variants.VARIANTS["int8-native"], 2)
+
+
+def test_a_runtime_that_says_another_number_of_threads_is_refused(
+    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SUMS.format(line="pass").replace("load(folder)", "load(folder, threads)")
+    name = own(tmp_path, monkeypatch, "stubborn", text, {"threads": 2})
+    with pytest.raises(CannotRunError, match="says that it runs on 1 threads, and 2 were asked for"):
+        capacity.measure(suite.cell("tiny", 16, name), load)
+
+
+@pytest.mark.exhaustive
+def test_the_simulated_p99_is_found_by_driving_real_workers(cell: Cell, load: capacity.Load) -> None:
+    for found in trial_capacity.drive(cell, load.rows, HERE.workers, seconds=45):
+        assert found.off_low < 0.15, found
+        assert found.off_high > -0.15, found
+        assert found.off_high - found.off_low < 0.6, "this machine is too noisy to tell"

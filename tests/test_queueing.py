@@ -1,0 +1,102 @@
+"""The simulated queue against queues whose answers are known."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import optimize
+
+from qbert import queueing
+
+EXPONENTIAL = (-np.log1p(-(np.arange(20_000) + 0.5) / 20_000)).tolist()
+"""Service times with a mean of one second, as M/M/k has them."""
+QUEUES = {"queues": 800, "requests": 10_000}
+SIGMAS = 4  # standard errors; of ten comparisons one is beyond by chance in 1,600
+
+
+def stay_in_mmk(workers: int, rate: float, percent: float) -> float:
+    """Return the percentile of waiting plus service in M/M/k with a mean service of a second.
+
+    Source: Gross, Shortle, Thompson and Harris 2008, "Fundamentals of Queueing Theory", section 2.3.
+    """
+    terms = [rate**number / math.factorial(number) for number in range(workers)]
+    last = rate**workers / math.factorial(workers) / (1 - rate / workers)
+    waits = last / (sum(terms) + last)
+    spare = workers - rate
+
+    def beyond(seconds: float) -> float:
+        if math.isclose(spare, 1):
+            return math.exp(-seconds) * (1 + waits * seconds)
+        return math.exp(-seconds) + waits * (math.exp(-seconds) - math.exp(-spare * seconds)) / (spare - 1)
+
+    return optimize.brentq(lambda seconds: beyond(seconds) - (1 - percent / 100), 0, 1e4)
+
+
+def stay_in_md1(rate: float, percent: float) -> float:
+    """Return the percentile of waiting plus a service of one second in M/D/1.
+
+    Source: Erlang 1909, the distribution of the waiting time.
+    """
+
+    def within(wait: float) -> float:
+        terms = (
+            (-rate * (wait - served)) ** served / math.factorial(served) * math.exp(rate * (wait - served))
+            for served in range(int(wait) + 1)
+        )
+        return (1 - rate) * sum(terms)
+
+    return 1 + optimize.brentq(lambda wait: within(wait) - percent / 100, 0, 25)
+
+
+def check(services: list[list[float]], rates: list[float], known: Callable[[float, float], float]) -> None:
+    for percent in (90, 99):
+        stay = queueing.simulate(services, rates, percent=percent, **QUEUES)
+        expected = np.array([known(rate, percent) for rate in rates])
+        assert (stay.error_s < 0.02 * expected).all(), "else it would prove little"
+        assert (np.abs(stay.p99_s - expected) < SIGMAS * stay.error_s).all()
+
+
+def test_constant_services_before_one_worker_wait_as_known() -> None:
+    check([[1.0]], [0.3, 0.6, 0.8], stay_in_md1)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_exponential_services_wait_as_known(workers: int) -> None:
+    rates = [load * workers for load in (0.3, 0.5, 0.8)]
+    check([EXPONENTIAL] * workers, rates, lambda rate, percent: stay_in_mmk(workers, rate, percent))
+
+
+def test_a_wrong_answer_would_be_noticed() -> None:
+    with pytest.raises(AssertionError):
+        check([EXPONENTIAL], [0.5], lambda rate, percent: 1.05 * stay_in_mmk(1, rate, percent))
+
+
+def test_the_curve_ascends_and_the_defaults_are_near_enough() -> None:
+    rates = [load * 2 for load in queueing.LOADS]
+    stay = queueing.simulate([EXPONENTIAL] * 2, rates)
+    known = np.array([stay_in_mmk(2, rate, 99) for rate in rates])
+    assert (np.diff(stay.p99_s) > 0).all()
+    assert (np.abs(stay.p99_s / known - 1) < np.where(np.array(rates) < 1.7, 0.05, 0.2)).all()
+
+
+def test_a_slow_worker_serves_with_its_own_times() -> None:
+    assert queueing.capacity([[1.0, 1.0], [2.0, 6.0, 4.0]]) == 1.25
+    stay = queueing.simulate([[1.0], [5.0]], [0.01], percent=100, queues=10, requests=400)
+    assert stay.p99_s[0] >= 5.0
+
+
+def test_a_request_that_finds_its_worker_idle_takes_as_long_as_that() -> None:
+    rarely = queueing.simulate([[1.0]], [0.001], after_idle_s=[3.0], percent=50, queues=10, requests=400)
+    assert rarely.p99_s[0] == pytest.approx(3.0)
+    always = [queueing.simulate([[1.0]], [0.999], after_idle_s=cold).p99_s[0] for cold in ([1.0], [3.0])]
+    assert always[1] == pytest.approx(always[0], rel=0.2), "it is hardly ever idle"
+
+
+def test_the_highest_rate_within_a_limit_lies_between_its_neighbours() -> None:
+    rates, p99_s = [1.0, 2.0, 4.0], [0.1, 0.2, 0.8]
+    assert queueing.highest_rate(rates, p99_s, 0.05) == 0
+    assert queueing.highest_rate(rates, p99_s, 0.2) == pytest.approx(2.0)
+    assert queueing.highest_rate(rates, p99_s, 0.4) == pytest.approx(3.0)
+    assert queueing.highest_rate(rates, p99_s, 9.0) == 4.0
+    assert queueing.highest_rate(rates, [0.2, 0.1, 0.8], 0.15) == 0, "p99 of a faster rate is no shorter"
