@@ -206,7 +206,7 @@ def test_a_worker_that_is_lost_fails_the_cell_and_the_others_end(
     name = own(tmp_path, monkeypatch, module, SUMS.format(line=line))
     monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=told):
-        capacity.measure(suite.cell("tiny", 16, name), dataclasses.replace(load, seconds=0.6), patience_s=5)
+        capacity.measure(suite.cell("tiny", 16, name), dataclasses.replace(load, seconds=5), patience_s=5)
     assert not processes(f"QBERT_CACHE={tmp_path}")
 
 

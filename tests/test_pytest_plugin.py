@@ -483,6 +483,7 @@ def test_the_default_run_judges_the_trained_model_alone(tmp_path: Path) -> None:
         f"test_{kind}[{model}-{length}-fp32]"
         for kind, models, lengths in (
             ("accuracy", ["bert-tiny"], (128, 256, 384)),
+            ("capacity", ["bert-tiny", "bert-base"], (384,)),
             ("footprint", ["bert-tiny", "bert-base"], (384,)),
             ("latency", ["bert-tiny", "bert-base"], (128, 256, 384)),
         )
@@ -510,7 +511,7 @@ def test_models_of_one_name_are_told_apart(trained: Checkpoint, news: Dataset, t
         pytest.param(["--dataset", "missing"], "dataset 'missing' is no folder", marks=pytest.mark.slow),
         pytest.param(["--variants", "int9"], "unknown variant 'int9'", marks=pytest.mark.slow),
         pytest.param(["--max-lengths", "513"], "max_length 513 is beyond", marks=pytest.mark.slow),
-        (["--max-lengths", "0"], "invalid lengths value: '0'"),
+        (["--max-lengths", "0"], "invalid counts value: '0'"),
         (["--documents", "0"], "invalid positive int value: '0'"),
         (["--seconds-per-cell", "inf"], "invalid positive float value: 'inf'"),
         (["--f1-guard", "hope"], "invalid choice: 'hope'"),

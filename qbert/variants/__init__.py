@@ -235,7 +235,7 @@ for row in (
         "int8",
         native.load,
         native.export,
-        needs="AVX512-VNNI or AVX-VNNI, a C++ compiler",
+        needs="AMX, AVX512-VNNI or AVX-VNNI, a C++ compiler",
         unsupported=native.unsupported,
     ),
     Variant(

@@ -33,9 +33,12 @@ def runs_here(kernel: Kernel) -> bool:
 def again(kernel: Kernel, tests: str, flags: str = "", **environment: str) -> None:
     """Run the encoder's tests that `tests` selects with `kernel`, or with its twin where this processor lacks it."""
     flags = " ".join(filter(None, [flags, "" if runs_here(kernel) else TWIN]))
+    examples = "15" if flags else "60"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(TESTS), "-k", tests],
-        env=os.environ | {"QBERT_CXXFLAGS": flags, "QBERT_ISA": kernel.name} | environment,
+        env=os.environ
+        | {"QBERT_CXXFLAGS": flags, "QBERT_ISA": kernel.name, "QBERT_TEST_EXAMPLES": examples}
+        | environment,
         cwd=TESTS.parents[2],
         capture_output=True,
         text=True,

@@ -102,7 +102,8 @@ struct Linear {
     }
   };
 
-  // Call `write(token, column, values)` with some vectors at a time of the product of `count` tokens; zeros follow the last column.
+  // Call `write(token, column, values)` with some vectors at a time of the product of `count` tokens; zeros follow the last
+  // column.
   template <class Write>
   void operator()(const Quantized& rows, int count, std::int32_t* scratch, const Write& write) const {
     Product::run(rows.bytes, rows.stride, count + 1, packed, panels, Epilogue<Write>{*this, rows, write}, scratch);
@@ -222,8 +223,9 @@ class Encoder {
       quantized_.quantize(t, row, 0, int(size), range);
     }
     if (!projection_.empty()) {
-      projection_[0](quantized_, tokens, scratch_,
-                     [this](int row, int column, const auto& values) { store_several(hidden_ + row * stride_ + column, values); });
+      projection_[0](quantized_, tokens, scratch_, [this](int row, int column, const auto& values) {
+        store_several(hidden_ + row * stride_ + column, values);
+      });
       quantize(quantized_, hidden_, stride_, tokens, int(geometry_.hidden));
     }
   }

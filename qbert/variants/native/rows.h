@@ -14,9 +14,9 @@
 
 namespace qbert {
 
-// Between two products, rows are kept as halves: half as much to write and read, and a twentieth of a step of quantization
-// at most is lost. Sums over layers are kept as floats. Several rows are reduced together, so that they do not wait for one
-// another's additions.
+// Between two products, rows are kept as halves: half as much to write and read, and at most a sixteenth of a step of
+// quantization is lost. Sums over layers are kept as floats. Several rows are reduced together, so that they do not wait for
+// one another's additions.
 inline Floats load_floats(const float* from) { return load<Floats>(from); }
 inline Floats load_floats(const Half* from) { return widen(load<Words>(from)); }
 

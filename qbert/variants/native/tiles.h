@@ -76,9 +76,9 @@ class TileProduct {
             multiply<1>(work, chunk > 0, sums, pending, row);
           }
           if (chunk + 1 == chunks) {
-            pending.set(sums, work.first_row ? &row : nullptr, Tiles::kFirstRow + block * kBlock,
-                        panel * kBlock, (height + kGroup - 1) / kGroup);
-            if (chunks > 1) pending.finish_all();
+            pending.set(sums, work.first_row ? &row : nullptr, Tiles::kFirstRow + block * kBlock, panel * kBlock,
+                        (height + kGroup - 1) / kGroup);
+            if (chunks > 1) pending.finish_all();  // beside the next block it took longer
           }
         }
       }
@@ -99,9 +99,9 @@ class TileProduct {
  private:
   using Sum = typename Dot::Sum;
   using Sums = Several<Sum, Layout::kWidth>;
-  static constexpr int kChunk = 12;                         // steps: 24 KB of columns
-  static constexpr int kLines = 2 * kTile;                  // 64 bytes each, of a panel's step
-  static constexpr int kGroup = 4;                          // rows that the epilogue takes at a time
+  static constexpr int kChunk = 12;         // steps: 24 KB of columns
+  static constexpr int kLines = 2 * kTile;  // of 64 bytes, of a panel's step
+  static constexpr int kGroup = 4;          // rows that the epilogue takes at a time
 
   struct Chunk {
     const unsigned char* rows;
@@ -142,61 +142,86 @@ class TileProduct {
         auto write = epilogue.template at<Layout::kWidth>(column);
         if (group == 0 && has_first_row) write(0, 0, first_row);
 #pragma GCC unroll 4
-        for (int r = 0; r < kGroup; ++r) write(row + group * kGroup, r, load_several<Sum, Layout::kWidth>(reinterpret_cast<const std::int32_t*>(sums + (group * kGroup + r) * Layout::kWidth)));
+        for (int r = 0; r < kGroup; ++r) write(row + group * kGroup, r, row_of_sums(sums, group * kGroup + r));
       }
     }
   };
+
+  static Sums row_of_sums(const Sum* sums, int row) {
+    return each_of(std::make_index_sequence<Layout::kWidth>{}, [=](std::size_t v) { return sums[row * Layout::kWidth + v]; });
+  }
 
   // Where the epilogue only stores the sums, as those of scores, the tiles are stored there at once.
   template <class Epilogue>
   static void store_blocks(const unsigned char* rows, std::size_t stride, int count, const std::uint32_t* packed,
                            const Layout& layout, const Epilogue& epilogue) {
-    const std::size_t to_stride = epilogue.stride * sizeof(float);
     for (int panel = 0; panel < layout.count; ++panel) {
       for (int row = 0; row < count; row += kBlock) {
-        const unsigned char* from = rows + row * stride;
         const std::uint32_t* columns = packed + layout.offset(panel);
         auto* to = epilogue.to + row * epilogue.stride + panel * kBlock;
-        tile_zero<0>(), tile_zero<1>();
         if (count - row > kTile) {
-          tile_zero<2>(), tile_zero<3>();
-          for (int step = 0; step < layout.steps; ++step) multiply_tiles<2>(from + step * kDepth, stride, columns + step * kBlock * kTile);
-          tile_store<2>(to + kTile * epilogue.stride, to_stride), tile_store<3>(to + kTile * epilogue.stride + kTile, to_stride);
+          store_block<2>(rows + row * stride, stride, columns, layout.steps, to, epilogue.stride);
         } else {
-          for (int step = 0; step < layout.steps; ++step) multiply_tiles<1>(from + step * kDepth, stride, columns + step * kBlock * kTile);
+          store_block<1>(rows + row * stride, stride, columns, layout.steps, to, epilogue.stride);
         }
-        tile_store<0>(to, to_stride), tile_store<1>(to + kTile, to_stride);
       }
     }
   }
 
+  template <int Height, class Number>
+  static void store_block(const unsigned char* rows, std::size_t stride, const std::uint32_t* columns, int steps, Number* to,
+                          std::size_t to_stride) {
+    zero_sums<Height>();
+    for (int step = 0; step < steps; ++step) {
+      multiply_step<Height>(rows + step * kDepth, stride, columns + step * kBlock * kTile);
+    }
+    store_sums<Height>(to, to_stride * sizeof(Number));
+  }
+
+  // The four tiles of sums are the registers 0 to 3; with a height of one tile, the first two.
+  template <int Height>
+  static void zero_sums() {
+    tile_zero<0>(), tile_zero<1>();
+    if (Height == 2) tile_zero<2>(), tile_zero<3>();
+  }
+
+  template <int Height>
+  static void load_sums(const void* from, std::size_t stride) {
+    const auto* bytes = static_cast<const char*>(from);
+    tile_load<0>(bytes, stride), tile_load<1>(bytes + 4 * kTile, stride);
+    bytes += kTile * stride;
+    if (Height == 2) tile_load<2>(bytes, stride), tile_load<3>(bytes + 4 * kTile, stride);
+  }
+
+  template <int Height>
+  static void store_sums(void* to, std::size_t stride) {
+    auto* bytes = static_cast<char*>(to);
+    tile_store<0>(bytes, stride), tile_store<1>(bytes + 4 * kTile, stride);
+    bytes += kTile * stride;
+    if (Height == 2) tile_store<2>(bytes, stride), tile_store<3>(bytes + 4 * kTile, stride);
+  }
+
   // Add the products of `Height` tiles of rows with two of columns.
   template <int Height>
-  [[gnu::always_inline]] static void multiply_tiles(const unsigned char* rows, std::size_t stride, const std::uint32_t* columns) {
-    tile_load<6>(columns, 64);
+  [[gnu::always_inline]] static void multiply_step(const unsigned char* rows, std::size_t stride,
+                                                   const std::uint32_t* columns) {
+    tile_load<6>(columns, 4 * kTile);
     Tiles::template load_rows<4>(rows, stride);
-    tile_load<7>(columns + kTile * kTile, 64);
+    tile_load<7>(columns + kTile * kTile, 4 * kTile);
     if (Height == 2) Tiles::template load_rows<5>(rows + kTile * stride, stride);
-    Tiles::template add<0, 4, 6>();
-    Tiles::template add<1, 4, 7>();
-    if (Height == 2) {
-      Tiles::template add<2, 5, 6>();
-      Tiles::template add<3, 5, 7>();
-    }
+    Tiles::template add<0, 4, 6>(), Tiles::template add<1, 4, 7>();
+    if (Height == 2) Tiles::template add<2, 5, 6>(), Tiles::template add<3, 5, 7>();
   }
 
   // Multiply a chunk of a block of `Height` tiles of rows; `sums` receives the sums, and holds those so far if `more`.
   template <int Height, class Epilogue>
   [[gnu::always_inline]] static void multiply(const Chunk& chunk, bool more, Sum* sums, Pending<Epilogue>& pending,
                                               FirstRow& row) {
-    constexpr std::size_t kStride = kBlock * 4;
-    auto* second = reinterpret_cast<char*>(sums) + kTile * kStride;
+    constexpr std::size_t kStride = kBlock * sizeof(std::int32_t);
     if (more) {
-      tile_load<0>(sums, kStride), tile_load<1>(sums + 1, kStride);
-      if (Height == 2) tile_load<2>(second, kStride), tile_load<3>(second + 64, kStride);
+      load_sums<Height>(sums, kStride);
     } else {
-      tile_zero<0>(), tile_zero<1>();
-      if (Height == 2) tile_zero<2>(), tile_zero<3>();
+      zero_sums<Height>();
     }
     if (chunk.first_row) {
       steps<Height, true>(chunk, pending, row);
@@ -204,8 +229,7 @@ class TileProduct {
       steps<Height, false>(chunk, pending, row);
     }
     pending.finish_all();
-    tile_store<0>(sums, kStride), tile_store<1>(sums + 1, kStride);
-    if (Height == 2) tile_store<2>(second, kStride), tile_store<3>(second + 64, kStride);
+    store_sums<Height>(sums, kStride);
   }
 
   template <int Height, bool WithFirstRow, class Epilogue>
@@ -226,7 +250,7 @@ class TileProduct {
           }
         }
       }
-      multiply_tiles<Height>(chunk.rows + step * kDepth, chunk.stride, columns);
+      multiply_step<Height>(chunk.rows + step * kDepth, chunk.stride, columns);
       for (int line = 0; line < chunk.lines; ++line, next += 64) __builtin_prefetch(next, 0, 2);
       if (step > 0) pending.finish(step * groups_a_step);
     }
