@@ -80,8 +80,9 @@ struct Prefetch {
 };
 
 template <class Dot, int Rows, int Vectors, class Epilogue>
-[[gnu::noinline]] void multiply_block(const unsigned char* rows, std::size_t stride, const std::uint32_t* packed, int depth,
-                                      Prefetch prefetch, int row, int column, const Epilogue& epilogue) {
+[[gnu::noinline, gnu::flatten]] void multiply_block(const unsigned char* rows, std::size_t stride,
+                                                    const std::uint32_t* packed, int depth, Prefetch prefetch, int row,
+                                                    int column, const Epilogue& epilogue) {
   typename Dot::Sum sums[Rows][Vectors] = {};
   for (int step = 0; step < depth; ++step) {
     Ints columns[Vectors];

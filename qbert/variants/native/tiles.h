@@ -43,10 +43,12 @@ class TileProduct {
   static constexpr int kRows = kBlock;      // rows up to a multiple of it are read and written
   static std::size_t scratch_size(std::size_t rows) { return round_up(rows, kBlock) * kBlock; }
 
-  // Multiply `count` rows, `stride` bytes apart, with packed columns, and pass each vector of sums to `epilogue`.
+  // Multiply `count` rows, `stride` bytes apart, with packed columns, and pass the sums to `epilogue`. All of it is inlined:
+  // an epilogue that is called takes a quarter longer.
   template <class Epilogue>
-  [[gnu::noinline]] static void run(const void* rows, std::size_t stride, int count, const std::uint32_t* packed,
-                                    const Layout& layout, const Epilogue& epilogue, std::int32_t* scratch) {
+  [[gnu::noinline, gnu::flatten]] static void run(const void* rows, std::size_t stride, int count,
+                                                  const std::uint32_t* packed, const Layout& layout,
+                                                  const Epilogue& epilogue, std::int32_t* scratch) {
     if constexpr (Epilogue::kStores) {
       return store_blocks(static_cast<const unsigned char*>(rows), stride, count, packed, layout, epilogue);
     }
@@ -134,7 +136,7 @@ class TileProduct {
       }
     }
 
-    [[gnu::noinline]] void finish_all() { finish(groups); }
+    [[gnu::noinline, gnu::flatten]] void finish_all() { finish(groups); }
 
     // Pass the groups before `until`.
     [[gnu::always_inline]] void finish(int until) {
