@@ -96,6 +96,33 @@ def test_plain_code_and_instructions_agree_to_the_bit(
         assert np.array_equal(logits[""], logits[TWIN])
 
 
+LOGITS = """
+import sys
+from pathlib import Path
+from native_cases import text
+from qbert.variants.native.encoder import Encoder
+for name in sys.argv[2:]:
+    encoder = Encoder(Path(sys.argv[1]), name)
+    print(encoder(text(encoder.geometry, 40, 0)).tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_kernels_in_one_process_do_not_mix(tmp_path: Path) -> None:
+    geometry = Geometry(40, 64, 2, 150, 64, 2, 2, 128, 3, 0, 0, -1, 1e-12)
+    path = write(tmp_path, geometry, weights(geometry, 0))
+
+    def logits(*kernels: str) -> list[str]:
+        command = [sys.executable, "-c", LOGITS, str(path), *kernels]
+        environment = os.environ | {"PYTHONPATH": str(TESTS.parents[2] / "tools")}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+    here = [kernel.name for kernel in KERNELS if runs_here(kernel)]
+    alone = [line for name in here for line in logits(name)]
+    assert logits(*here) == alone
+    assert logits(*reversed(here)) == alone[::-1]
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=names)
 def test_no_kernel_is_loaded_without_its_instructions(kernel: Kernel, fresh: pytest.MonkeyPatch) -> None:
     all_but_one: Callable[[], tuple[str, ...]]

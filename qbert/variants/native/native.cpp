@@ -3,6 +3,9 @@
 // It is compiled with a kernel's file included before it and QBERT_KERNEL naming the struct in that file (compiler.py).
 #include "rates.h"
 
+// Only these are visible outside of the library. Else, of two kernels in one process, the second would take some of the
+// first's functions, since they have the same names.
+#pragma GCC visibility push(default)
 extern "C" {
 
 // The instruction sets that are used, and whether the system lets this process use them.
@@ -62,3 +65,4 @@ bool qbert_run(void* encoder, const std::int64_t* ids, const std::int64_t* types
   return false;
 }
 }
+#pragma GCC visibility pop
