@@ -33,6 +33,15 @@ FUNCTIONS = {
     "tanh": np.tanh,
 }
 
+ROUNDING = {
+    "amx_int8": (32, 255),
+    "avx512_vnni": (16, 255),
+    "avx_vnni": (8, 255),
+    "avx2": (8, 127),
+    "asimddp": (4, 255),
+}
+"""By the first of these instructions that it uses: up to how many columns a kernel fills rows, and a row's steps."""
+
 
 @st.composite
 def geometries(draw: st.DrawFn) -> Geometry:
@@ -63,8 +72,8 @@ def reference(
     geometry: Geometry, tensors: dict[str, np.ndarray], ids: np.ndarray, types: np.ndarray | None
 ) -> np.ndarray:
     """Return the logits in float64, rounded where the encoder rounds: activations, and attention's bf16."""
-    instructions = compiler.load_library().qbert_instructions()
-    columns = 32 if b"amx" in instructions else 8 if instructions == b"avx_vnni" else 16
+    instructions = compiler.load_library().qbert_instructions().decode().split()
+    columns, steps = next(rounding for name, rounding in ROUNDING.items() if name in instructions)
     numbers = {
         name: (tensor.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == np.uint16 else tensor
         for name, tensor in tensors.items()
@@ -74,12 +83,12 @@ def reference(
     def quantized(rows: np.ndarray) -> np.ndarray:
         filled = np.pad(rows, ((0, 0), (0, -rows.shape[1] % columns)))
         low = filled.min(1, keepdims=True)
-        step = (filled.max(1, keepdims=True) - low) / 255
+        step = (filled.max(1, keepdims=True) - low) / steps
         step[step == 0] = 1
         return low + np.rint((rows - low) / step) * step
 
     def half(numbers: np.ndarray) -> np.ndarray:
-        if b"bf16" not in instructions:
+        if "avx512_bf16" not in instructions:
             return numbers
         return (convert.bf16(numbers).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
@@ -356,11 +365,12 @@ def test_a_compiler_that_fails_is_one_sentence(fresh: pytest.MonkeyPatch, tmp_pa
 
 def test_without_a_compiler_or_the_instructions_the_reason_is_told(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh.setenv("PATH", str(tmp_path))
-    fresh.delenv("CXX", raising=False)
+    for name in ("CXX", "QBERT_ISA"):
+        fresh.delenv(name, raising=False)
     fresh.setattr(compiler, "PACKAGE", "no_such_package")
     with pytest.raises(InputError, match=r"no C\+\+ compiler: install g\+\+ or clang\+\+, or pip install"):
         variants.get("int8-native")
-    fresh.setattr(machine, "instruction_sets", lambda: ("avx2",))
-    with pytest.raises(InputError, match="written for processors with AVX512-VNNI or AVX-VNNI"):
+    fresh.setattr(machine, "instruction_sets", lambda: ("asimd",))
+    with pytest.raises(InputError, match="written for processors with AVX2 or ARM's dot products, on Linux or macOS"):
         variants.get("int8-native")
     assert "int8-native" not in [row.name for row in variants.select("all")]

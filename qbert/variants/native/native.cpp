@@ -1,8 +1,12 @@
 // The functions that Python calls (encoder.py). None throws: a null pointer or false means failure.
 //
 // It is compiled with a kernel's file included before it and QBERT_KERNEL naming the struct in that file (compiler.py).
+//
+// All else is hidden: the libraries of two kernels may be loaded in one process, and what templates hold in static variables
+// would be shared among them by its name.
 #include "rates.h"
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // The instruction sets that are used, and whether the system lets this process use them.
