@@ -102,9 +102,13 @@ def compiler() -> tuple[str, ...]:
 
 def flags(kernel: Kernel) -> tuple[str, ...]:
     """Return the flags for `kernel`, then those of `QBERT_CXXFLAGS` (sanitizers, plain C++)."""
-    chosen = (f"-DQBERT_KERNEL={kernel.struct}", "-include", str(SOURCES / "kernels" / kernel.header))
     instructions = (*(AVX2 if machine.is_x86() else ()), *(() if TWIN in _extra_flags() else kernel.flags))
-    return (*FLAGS, *instructions, *chosen, *_extra_flags())
+    return (*FLAGS, *instructions, *chosen(kernel), *_extra_flags())
+
+
+def chosen(kernel: Kernel) -> tuple[str, ...]:
+    """Return the flags that make native.cpp use `kernel`."""
+    return f"-DQBERT_KERNEL={kernel.struct}", "-include", str(SOURCES / "kernels" / kernel.header)
 
 
 def _extra_flags() -> list[str]:
