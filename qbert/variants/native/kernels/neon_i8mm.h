@@ -18,6 +18,7 @@ constexpr int kLeastByte = 0, kGreatestByte = 255;  // of a quantized row (rows.
 
 namespace qbert {
 
+// Volatile, so that all stay in order: else GCC 12 loads all rows before the first product, and has no register for a sum.
 struct Int8Pairs {  // exact: each step adds at most 8 * 255 * 128 to a 32-bit sum
   using Sum = Ints;
   static constexpr int kGroup = 8;
@@ -27,7 +28,7 @@ struct Int8Pairs {  // exact: each step adds at most 8 * 255 * 128 to a 32-bit s
         for (int i = 0; i < kLanes; ++i) {
           for (int k = 0; k < 2; ++k) sums[i] = twin::dot_int8(sums[i], rows[i / 2 * 2 + k], columns[i % 2 * 2 + k]);
         },
-        asm("usmmla %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(rows), "w"(columns)));
+        asm volatile("usmmla %0.4s, %1.16b, %2.16b" : "+w"(sums) : "w"(rows), "w"(columns)));
   }
 };
 
@@ -42,7 +43,7 @@ struct PairPanels : Panels {
   static void arrange(Ints (&square)[kLanes]) { exchange<2>(square, kAllLanes); }
 };
 
-// A block of up to 8 rows by 3 vectors of columns: 24 registers of sums, 4 of rows, and one or two of columns.
+// A block of up to 8 rows by 3 vectors of columns: 24 registers of sums, 6 of columns, and one or two of rows.
 struct PairBlock {
   using Dot = Int8Pairs;
   using Layout = PairPanels;
@@ -55,19 +56,20 @@ struct PairBlock {
     constexpr int kPairs = (Rows + 1) / 2;
     Ints sums[kPairs][Vectors][2] = {};
     for (int step = 0; step < depth; step += 2) {
-      Ints pairs[kPairs];
+      Ints columns[Vectors][2];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        columns[v][0] = load<Ints>(packed + Layout::at(step, v, Vectors));
+        columns[v][1] = load<Ints>(packed + Layout::at(step + 1, v, Vectors));
+      }
 #pragma GCC unroll 4
       for (int p = 0; p < kPairs; ++p) {  // the last row may be alone: then it is its own partner
         const unsigned char* from = rows + 2 * p * stride + 4 * std::size_t(step);
-        pairs[p] = Ints(Quads{load<std::int64_t>(from), load<std::int64_t>(from + (2 * p + 1 < Rows ? stride : 0))});
-      }
+        const Ints pair = Ints(Quads{load<std::int64_t>(from), load<std::int64_t>(from + (2 * p + 1 < Rows ? stride : 0))});
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const Ints columns = load<Ints>(packed + Layout::at(step + half, v, Vectors));
-#pragma GCC unroll 4
-          for (int p = 0; p < kPairs; ++p) Dot::add(sums[p][v][half], pairs[p], columns);
+        for (int v = 0; v < Vectors; ++v) {
+          Dot::add(sums[p][v][0], pair, columns[v][0]);
+          Dot::add(sums[p][v][1], pair, columns[v][1]);
         }
       }
       prefetch.next<Dot>(), prefetch.next<Dot>();
