@@ -177,7 +177,7 @@ print(json.dumps({name: encoder(encoding).tolist() for name, encoder in encoders
 def test_kernels_in_one_process_share_nothing(tmp_path: Path) -> None:
     geometry = Geometry(40, 64, 2, 70, 64, 2, 2, 128, 3, 0, 0, -1, 1e-12)
     path = write(tmp_path, geometry, weights(geometry, 0))
-    environment = os.environ | {"QBERT_CXXFLAGS": TWIN, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = os.environ | {"QBERT_CXXFLAGS": f"{TWIN} -O1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     printed = {
         subprocess.run(
             [sys.executable, "-c", IN_ORDER, str(path), *order],
