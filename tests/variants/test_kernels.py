@@ -138,22 +138,6 @@ def test_under_emulation_arm_computes_what_the_reference_does(
 
 @on_arm
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.name in PROCESSORS], ids=[*PROCESSORS])
-def test_plain_code_and_arms_instructions_agree_to_the_bit(
-    kernel: Kernel, built_for_arm: Callable[..., str], tmp_path: Path
-) -> None:
-    for seed, (geometry, tensors) in enumerate(samples()):
-        logits = [
-            Emulated(shlex.split(built_for_arm(kernel, *flags)), tmp_path / "case", geometry, tensors)
-            for flags in ((), (TWIN,))
-        ]
-        for tokens in (2, 33):
-            encoding = text(geometry, tokens, seed)
-            assert np.array_equal(*(encoder(encoding) for encoder in logits))
-
-
-@on_arm
-@pytest.mark.slow
 def test_the_emulated_processor_without_i8mm_has_none(built_for_arm: Callable[..., str], tmp_path: Path) -> None:
     kernel = next(kernel for kernel in KERNELS if kernel.name == "neon_i8mm")
     command = built_for_arm(kernel).replace(PROCESSORS["neon_i8mm"], PROCESSORS["neon_dotprod"])
