@@ -1,13 +1,32 @@
-"""Made-up models and texts for int8-native's encoder: what the tests of the encoder and of its kernels share."""
+"""Made-up models and texts for int8-native's encoder, and what it should compute from them."""
 
 import json
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+from scipy.special import erf
 
 from qbert.variants.native import convert
-from qbert.variants.native.encoder import FORMAT, WEIGHTS, Geometry
+from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry
+
+FUNCTIONS = {
+    "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+}
+
+ROUNDING = {
+    "amx_int8": (32, 255),
+    "avx512_vnni": (16, 255),
+    "avx_vnni": (8, 255),
+    "avx2": (8, 127),
+    "asimddp": (4, 255),
+}
+"""By the first of these instructions that it uses: up to how many columns a kernel fills rows, and a row's steps."""
 
 
 def weights(geometry: Geometry, seed: int, outlier: float = 1, words: float = 1) -> dict[str, np.ndarray]:
@@ -43,3 +62,89 @@ def text(geometry: Geometry, tokens: int, seed: int) -> dict[str, np.ndarray]:
     if geometry.types > 1:
         encoding["token_type_ids"] = generator.integers(0, geometry.types, (1, tokens))
     return encoding | {"attention_mask": np.ones((1, tokens), dtype=np.int64)}
+
+
+def reference(
+    geometry: Geometry, tensors: dict[str, np.ndarray], encoding: dict[str, np.ndarray], instructions: list[str]
+) -> np.ndarray:
+    """Return the logits in float64, rounded where a kernel with `instructions` rounds: activations, and bf16."""
+    ids, types = encoding["input_ids"][0], encoding.get("token_type_ids", [None])[0]
+    columns, steps = next(rounding for name, rounding in ROUNDING.items() if name in instructions)
+    numbers = {
+        name: (tensor.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == np.uint16 else tensor
+        for name, tensor in tensors.items()
+    }
+    numbers = {name: tensor.astype(np.float64) for name, tensor in numbers.items()}
+
+    def quantized(rows: np.ndarray) -> np.ndarray:
+        filled = np.pad(rows, ((0, 0), (0, -rows.shape[1] % columns)))
+        low = filled.min(1, keepdims=True)
+        step = (filled.max(1, keepdims=True) - low) / steps
+        step[step == 0] = 1
+        return low + np.rint((rows - low) / step) * step
+
+    def half(numbers: np.ndarray) -> np.ndarray:
+        if "avx512_bf16" not in instructions:
+            return numbers
+        return (convert.bf16(numbers).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+    def product(name: str, rows: np.ndarray) -> np.ndarray:
+        coarse = quantized(rows)
+        coarse[:1] += quantized(rows[:1] - coarse[:1])  # the first token has 16 bits
+        return coarse @ (numbers[f"{name}.weight"] * numbers[f"{name}.step"][:, None]).T + numbers[f"{name}.bias"]
+
+    def norm(name: str, rows: np.ndarray) -> np.ndarray:
+        deviation = np.sqrt(rows.var(1, keepdims=True) + geometry.epsilon)
+        return (rows - rows.mean(1, keepdims=True)) / deviation * numbers[f"{name}.weight"] + numbers[f"{name}.bias"]
+
+    counted = np.cumsum(ids != geometry.padding) + geometry.padding
+    places = np.where(ids == geometry.padding, geometry.padding, counted)
+    x = numbers["embeddings.word"][ids] + numbers["embeddings.position"][places]
+    x = norm("embeddings.norm", x + numbers["embeddings.type"][0 if types is None else types])
+    if geometry.embedding != geometry.hidden:
+        x = product("embeddings.project", x)
+    for layer in range(geometry.layers):
+        name = f"layers.{layer}"
+        q, k, v = (
+            product(f"{name}.{part}", x).reshape(len(ids), geometry.heads, -1).swapaxes(0, 1)
+            for part in ("query", "key", "value")
+        )
+        q /= np.log(2) * np.sqrt(geometry.hidden // geometry.heads)
+        scores = half(q) @ half(k).swapaxes(1, 2)
+        powers = 2 ** (scores - scores.max(-1, keepdims=True))
+        context = (half(powers) @ half(v) / powers.sum(-1, keepdims=True)).swapaxes(0, 1).reshape(len(ids), -1)
+        x = norm(f"{name}.attention_norm", x + product(f"{name}.output", context))
+        raised = FUNCTIONS[ACTIVATIONS[geometry.activation]](product(f"{name}.up", x))
+        x = norm(f"{name}.norm", x + product(f"{name}.down", raised))
+    hidden = x[0] @ numbers["head.dense.weight"].T + numbers["head.dense.bias"]
+    hidden = FUNCTIONS[HEAD_ACTIVATIONS[geometry.head_activation]](hidden)
+    return hidden @ numbers["head.labels.weight"].T + numbers["head.labels.bias"]
+
+
+def case(geometry: Geometry, tensors: dict[str, np.ndarray], encodings: Sequence[dict[str, np.ndarray]]) -> bytes:
+    """Return a model and texts as native_case.cpp reads them."""
+
+    def numbers(values: object) -> bytes:
+        return np.asarray(values, dtype=np.int64).tobytes()
+
+    parts = [bytes(geometry)]
+    for group in geometry.groups():
+        contents = [np.ascontiguousarray(tensors[name]).tobytes() for name in group]
+        parts += [numbers(len(contents)), *(part for content in contents for part in (numbers(len(content)), content))]
+    for encoding in encodings:
+        ids, types = encoding["input_ids"][0], encoding.get("token_type_ids")
+        parts += [numbers(len(ids)), numbers(ids), numbers(types is not None)]
+        parts += [] if types is None else [numbers(types[0])]
+    return b"".join([*parts, numbers(0)])
+
+
+class Emulated:
+    """The encoder of another processor: `command` runs the program of native_case.cpp."""
+
+    def __init__(self, command: list[str], path: Path, geometry: Geometry, tensors: dict[str, np.ndarray]) -> None:
+        self.command, self.path, self.geometry, self.tensors = [*command, str(path)], path, geometry, tensors
+
+    def __call__(self, encoding: dict[str, np.ndarray]) -> np.ndarray:
+        self.path.write_bytes(case(self.geometry, self.tensors, [encoding]))
+        done = subprocess.run(self.command, check=True, capture_output=True, text=True)
+        return np.array([line.split() for line in done.stdout.splitlines()], dtype=np.float32)

@@ -11,7 +11,8 @@ import time
 import numpy as np
 
 from qbert import dataset, variants
-from qbert.machine import one_core, time_call
+from qbert.latency import time_call
+from qbert.machine import one_core
 from qbert.suite import Suite
 
 

@@ -235,7 +235,7 @@ for row in (
         "int8",
         native.load,
         native.export,
-        needs="AMX, AVX512-VNNI or AVX-VNNI, a C++ compiler",
+        needs="AVX2 or ARM's dot products, a C++ compiler",
         unsupported=native.unsupported,
     ),
     Variant(
@@ -248,6 +248,17 @@ for row in (
         needs="AVX512-VNNI and AVX512-BF16, a C++ compiler",
         unsupported=partial(native.unsupported, "avx512_bf16"),
         default=False,  # beside int8-native it shows what AMX brings
+    ),
+    Variant(
+        "int8-native-avx2",
+        "qbert",
+        "int8",
+        native.load,
+        native.export,
+        options={"kernel": "avx2"},
+        needs="AVX2, a C++ compiler",
+        unsupported=partial(native.unsupported, "avx2"),
+        default=False,  # what int8-native is on a processor without VNNI
     ),
     Variant(
         "fp32-inductor",

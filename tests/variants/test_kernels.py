@@ -1,14 +1,18 @@
 """Each kernel of int8-native computes the same, by its instructions or, where they are missing, by plain C++."""
 
 import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from native_cases import text, weights, write
+from native_cases import Emulated, text, weights, write
 
 from qbert import machine
 from qbert.errors import InputError
@@ -17,9 +21,7 @@ from qbert.variants.native import compiler
 from qbert.variants.native.compiler import KERNELS, TWIN, Kernel
 from qbert.variants.native.encoder import Encoder, Geometry
 
-pytestmark = pytest.mark.skipif(
-    not (machine.is_x86() and compiler.compiler()), reason="the kernels are x86's, and need a C++ compiler"
-)
+pytestmark = pytest.mark.skipif(not compiler.compiler(), reason="the kernels need a C++ compiler")
 
 TESTS = Path(__file__).with_name("test_native.py")
 SANITIZED = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1 -O1"
@@ -77,6 +79,13 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     compiler.load_library.cache_clear()
 
 
+def samples() -> Iterator[tuple[Geometry, dict[str, np.ndarray]]]:
+    """Some sizes, of which few fill vectors."""
+    for seed, (hidden, heads, intermediate) in enumerate([(64, 2, 128), (52, 2, 100), (96, 3, 40), (80, 1, 304)]):
+        geometry = Geometry(40, hidden, 2, 150, hidden, heads, 2, intermediate, 3, seed % 3, 0, -1, 1e-12)
+        yield geometry, weights(geometry, seed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=names)
 def test_plain_code_and_instructions_agree_to_the_bit(
@@ -84,9 +93,8 @@ def test_plain_code_and_instructions_agree_to_the_bit(
 ) -> None:
     if not runs_here(kernel):
         pytest.skip(f"this processor does not have {kernel.name}")
-    for seed, (hidden, heads, intermediate) in enumerate([(64, 2, 128), (52, 2, 100), (96, 3, 40), (80, 1, 304)]):
-        geometry = Geometry(40, hidden, 2, 150, hidden, heads, 2, intermediate, 3, seed % 3, 0, -1, 1e-12)
-        path = write(tmp_path, geometry, weights(geometry, seed))
+    for geometry, tensors in samples():
+        path = write(tmp_path, geometry, tensors)
         logits = {}
         for flags in ("", TWIN):
             fresh.setenv("QBERT_CXXFLAGS", flags)
@@ -94,6 +102,52 @@ def test_plain_code_and_instructions_agree_to_the_bit(
             encoder = Encoder(path, kernel.name)
             logits[flags] = [encoder(text(geometry, tokens, tokens)) for tokens in (1, 2, 16, 33, 70, 150)]
         assert np.array_equal(logits[""], logits[TWIN])
+
+
+CROSS_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+on_arm = pytest.mark.skipif(
+    not (shutil.which(CROSS_COMPILER) and shutil.which(EMULATOR)),
+    reason=f"needs {CROSS_COMPILER} and {EMULATOR}: apt install g++-aarch64-linux-gnu qemu-user",
+)
+PROCESSORS = {"neon_i8mm": "max", "neon_dotprod": "neoverse-n1"}
+"""What is emulated: the newest that the emulator knows, and one without i8mm."""
+
+
+@pytest.fixture(scope="session")
+def built_for_arm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """What compiles native_case.cpp with a kernel, and returns the command that runs it under emulation."""
+    folder = tmp_path_factory.mktemp("arm")
+    source = TESTS.parents[2] / "tools/native_case.cpp"
+
+    @cache
+    def built(kernel: Kernel, *flags: str) -> str:
+        program = folder / "_".join([kernel.name, *flags])
+        own = [flag for flag in (*compiler.FLAGS, *kernel.flags, *compiler.chosen(kernel)) if flag != "-shared"]
+        command = [CROSS_COMPILER, *own, *flags, "-static", f"-I{compiler.SOURCES}", str(source), "-o", str(program)]
+        subprocess.run(command, check=True)
+        return f"{EMULATOR} -cpu {PROCESSORS[kernel.name]} {program}"
+
+    return built
+
+
+@on_arm
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.name in PROCESSORS], ids=[*PROCESSORS])
+def test_under_emulation_arm_computes_what_the_reference_does(
+    kernel: Kernel, built_for_arm: Callable[..., str]
+) -> None:
+    again(kernel, "reference or extreme or thousandth", QBERT_EMULATED=built_for_arm(kernel))
+
+
+@on_arm
+@pytest.mark.slow
+def test_the_emulated_processor_without_i8mm_has_none(built_for_arm: Callable[..., str], tmp_path: Path) -> None:
+    kernel = next(kernel for kernel in KERNELS if kernel.name == "neon_i8mm")
+    command = built_for_arm(kernel).replace(PROCESSORS["neon_i8mm"], PROCESSORS["neon_dotprod"])
+    geometry, tensors = next(samples())
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        Emulated(shlex.split(command), tmp_path / "case", geometry, tensors)(text(geometry, 2, 0))
+    assert -error.value.returncode == signal.SIGILL
 
 
 LOGITS = """
@@ -144,7 +198,9 @@ def test_the_fastest_kernel_runs_unless_another_is_asked_for(fresh: pytest.Monke
     assert [kernel.name for kernel in compiler.kernels()] == ["avx512_vnni"]
     assert [kernel.name for kernel in compiler.kernels("amx")] == ["amx"]
     fresh.setenv("QBERT_ISA", "sse9")
-    with pytest.raises(InputError, match=r"QBERT_ISA=sse9 is none of amx, avx512_bf16, avx512_vnni, avx_vnni"):
+    with pytest.raises(
+        InputError, match=r"QBERT_ISA=sse9 is none of amx, avx512_bf16, avx512_vnni, avx_vnni, avx2, neon"
+    ):
         compiler.kernels()
 
 

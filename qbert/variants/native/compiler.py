@@ -18,9 +18,12 @@ from qbert.errors import InputError, pip_install
 from qbert.terminal import say
 
 SOURCES = Path(__file__).parent
-LIBRARY = "native.so"
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-fvisibility=hidden", "-mavx2", "-mfma", "-mf16c")
+LIBRARY = "native.dylib" if sys.platform == "darwin" else "native.so"
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", "-shared")
+AVX2 = ("-mavx2", "-mfma", "-mf16c")
+"""On every x86 processor: those of AVX2 all have FMA and F16C."""
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
+DOTPROD = "-march=armv8.2-a+dotprod"
 TWIN = "-DQBERT_TWIN"
 """Among the flags of `QBERT_CXXFLAGS`: plain C++ instead of a kernel's instructions, to test it on any processor."""
 PACKAGE = "ziglang"
@@ -57,8 +60,11 @@ KERNELS = (
     ),
     Kernel("avx512_vnni", "avx512_vnni.h", "Avx512Vnni", AVX512, frozenset({"avx512_vnni"})),
     Kernel("avx_vnni", "avx_vnni.h", "AvxVnni", ("-mavxvnni",), frozenset({"avx_vnni"})),
+    Kernel("avx2", "avx2.h", "Avx2", (), frozenset({"avx2"})),
+    Kernel("neon_i8mm", "neon_i8mm.h", "NeonI8mm", (f"{DOTPROD}+i8mm",), frozenset({"asimddp", "i8mm"})),
+    Kernel("neon_dotprod", "neon_dotprod.h", "NeonDotprod", (DOTPROD,), frozenset({"asimddp"})),
 )
-"""From the fastest to the slowest."""
+"""From the fastest to the slowest, of x86 and then of ARM."""
 
 
 def kernels(name: str = "") -> list[Kernel]:
@@ -76,8 +82,8 @@ def kernels(name: str = "") -> list[Kernel]:
 
 def unsupported(name: str = "") -> str:
     """Return why the sources cannot be compiled or run here, with the kernel `name` or any; empty where they can."""
-    if not machine.is_x86() or sys.platform == "win32" or not kernels():
-        wanted = os.environ.get("QBERT_ISA") or "AMX, AVX512-VNNI or AVX-VNNI"
+    if sys.platform == "win32" or not kernels():
+        wanted = os.environ.get("QBERT_ISA") or "AVX2 or ARM's dot products"
         return f"it is written for processors with {wanted}, on Linux or macOS"
     if not kernels(name):
         return f"this processor does not have {name}"
@@ -96,8 +102,13 @@ def compiler() -> tuple[str, ...]:
 
 def flags(kernel: Kernel) -> tuple[str, ...]:
     """Return the flags for `kernel`, then those of `QBERT_CXXFLAGS` (sanitizers, plain C++)."""
-    chosen = (f"-DQBERT_KERNEL={kernel.struct}", "-include", str(SOURCES / "kernels" / kernel.header))
-    return (*FLAGS, *(() if TWIN in _extra_flags() else kernel.flags), *chosen, *_extra_flags())
+    instructions = (*(AVX2 if machine.is_x86() else ()), *(() if TWIN in _extra_flags() else kernel.flags))
+    return (*FLAGS, *instructions, *chosen(kernel), *_extra_flags())
+
+
+def chosen(kernel: Kernel) -> tuple[str, ...]:
+    """Return the flags that make native.cpp use `kernel`."""
+    return f"-DQBERT_KERNEL={kernel.struct}", "-include", str(SOURCES / "kernels" / kernel.header)
 
 
 def _extra_flags() -> list[str]:

@@ -29,7 +29,9 @@ class Arena {
       void* start = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (start == MAP_FAILED) throw std::bad_alloc();
       chunks_.push_back({static_cast<unsigned char*>(start), mapped});
-      madvise(start, mapped, MADV_HUGEPAGE);  // where it fails, memory is only slower
+#if defined(MADV_HUGEPAGE)  // Linux has it; where it fails, memory is only slower
+      madvise(start, mapped, MADV_HUGEPAGE);
+#endif
       used_ = 0;
     }
     unsigned char* allocated = chunks_.back().start + used_;

@@ -1,10 +1,11 @@
 // The functions that Python calls (encoder.py). None throws: a null pointer or false means failure.
 //
 // It is compiled with a kernel's file included before it and QBERT_KERNEL naming the struct in that file (compiler.py).
+//
+// All else is hidden: the libraries of two kernels may be loaded in one process, and what templates hold in static variables
+// would be shared among them by its name.
 #include "rates.h"
 
-// Only these are visible outside of the library. Else, of two kernels in one process, the second would take some of the
-// first's functions, since they have the same names.
 #pragma GCC visibility push(default)
 extern "C" {
 

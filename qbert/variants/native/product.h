@@ -38,6 +38,8 @@ struct Panels {
   int width(int panel) const { return first(panel + 1) - first(panel); }
   std::size_t offset(int panel) const { return std::size_t(first(panel)) * kLanes * depth; }
   std::size_t size() const { return std::size_t(vectors) * kLanes * depth; }
+  // From rows of dwords of as many columns to what `at` tells the place of.
+  static void arrange(Ints (&square)[kLanes]) { transpose(square); }
   // Where, within a panel of `width` vectors, the dwords of a vector of columns are at `step`.
   static std::size_t at(int step, int vector, int width) { return (std::size_t(step) * width + vector) * kLanes; }
 };
@@ -63,7 +65,7 @@ void pack(const void* columns, std::size_t stride, std::size_t bytes, const Layo
             std::memcpy(&square[lane], corner + lane * stride, size);
           }
         }
-        transpose(square);
+        Layout::arrange(square);
         for (int i = 0; i < std::min(kLanes, panels.depth - step); ++i) {
           store(to + Layout::at(step + i, vector, width), square[i]);
         }
@@ -77,53 +79,96 @@ void pack(const void* columns, std::size_t stride, std::size_t bytes, const Layo
 struct Prefetch {
   const char* from;
   std::size_t bytes;
+
+  template <class Dot>
+  void next() {
+    if (!Dot::kPrefetch) return;
+    __builtin_prefetch(from, 0, 2);
+    from += bytes;
+  }
 };
 
-template <class Dot, int Rows, int Vectors, class Epilogue>
-[[gnu::noinline, gnu::flatten]] void multiply_block(const unsigned char* rows, std::size_t stride,
-                                                    const std::uint32_t* packed, int depth, Prefetch prefetch, int row,
-                                                    int column, const Epilogue& epilogue) {
-  typename Dot::Sum sums[Rows][Vectors] = {};
-  for (int step = 0; step < depth; ++step) {
-    Ints columns[Vectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) columns[v] = load<Ints>(packed + Panels::at(step, v, Vectors));
-    if (Dot::kPrefetch) {
-      __builtin_prefetch(prefetch.from, 0, 2);
-      prefetch.from += prefetch.bytes;
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const Ints dword = load<std::int32_t>(rows + r * stride + 4 * std::size_t(step)) - Ints{};
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) Dot::add(sums[r][v], dword, columns[v]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) {
-    auto write = epilogue.template at<1>(column + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) write(row, r, Several<typename Dot::Sum, 1>{sums[r][v]});
-  }
-}
-
+// A block of rows by vectors of columns: a row's dword is broadcast and multiplied with one of each column.
 template <class Dot_>
-class VectorProduct {
- public:
+struct VectorBlock {
   using Dot = Dot_;
   using Layout = Panels;
+  static constexpr int kRows = kBlockRows;
+  static constexpr int kDepth = 4;  // rows are read up to a multiple of so many bytes
+
+  template <int Rows, int Vectors, class Epilogue>
+  [[gnu::noinline, gnu::flatten]] static void multiply(const unsigned char* rows, std::size_t stride,
+                                                       const std::uint32_t* packed, int depth, Prefetch prefetch, int row,
+                                                       int column, const Epilogue& epilogue) {
+    typename Dot::Sum sums[Rows][Vectors] = {};
+    int step = 0;
+    if constexpr (Dot::kByLane) {
+      for (; step + kLanes <= depth; step += kLanes) {
+        Ints dwords[Rows];
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) dwords[r] = load<Ints>(rows + r * stride + 4 * std::size_t(step));
+        add_lanes<Rows, Vectors>(sums, dwords, packed + Panels::at(step, 0, Vectors), prefetch, kAllLanes);
+      }
+    }
+    for (; step < depth; ++step) {
+      Ints columns[Vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) columns[v] = load<Ints>(packed + Panels::at(step, v, Vectors));
+      prefetch.next<Dot>();
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const Ints dword = load<std::int32_t>(rows + r * stride + 4 * std::size_t(step)) - Ints{};
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) Dot::add(sums[r][v], dword, columns[v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      auto write = epilogue.template at<1>(column + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) write(row, r, Several<typename Dot::Sum, 1>{sums[r][v]});
+    }
+  }
+
+ private:
+  // The same for as many steps as a register has lanes, where the instruction takes a row's dword from a lane.
+  template <int Rows, int Vectors, class Sum, int... Lane>
+  [[gnu::always_inline]] static void add_lanes(Sum (&sums)[Rows][Vectors], const Ints (&dwords)[Rows],
+                                               const std::uint32_t* packed, Prefetch& prefetch,
+                                               std::integer_sequence<int, Lane...>) {
+    (add_lane<Lane>(sums, dwords, packed + Panels::at(Lane, 0, Vectors), prefetch), ...);
+  }
+
+  template <int Lane, int Rows, int Vectors, class Sum>
+  [[gnu::always_inline]] static void add_lane(Sum (&sums)[Rows][Vectors], const Ints (&dwords)[Rows],
+                                              const std::uint32_t* packed, Prefetch& prefetch) {
+    prefetch.next<Dot>();
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const Ints column = load<Ints>(packed + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) Dot::template add_lane<Lane>(sums[r][v], dwords[r], column);
+    }
+  }
+};
+
+template <class Block>
+class BlockProduct {
+ public:
+  using Dot = typename Block::Dot;
+  using Layout = typename Block::Layout;
   using Powers = qbert::Powers<Dot>;
-  static constexpr int kDepth = 4;         // rows are read up to a multiple of so many bytes
-  static constexpr int kColumns = kLanes;  // and written up to a multiple of so many columns
-  static constexpr int kRows = 1;          // rows up to a multiple of it are read and written
+  static constexpr int kDepth = Block::kDepth;  // rows are read up to a multiple of so many bytes
+  static constexpr int kColumns = kLanes;       // and written up to a multiple of so many columns
+  static constexpr int kRows = 1;               // rows up to a multiple of it are read and written
   static std::size_t scratch_size(std::size_t) { return 0; }
 
   // Multiply `count` rows, `stride` bytes apart, with packed columns, and pass each vector of sums to `epilogue`.
   template <class Epilogue>
-  static void run(const void* rows, std::size_t stride, int count, const std::uint32_t* packed, const Panels& panels,
+  static void run(const void* rows, std::size_t stride, int count, const std::uint32_t* packed, const Layout& panels,
                   const Epilogue& epilogue, std::int32_t*) {
-    static constexpr auto kBlocks = sizes<Epilogue>(std::make_integer_sequence<int, kBlockRows * kBlockVectors>{});
-    const int blocks = (count + kBlockRows - 1) / kBlockRows;
+    static constexpr auto kBlocks = sizes<Epilogue>(std::make_integer_sequence<int, Block::kRows * kBlockVectors>{});
+    const int blocks = (count + Block::kRows - 1) / Block::kRows;
     for (int panel = 0; panel < panels.count; ++panel) {
       const std::size_t width = std::size_t(panels.width(panel)) * sizeof(Ints);
       const Prefetch prefetch{reinterpret_cast<const char*>(packed + panels.offset(panel + 1)),
@@ -138,6 +183,7 @@ class VectorProduct {
       }
     }
   }
+
   // Add products in registers `repeats` times, and return how many operations those are: the rate that no product exceeds.
   static std::int64_t in_registers(std::int64_t repeats) {
     constexpr int kSums = kBlockRows * kBlockVectors;
@@ -155,8 +201,11 @@ class VectorProduct {
  private:
   template <class Epilogue, int... Index>
   static constexpr auto sizes(std::integer_sequence<int, Index...>) {
-    return std::array{&multiply_block<Dot, Index / kBlockVectors + 1, Index % kBlockVectors + 1, Epilogue>...};
+    return std::array{&Block::template multiply<Index / kBlockVectors + 1, Index % kBlockVectors + 1, Epilogue>...};
   }
 };
+
+template <class Dot>
+using VectorProduct = BlockProduct<VectorBlock<Dot>>;
 
 }  // namespace qbert

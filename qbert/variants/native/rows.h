@@ -1,8 +1,9 @@
 // What happens to a row between two products: normalization and quantization.
 //
-// A row of activations is quantized to unsigned bytes with its own step and offset: x = offset + step * byte. The offset is
-// the row's minimum; its maximum is 255 steps above. So a token's outliers cost the others no precision, nothing has to be
-// calibrated, and a row of equal values is exact. Weights are signed bytes w with a step for each output; the product is
+// A row of activations is quantized to bytes with its own step and offset: x = offset + step * byte. Its minimum and maximum
+// are the least and the greatest byte that the kernel multiplies: 0 and 255, where it has no others (kernels/). So a token's
+// outliers cost the others no precision, nothing has to be calibrated, and a row of equal values is exact. Weights are signed
+// bytes w with a step for each output; the product is
 //
 //     sum_k x_k w_k = step * weight_step * sum_k byte_k w_k + offset * (weight_step * sum_k w_k)
 //
@@ -114,14 +115,15 @@ struct Quantized {
  private:
   template <class Number>
   void quantize_row(int row, const Number* values, int count, float lowest, float highest) const {
-    step[row] = (highest - lowest) / 255;
-    offset[row] = lowest;
-    const Floats inverse = broadcast(highest > lowest ? 255 / (highest - lowest) : 0);
+    constexpr int kSteps = kGreatestByte - kLeastByte;
+    step[row] = (highest - lowest) / kSteps;
+    offset[row] = lowest - kLeastByte * step[row];
+    const Floats inverse = broadcast(highest > lowest ? kSteps / (highest - lowest) : 0);
     std::uint8_t* to = bytes + row * stride;
     for (int i = 0; i < count; i += kLanes) {
       // Adding 2^23 rounds to the nearest whole number, in the lowest bits.
-      const UInts steps = UInts((load_floats(values + i) - lowest) * inverse + 8388608.0f) & 255;
-      store(to + i, __builtin_convertvector(steps, Bytes));
+      const Ints steps = Ints((load_floats(values + i) - lowest) * inverse + 8388608.0f) & 255;
+      store(to + i, __builtin_convertvector(steps + kLeastByte, Bytes));
     }
   }
 };

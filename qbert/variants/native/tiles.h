@@ -27,6 +27,7 @@ struct TilePanels {
   int width(int) const { return kWidth; }
   std::size_t offset(int panel) const { return std::size_t(panel) * kBlock * depth; }
   std::size_t size() const { return offset(count); }
+  static void arrange(Ints (&square)[kLanes]) { transpose(square); }
   static std::size_t at(int step, int vector, int) {
     return (std::size_t(step / kTile) * kWidth + vector) * kTile * kTile + step % kTile * kTile;
   }

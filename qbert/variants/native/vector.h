@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace qbert {
@@ -17,7 +18,10 @@ using Floats [[gnu::vector_size(kLanes * 4)]] = float;
 using Ints [[gnu::vector_size(kLanes * 4)]] = std::int32_t;
 using UInts [[gnu::vector_size(kLanes * 4)]] = std::uint32_t;
 using Words [[gnu::vector_size(kLanes * 2)]] = std::uint16_t;
-using Bytes [[gnu::vector_size(kLanes)]] = std::uint8_t;
+using Byte = std::conditional_t<(kLeastByte < 0), std::int8_t, std::uint8_t>;  // of a quantized row (rows.h)
+using Bytes [[gnu::vector_size(kLanes)]] = Byte;
+
+constexpr auto kAllLanes = std::make_integer_sequence<int, kLanes>{};
 
 constexpr std::size_t round_up(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
 
@@ -81,7 +85,7 @@ inline Ints lane_numbers(std::integer_sequence<int, Lane...>) {
 
 // Keep the first `count` lanes of `values`, and set the others to zero.
 inline Floats first_lanes(Floats values, int count) {
-  return Floats(Ints(values) & (lane_numbers(std::make_integer_sequence<int, kLanes>{}) < count));
+  return Floats(Ints(values) & (lane_numbers(kAllLanes) < count));
 }
 
 template <int Step, class Vector, int... Lane>
@@ -95,7 +99,7 @@ inline float reduce(Floats values, Combine combine) {
   if constexpr (Step == 0) {
     return values[0];
   } else {
-    return reduce<Step / 2>(combine(values, rotated<Step>(values, std::make_integer_sequence<int, kLanes>{})), combine);
+    return reduce<Step / 2>(combine(values, rotated<Step>(values, kAllLanes)), combine);
   }
 }
 
@@ -114,11 +118,10 @@ inline void exchange(Ints (&rows)[kLanes], std::integer_sequence<int, Lane...>) 
 }
 
 inline void transpose(Ints (&rows)[kLanes]) {
-  constexpr auto kAllLanes = std::make_integer_sequence<int, kLanes>{};
   exchange<1>(rows, kAllLanes);
   exchange<2>(rows, kAllLanes);
-  exchange<4>(rows, kAllLanes);
-  if constexpr (kLanes == 16) exchange<8>(rows, kAllLanes);
+  if constexpr (kLanes >= 8) exchange<4>(rows, kAllLanes);
+  if constexpr (kLanes >= 16) exchange<8>(rows, kAllLanes);
 }
 
 // A number of 16 bits, as IEEE 754 has it: rows between two products are kept so (rows.h).

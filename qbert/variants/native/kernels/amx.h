@@ -30,6 +30,16 @@ inline void tile_zero() {
   QBERT_ASM(twin::tile_zero(Tile), asm volatile("tilezero %%tmm%c0" ::"i"(Tile)));
 }
 
+// By how much of 128 the fraction of TablePowers is too great, for each fraction. It is no member: of an inline variable the
+// guard would be one for all libraries in the process, and the second would have no table.
+struct Excess {
+  alignas(64) std::uint8_t at[128];
+  Excess() {
+    for (int i = 0; i < 128; ++i) at[i] = std::uint8_t(std::lround(i - 128 * (std::exp2(i / 128.0) - 1)));
+  }
+};
+static const Excess kExcess;
+
 // 2^(score - greatest) without a polynomial: as an int16, a number of 128ths of a power of two has the exponent and fraction
 // of a bf16, but the fraction is up to 11 of 128 too great. A table tells by how much (after N. Schraudolph, "A Fast, Compact
 // Approximation of the Exponential Function", 1999). The error is twice that of rounding to bf16.
@@ -65,21 +75,13 @@ class TablePowers {
 
   // The table's entry for the lower seven bits of each.
   static Shorts excess(Shorts powers) {
-    QBERT_ASM(for (int i = 0; i < 32; ++i) powers[i] = kTable.excess[powers[i] & 127], {
+    QBERT_ASM(for (int i = 0; i < 32; ++i) powers[i] = kExcess.at[powers[i] & 127], {
       asm("vpermi2b %2, %1, %0%{%3%}%{z%}"
           : "+v"(powers)
-          : "v"(load<Ints>(kTable.excess)), "v"(load<Ints>(kTable.excess + 64)), "Yk"(0x5555555555555555ull));
+          : "v"(load<Ints>(kExcess.at)), "v"(load<Ints>(kExcess.at + 64)), "Yk"(0x5555555555555555ull));
     });
     return powers;
   }
-
-  struct Table {
-    alignas(64) std::uint8_t excess[128];
-    Table() {
-      for (int i = 0; i < 128; ++i) excess[i] = std::uint8_t(std::lround(i - 128 * (std::exp2(i / 128.0) - 1)));
-    }
-  };
-  static inline const Table kTable;
 };
 
 struct Int8Tiles {

@@ -9,6 +9,7 @@
 namespace qbert {
 constexpr int kLanes = 16;     // dwords in a register
 constexpr int kBlockRows = 8;  // a block of 8 rows by 3 vectors of sums and its operands fit into 32 registers
+constexpr int kLeastByte = 0, kGreatestByte = 255;  // of a quantized row (rows.h)
 }  // namespace qbert
 
 #include "../vector.h"
@@ -60,6 +61,7 @@ inline Words narrow(Floats values) {
 struct Int8Dot {  // four unsigned by four signed bytes, exact: each step adds at most 4 * 255 * 127 to a 32-bit sum
   using Sum = Ints;
   static constexpr int kGroup = 4;
+  static constexpr bool kByLane = false;
   static constexpr bool kPrefetch = true;  // its columns are weights, read once in a run
   static void add(Ints& sum, Ints row, Ints column) {
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = twin::dot_int8(sum[i], row[i], column[i]),
@@ -71,6 +73,7 @@ struct Fp32Dot {
   using Sum = Floats;
   using Element = float;
   static constexpr int kGroup = 1;
+  static constexpr bool kByLane = false;
   static constexpr bool kPrefetch = false;
   static void add(Floats& sum, Ints row, Ints column) {
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = std::fma(Floats(row)[i], Floats(column)[i], sum[i]),
@@ -86,6 +89,7 @@ struct Bf16Dot {
   using Sum = Floats;
   using Element = std::uint16_t;
   static constexpr int kGroup = 2;
+  static constexpr bool kByLane = false;
   static constexpr bool kPrefetch = false;
   static void add(Floats& sum, Ints row, Ints column) {
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = twin::dot_bf16(sum[i], row[i], column[i]),

@@ -1,79 +1,24 @@
 // AVX-VNNI: vectors of 256 bits and int8 dot products; attention in fp32.
 #pragma once
 
-#include "twin.h"
-
 namespace qbert {
-constexpr int kLanes = 8;      // dwords in a register
 constexpr int kBlockRows = 4;  // a block of 4 rows by 3 vectors of sums and its operands fit into 16 registers
+constexpr int kLeastByte = 0, kGreatestByte = 255;  // of a quantized row (rows.h)
 }  // namespace qbert
 
-#include "../vector.h"
+#include "avx.h"
 
 namespace qbert {
-
-inline Floats minimum(Floats a, Floats b) {
-  Floats result;
-  QBERT_ASM(result = a < b ? a : b, asm("vminps %2, %1, %0" : "=x"(result) : "x"(a), "x"(b)));
-  return result;
-}
-
-inline Floats maximum(Floats a, Floats b) {
-  Floats result;
-  QBERT_ASM(result = a > b ? a : b, asm("vmaxps %2, %1, %0" : "=x"(result) : "x"(a), "x"(b)));
-  return result;
-}
-
-inline Floats nearest_whole(Floats x) {
-  Floats result;
-  QBERT_ASM(for (int i = 0; i < kLanes; ++i) result[i] = std::nearbyint(x[i]),
-            asm("vroundps $0, %1, %0" : "=x"(result) : "x"(x)));
-  return result;
-}
-
-// x * 2^whole for x from 1 to 2, and nearly 0 where `whole` is below -126.
-inline Floats scale(Floats x, Floats whole) {
-  return Floats(Ints(x) + (__builtin_convertvector(maximum(whole, broadcast(-126)), Ints) << 23));
-}
-
-// Halves to floats and back: to the nearest, ties to even.
-inline Floats widen(Words halves) {
-  Floats result;
-  QBERT_ASM(for (int i = 0; i < kLanes; ++i) result[i] = twin::widen(halves[i]),
-            asm("vcvtph2ps %1, %0" : "=x"(result) : "x"(halves)));
-  return result;
-}
-
-inline Words narrow(Floats values) {
-  Words result;
-  QBERT_ASM(for (int i = 0; i < kLanes; ++i) result[i] = twin::narrow(values[i]),
-            asm("vcvtps2ph $0, %1, %0" : "=x"(result) : "x"(values)));
-  return result;
-}
 
 struct Int8Dot {  // four unsigned by four signed bytes, exact: each step adds at most 4 * 255 * 127 to a 32-bit sum
   using Sum = Ints;
   static constexpr int kGroup = 4;
+  static constexpr bool kByLane = false;
   static constexpr bool kPrefetch = true;  // its columns are weights, read once in a run
   static void add(Ints& sum, Ints row, Ints column) {
     // {vex}: the encoding of AVX-VNNI, which the assembler does not choose by itself
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = twin::dot_int8(sum[i], row[i], column[i]),
               asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(row), "x"(column)));
-  }
-};
-
-struct Fp32Dot {
-  using Sum = Floats;
-  using Element = float;
-  static constexpr int kGroup = 1;
-  static constexpr bool kPrefetch = false;
-  static void add(Floats& sum, Ints row, Ints column) {
-    QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = std::fma(Floats(row)[i], Floats(column)[i], sum[i]),
-              asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(row), "x"(column)));
-  }
-  template <std::size_t N>
-  static void write(Element* to, const Several<Floats, N>& values) {
-    store_several(to, values);
   }
 };
 

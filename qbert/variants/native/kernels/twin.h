@@ -58,6 +58,14 @@ inline std::int32_t dot_int8(std::int32_t sum, std::int32_t row, std::int32_t co
   return sum;
 }
 
+inline std::int32_t dot_signed(std::int32_t sum, std::int32_t row, std::int32_t column) {
+  const std::uint32_t a = std::uint32_t(row), b = std::uint32_t(column);
+  for (int shift = 0; shift < 32; shift += 8) {
+    sum += std::int32_t(std::int8_t(a >> shift & 0xff)) * std::int32_t(std::int8_t(b >> shift & 0xff));
+  }
+  return sum;
+}
+
 inline float scale(float x, float whole) {
   if (std::isinf(whole)) return whole < 0 ? 0 : x * whole;
   return std::ldexp(x, int(std::fmax(std::fmin(whole, 1000.0f), -1000.0f)));

@@ -1,0 +1,59 @@
+// Runs int8-native's library without Python: reads a case that tools/native_cases.py wrote, prints the logits of each text.
+//
+// It is compiled together with native.cpp, for a processor that this machine may only emulate. A case is numbers of 64 bits
+// and the contents of tensors: the geometry, then each tensor as its size in bytes and its contents, in the order in which
+// Python passes them; then texts, each as a number of tokens, their ids, whether types follow, and those.
+#include <cstdio>
+#include <fstream>
+
+#include "native.cpp"
+
+namespace {
+
+std::int64_t number(std::istream& file) {
+  std::int64_t value = 0;
+  file.read(reinterpret_cast<char*>(&value), sizeof value);
+  return value;
+}
+
+template <class Value>
+std::vector<Value> values(std::istream& file, std::int64_t count) {
+  std::vector<Value> result(count);
+  file.read(reinterpret_cast<char*>(result.data()), std::streamsize(count * sizeof(Value)));
+  return result;
+}
+
+// The next tensors, as `set` takes them.
+template <class Tensors>
+bool set(bool (*setter)(void*, const Tensors*), void* encoder, std::istream& file) {
+  const std::int64_t count = number(file);
+  std::vector<std::vector<float>> kept;
+  std::vector<const void*> pointers;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t bytes = number(file);
+    kept.emplace_back((bytes + 3) / 4);
+    file.read(reinterpret_cast<char*>(kept.back().data()), bytes);
+    pointers.push_back(kept.back().data());
+  }
+  return setter(encoder, reinterpret_cast<const Tensors*>(pointers.data()));
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  std::ifstream file(arguments[1], std::ios::binary);
+  qbert::Geometry geometry;
+  file.read(reinterpret_cast<char*>(&geometry), sizeof geometry);
+  void* encoder = qbert_new(&geometry);
+  bool made = encoder && set(qbert_set_embeddings, encoder, file);
+  for (std::int64_t layer = 0; made && layer < geometry.layers; ++layer) made = set(qbert_add_layer, encoder, file);
+  if (!made || !set(qbert_set_head, encoder, file)) return 1;
+  while (const std::int64_t tokens = number(file)) {
+    const auto ids = values<std::int64_t>(file, tokens), types = values<std::int64_t>(file, number(file) ? tokens : 0);
+    std::vector<float> logits(geometry.labels);
+    if (!qbert_run(encoder, ids.data(), types.empty() ? nullptr : types.data(), tokens, logits.data())) return 2;
+    for (const float logit : logits) std::printf("%.9g ", logit);
+    std::printf("\n");
+  }
+  qbert_delete(encoder);
+}
