@@ -88,6 +88,9 @@ def reference(
             return numbers
         return (convert.bf16(numbers).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
+    def kept(rows: np.ndarray) -> np.ndarray:  # between two products
+        return rows.clip(-65504, 65504).astype(np.float16).astype(np.float64)
+
     def product(name: str, rows: np.ndarray) -> np.ndarray:
         coarse = quantized(rows)
         coarse[:1] += quantized(rows[:1] - coarse[:1])  # the first token has 16 bits
@@ -113,9 +116,9 @@ def reference(
         scores = half(q) @ half(k).swapaxes(1, 2)
         powers = 2 ** (scores - scores.max(-1, keepdims=True))
         context = (half(powers) @ half(v) / powers.sum(-1, keepdims=True)).swapaxes(0, 1).reshape(len(ids), -1)
-        x = norm(f"{name}.attention_norm", x + product(f"{name}.output", context))
-        raised = FUNCTIONS[ACTIVATIONS[geometry.activation]](product(f"{name}.up", x))
-        x = norm(f"{name}.norm", x + product(f"{name}.down", raised))
+        x = norm(f"{name}.attention_norm", x + kept(product(f"{name}.output", kept(context))))
+        raised = kept(FUNCTIONS[ACTIVATIONS[geometry.activation]](product(f"{name}.up", x)))
+        x = norm(f"{name}.norm", x + kept(product(f"{name}.down", raised)))
     hidden = x[0] @ numbers["head.dense.weight"].T + numbers["head.dense.bias"]
     hidden = FUNCTIONS[HEAD_ACTIVATIONS[geometry.head_activation]](hidden)
     return hidden @ numbers["head.labels.weight"].T + numbers["head.labels.bias"]
