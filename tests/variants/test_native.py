@@ -86,17 +86,18 @@ examples = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=
 def test_logits_are_the_float64_references(
     place: Path, geometry: Geometry, seed: int, part: float, outlier: float, words: float
 ) -> None:
-    tensors = weights(geometry, seed, outlier, words)
-    encoder = made(place, geometry, tensors)
     tokens, errors = 1 + round(part * (geometry.positions - 1)), []
     for draw in range(1 if outlier == 1 else 5):
+        tensors = weights(geometry, seed + draw, outlier, words)
         encoding = text(geometry, tokens, seed + draw)
-        errors.append(np.abs(encoder(encoding)[0] - expected_of(geometry, tensors, encoding)).max())
+        logits = made(place, geometry, tensors)(encoding)[0]
+        scale = max(np.abs(tensors["head.labels.weight"]).sum(1).max(), 1)
+        errors.append(np.abs(logits - expected_of(geometry, tensors, encoding)).max() / scale)
     # What is left: GELU within 2.5e-4, and numbers that round to the other side. Of 15,000 draws without an outlier the
     # worst was 0.012 of what the head's weights sum up to, half below 0.0002. With one, a number on the other side
-    # of a step, which is a hundred times as large, can change a text's logits; but not most texts'.
-    scale = max(np.abs(tensors["head.labels.weight"]).sum(1).max(), 1)
-    assert np.median(errors) < (0.03 if outlier == 1 else 0.3) * scale
+    # of a step, which is a hundred times as large, can change the logits (the reference's too, where weights change by
+    # a millionth); but not those of most models.
+    assert np.median(errors) < (0.03 if outlier == 1 else 0.3)
 
 
 def test_most_texts_agree_to_a_thousandth(place: Path) -> None:
