@@ -1,7 +1,7 @@
 """qbert's own int8: a scale for each token's activations and for each output's weights, without calibration.
 
 `convert` writes the quantized weights, `encoder` runs them, `compiler` compiles the C++ sources here. Each header
-explains its own part: vector.h, product.h, rows.h, activation.h, attention.h, encoder.h.
+explains its own part; docs/native.md lists them.
 """
 
 from qbert.variants.native.compiler import unsupported

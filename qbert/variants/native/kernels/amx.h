@@ -5,6 +5,7 @@
 // compiler does not know that tiles are loaded from it.
 #pragma once
 
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -126,10 +127,18 @@ struct Amx {
   using Int8 = TileProduct<Int8Tiles>;
   using Attention = TileProduct<Bf16Tiles>;
 
-  // Whether the system lets this process use tiles.
+  // Whether the system lets this process use tiles, and the processor has AVX512-VBMI, which TablePowers needs: every one
+  // with AMX does, but a virtual machine may hide it.
   static bool permitted() {
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl's, in Linux's asm/prctl.h
-    return QBERT_ASM(true, syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0);
+    constexpr unsigned kVbmi = 1u << 1;  // of ecx, in leaf 7
+#if defined(QBERT_TWIN)
+    return true;
+#else
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c & kVbmi) &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#endif
   }
 
   class Session {
