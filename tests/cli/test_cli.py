@@ -71,7 +71,7 @@ def test_on_arm_each_variant_is_there_or_says_why_not(instruction_sets: str, nat
     )
     here = {
         name: (word, why)
-        for name, word, why in re.findall(r"^(\S+).*?  (yes|no|by name)  +(.*?) *$", done.stdout, re.M)
+        for name, word, why in re.findall(r"^(\S+).*?  (yes|no|by name)  +(.*?) *$", done.stdout, re.MULTILINE)
     }
     assert here["int8-native"][0] == native
     assert [here[f"int8-dynamic{engine}"][0] for engine in ("", "-onednn", "-qnnpack")] == ["no", "yes", "yes"]
