@@ -172,7 +172,10 @@ def side_by_side(machines: Sequence[Machine], model: str) -> list[Table]:
 
 
 def figures(machines: Sequence[Machine], model: str) -> list[Figure]:
-    """Return drawings of `model`: latency, texts a second and cost by variant, a bar for each machine."""
+    """Return drawings of `model`: latency, texts a second and cost by variant, a bar for each machine.
+
+    They are at the greatest length that several machines have measured.
+    """
     drawn = []
     for title, column, factor in (
         ("latency, ms", "latency_s", 1e3),
@@ -182,7 +185,8 @@ def figures(machines: Sequence[Machine], model: str) -> list[Figure]:
         tables = [
             machine.table[(machine.table["model"] == model) & machine.table[column].notna()] for machine in machines
         ]
-        longest = max((table["max_length"].max() for table in tables if len(table)), default=0)
+        lengths = [length for table in tables for length in set(table["max_length"])]
+        longest = max((length for length in lengths if lengths.count(length) > 1), default=0)
         by_machine = [
             {row["variant"]: factor * row[column] for row in table[table["max_length"] == longest].to_dict("records")}
             for table in tables
@@ -190,7 +194,7 @@ def figures(machines: Sequence[Machine], model: str) -> list[Figure]:
         variants = [
             name for name in dict.fromkeys(name for own in by_machine for name in own) if not has_threads(str(name))
         ]
-        if sum(map(bool, by_machine)) < 2:  # noqa: PLR2004  one has nothing beside it
+        if not longest:
             continue
         at = f"at {longest} tokens"
         words = "; ".join(
@@ -264,7 +268,7 @@ def answers_compared(machines: Sequence[Machine], model: str) -> list[Table]:
                 *cell,
                 (str(difference.documents), float(difference.documents)),
                 (str(difference.flips), float(difference.flips)),
-                ("not kept", "") if apart is None else (three_digits(apart), apart),
+                ("not kept", "") if apart is None else (f"{apart:.3g}", apart),
                 ("", "") if difference.logit_row is None else (str(difference.logit_row), float(difference.logit_row)),
                 (", ".join(machines[number].label for number in numbers), ""),
             ]
@@ -323,4 +327,4 @@ def _agreement(machines: Sequence[Machine], model: str) -> list[str]:
 
 def provenance(machines: Sequence[Machine]) -> list[tuple[str, str]]:
     """Return the label of each machine, and what it is."""
-    return [(machine.label, machine.name) for machine in machines]
+    return [(machine.label, machine.name.removeprefix(f"{machine.label}, ")) for machine in machines]

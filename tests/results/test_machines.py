@@ -77,7 +77,7 @@ def test_each_machine_has_its_own_answer_and_figures(load: Callable[..., pd.Data
     assert [text for text, _ in row[2:]] == ["14.0", "42.0"]  # no mean of both
     html = page.render(found)
     assert "Machines side by side" in html
-    assert "cheap, Another(R) Processor (avx2)" in html
+    assert "<dt>cheap</dt><dd>Another(R) Processor (avx2)</dd>" in html
     assert html.count("<details>") == 2
     text = page.markdown(found)
     assert "| 384 | int8-openvino | 14.0 | 42.0 |" in text
@@ -143,7 +143,7 @@ def test_answers_of_machines_are_compared(load: Callable[..., pd.DataFrame]) -> 
         "(documents 2), logits by 2.5 at most (document 2)."
     )
     counts, documents = machines.answers_compared(found, "served")
-    assert [text for text, _ in counts.rows[0][2:]] == ["3", "1", "2.50", "2", "one, two"]
+    assert [text for text, _ in counts.rows[0][2:]] == ["3", "1", "2.5", "2", "one, two"]
     assert [text for text, _ in documents.rows[0]] == ["384", "int8-openvino", "2", "good", "bad"]
     assert "Documents that machines label differently" in page.render(found)
 
