@@ -11,6 +11,8 @@ speed, some of them slow, and workers that die and come back.
 
 import argparse
 import heapq
+import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from rich.table import Table
 from qbert import cluster, dataset, models, variants
 from qbert.dataset import text_rows
 from qbert.suite import Suite
-from qbert.team import Job, Team, Text
+from qbert.team import Job, Logits, Team, Text
 
 SPREAD = 0.05  # of the logarithm of a worker's speed: machines of one type in a cloud
 SLOW, SLOWER = 0.02, 3.0  # so many workers are so much slower: a neighbour, a hot processor
@@ -77,14 +79,28 @@ def simulate(
     return end, again
 
 
-def measured(team: Team, job: Job, texts: Sequence[Text], size: int) -> float:
-    """Return the seconds of judging `texts` in shards of `size`: the least of three."""
+def measured(team: Team, job: Job, texts: Sequence[Text], size: int | None) -> tuple[float, Logits]:
+    """Return the seconds of judging `texts` in shards of `size`, the least of three, and the logits."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        team.judge(job, texts, size=size)
+        logits, _, _ = team.judge(job, texts, size=size)
         times.append(time.perf_counter() - start)
-    return min(times)
+    return min(times), logits
+
+
+def with_a_death(team: Team, job: Job, texts: Sequence[Text]) -> tuple[float, Logits]:
+    """Return the same of one pass during which a worker is killed, with its next one starting meanwhile."""
+    killed: list[int] = []
+
+    def kill(_: int) -> None:
+        if not killed:
+            killed.append(next(iter(team.client.run(os.getpid).values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    start = time.perf_counter()
+    logits, _, _ = team.judge(job, texts, kill)
+    return time.perf_counter() - start, logits
 
 
 def nothing(number: int) -> int:
@@ -108,15 +124,21 @@ def measure(arguments: argparse.Namespace) -> Figures:
     checkpoint = suite.checkpoint(model, max_length)
     texts = text_rows(loaded.documents(arguments.documents))
     sizes = [max(1, len(texts) // part) for part in (100, 16, 4)]
-    found: dict[int, dict[int, float]] = {}
-    handing = 0.0
-    for workers in (1, 2):
+    found: dict[int, dict[int, float]] = {1: {}, 2: {}}
+    handing, died_s = 0.0, 0.0
+    answers: list[Logits] = []
+    for workers, times in found.items():
         with cluster.connect(f"local:{workers}") as client:
             team = Team(client)
             job = team.job(variants.get(arguments.variant), checkpoint, loaded, max_length, texts[:10])
-            team.judge(job, texts[: 4 * workers], size=1)  # so that every worker has loaded it
-            found[workers] = {size: measured(team, job, texts, size) for size in sizes}
+            team.judge(job, texts[: 8 * workers], size=1)  # so that every worker has loaded it
+            for size in sizes:
+                times[size], logits = measured(team, job, texts, size)
+                answers.append(logits)
             handing = max(handing, handing_s(team))
+            if workers > 1:
+                died_s, logits = with_a_death(team, job, texts)
+                answers.append(logits)
     shards = np.array([-(-len(texts) // size) for size in sizes], dtype=float)
     (overhead, whole), *_ = np.linalg.lstsq(np.stack([shards, np.ones(3)], 1), np.array([*found[1].values()]))
     figures = Figures(float(whole) / len(texts), max(0.0, float(overhead)), handing)
@@ -129,6 +151,8 @@ def measure(arguments: argparse.Namespace) -> Figures:
     console = Console()
     console.print(f"{arguments.variant}, {len(texts)} documents of {loaded.name}:")
     console.print(table)
+    same = all((logits == answers[0]).all() for logits in answers)
+    console.print(f"With one of two workers killed {died_s:.2f} s. All logits are {'' if same else 'not '}the same.")
     return figures
 
 
