@@ -73,15 +73,26 @@ def run(
         Logits `(documents, num_labels)`, and the seconds from text to logits of each document.
     """
     rows = text_rows(documents)
-    logits, seconds = [], []
     with one_core():
         for text in rows[:WARM_UP_DOCUMENTS]:
             classifier(encoder(*text, max_length=max_length))
-        for number, text in enumerate(rows, start=1):
-            start = time.perf_counter()
-            logits.append(classifier(encoder(*text, max_length=max_length)))
-            seconds.append(time.perf_counter() - start)
-            advance(number)
+        return classify(classifier, encoder, rows, max_length, advance)
+
+
+def classify(
+    classifier: "Classifier",
+    encoder: Encoder,
+    rows: Sequence[tuple[str, ...]],
+    max_length: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Classify the texts `rows` one by one, warmed up already; return what run returns."""
+    logits, seconds = [], []
+    for number, text in enumerate(rows, start=1):
+        start = time.perf_counter()
+        logits.append(classifier(encoder(*text, max_length=max_length)))
+        seconds.append(time.perf_counter() - start)
+        advance(number)
     return np.concatenate(logits), np.array(seconds)
 
 

@@ -166,6 +166,7 @@ def evaluate(
     variants: str | Sequence[str] = "default",
     max_length: int | None = None,
     documents: int | None = None,
+    cluster: str | None = None,
 ) -> "pd.DataFrame":
     """Classify a dataset's test documents with each variant: a row for each, with F1, F1 drop, flips and times.
 
@@ -175,6 +176,7 @@ def evaluate(
         variants: names, also `default` and `all`.
         max_length: tokens at which texts are cut off; default: the length at which the model was trained.
         documents: size of a sample of the test documents to judge by; default: all.
+        cluster: a Dask scheduler's address or file, or `local:N`: its workers share the documents.
 
     Returns:
         Columns `model`, `max_length`, `variant`, those of accuracy.Comparison (`f1`, `f1_drop`, `flips` and so on),
@@ -189,7 +191,7 @@ def evaluate(
     from qbert import evaluation
 
     names = _listed(variants)
-    evaluated = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents)
+    evaluated = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents, cluster)
     for row in evaluated.results:
         if "cannot" in row and row["variant"] in names.split(","):
             raise InputError(row["cannot"])

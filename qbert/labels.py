@@ -1,6 +1,8 @@
 """From logits to the labels of a text and their scores."""
 
+import base64
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +50,35 @@ def answers(labels: Indicators, predicted: Indicators, logits: npt.NDArray[np.fl
         "predicted": packed(predicted),
         "logits_sha256": hashlib.sha256(logits.tobytes()).hexdigest(),
     }
+
+
+MOST_BYTES = 150
+"""Of a document's logits in a saved run: 200 KB of base64 for 1,000 documents."""
+
+
+def packed_logits(logits: npt.NDArray[np.float32]) -> dict[str, str]:
+    """Return `logits`, `(documents, num_labels)`, as text for a saved run: as they are with up to 37 labels.
+
+    With up to 75 labels they are rounded to 16 bits; with more, or where one is beyond those, nothing is kept.
+    """
+    kinds: tuple[type[np.floating[Any]], ...] = (np.float32, np.float16)
+    with np.errstate(over="ignore"):
+        arrays = [logits.astype(kind) for kind in kinds if logits.shape[1] * np.dtype(kind).itemsize <= MOST_BYTES]
+    if not arrays or not np.isfinite(arrays[0]).all():
+        return {}
+    text = base64.b64encode(arrays[0].astype(arrays[0].dtype.newbyteorder("<")).tobytes()).decode()
+    return {"logits": text, "logits_type": arrays[0].dtype.name}
+
+
+def unpacked_logits(answers: Mapping[str, str], documents: int) -> npt.NDArray[np.float32]:
+    """Return the logits `(documents, num_labels)` that packed_logits wrote into `answers`.
+
+    Raises:
+        ValueError: they are not of so many documents.
+    """
+    data = base64.b64decode(answers["logits"], validate=True)
+    kind = np.dtype(answers["logits_type"]).newbyteorder("<")
+    return np.frombuffer(data, kind).reshape(documents, -1).astype(np.float32)
 
 
 def scores(logits: npt.NDArray[np.floating[Any]], problem_type: str) -> npt.NDArray[np.floating[Any]]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -148,7 +149,39 @@ def hardware() -> dict[str, int | str]:
         known["physical cores"] = len(cores)
     if logical := os.cpu_count():
         known["logical cores"] = logical
+    if kind := instance_type():
+        known["instance type"] = kind
     return known | caches()
+
+
+METADATA = (
+    ("ds", "meta_data", "instance-type"),  # Amazon EC2, OpenStack
+    ("ds", "meta_data", "instance_type"),
+    ("ds", "meta_data", "imds", "compute", "vmSize"),  # Azure
+    ("ds", "meta_data", "machine-type"),  # Google Compute Engine
+)
+"""Where cloud-init keeps the instance type, by cloud. Source: cloud-init's documentation, "Instance metadata"."""
+
+
+def instance_type(root: Path = Path("/")) -> str:
+    """Return the instance type by which a cloud sells this machine, from files below `root`; empty where none tells.
+
+    Nothing is asked over the network: EC2 writes it into the firmware's tables, other clouds' is in cloud-init's file.
+    """
+    firmware = root / "sys/devices/virtual/dmi/id"
+    if _read(firmware / "sys_vendor") == "Amazon EC2":
+        return _read(firmware / "product_name")
+    try:
+        told = json.loads(_read(root / "run/cloud-init/instance-data.json"))
+    except ValueError:
+        return ""
+    for keys in METADATA:
+        value = told
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and value and not value.startswith("redacted"):
+            return value.rpartition("/")[2]  # Google's begins with the project's name
+    return ""
 
 
 def of_cpuinfo(info: Mapping[str, Any]) -> dict[str, int | str]:
@@ -210,11 +243,11 @@ def stolen_share(seconds: float = 0.5) -> float:
     return (stolen_later - stolen) / max(1, later - total)
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     """Return the content of a kernel file; empty if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 

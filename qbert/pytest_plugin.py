@@ -56,6 +56,13 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(positive(int)(part) for part in text.split(",")))
 
 
+def name(text: str) -> str:
+    """Parse a name, which is not empty."""
+    if not text.strip():
+        raise ValueError
+    return text.strip()
+
+
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "model": {
         "action": "append",
@@ -114,6 +121,11 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "type": positive(float),
         "metavar": "PRICE",
         "help": "capacity: of this machine, to tell what a million texts cost",
+    },
+    "machine-name": {
+        "type": name,
+        "metavar": "NAME",
+        "help": "what saved runs and reports call this machine (its processor, instruction sets and cores)",
     },
     "threads": {
         "type": counts,
@@ -249,6 +261,7 @@ def suite_of(config: pytest.Config) -> "Suite":
             settings.models,
             max_lengths=settings.max_lengths,
             experiments=config.option.qbert_experiments,
+            machine_name=config.option.qbert_machine_name or "",
         )
     return state.suite
 

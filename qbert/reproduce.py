@@ -16,18 +16,25 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
+from qbert import cluster
+from qbert import dataset as datasets
 from qbert.cache import cache_dir, write_file
+from qbert.checkpoint import Checkpoint
+from qbert.cluster import Folder
 from qbert.dataset import text_rows
 from qbert.machine import one_core
 from qbert.results import tables
 from qbert.stats import CONFIDENCE
+from qbert.suite import Suite
 from qbert.terminal import progress
+from qbert.training import GEOMETRIES
 from qbert.variants import BASELINE
 
 if TYPE_CHECKING:
     import pandas as pd
+    from distributed import Client
 
-    from qbert.suite import Cell, Suite
+    from qbert.suite import Cell
 
 PUBLISHED = {384: (1.066, 0.686), 256: (0.669, 0.431), 128: (0.336, 0.201)}
 """Seconds per document before and after, by maximum length: the first of three trainings of bert-base-chinese on Sogou
@@ -61,24 +68,63 @@ class Training:
     documents: int
 
 
-def run(suite: "Suite", variant: str) -> list[Training]:
+def run(suite: Suite, variant: str) -> list[Training]:
     """Measure each training of `suite` as fp32 and as `variant`; reuse results of an earlier run."""
+    return [
+        one(suite, variant, max_length, model.name)
+        for max_length in suite.max_lengths
+        for model in suite.models.values()
+    ]
+
+
+def one(suite: Suite, variant: str, max_length: int, model: str) -> Training:
+    """Measure one training of `suite`, as run does."""
     documents = suite.dataset.documents(None)
-    trainings = []
-    for max_length in suite.max_lengths:
-        for model in suite.models.values():
-            before, after = (suite.cell(model.name, max_length, name) for name in (BASELINE, variant))
-            identity = [cell.describe(cell.classifier.evidence)["identity"] for cell in (before, after)]
-            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-            path = cache_dir() / "reproductions" / f"{key}.json"
-            training = load_training(path, identity)
-            if training is None:
-                label = f"{max_length} tokens, training {model.seed + 1} of {len(suite.models)}"
-                with progress(label, len(documents)) as advance:
-                    training = measure(before, after, documents, advance)
-                save_training(path, identity, training)
-            trainings.append(training)
-    return trainings
+    before, after = (suite.cell(model, max_length, name) for name in (BASELINE, variant))
+    identity = [cell.describe(cell.classifier.evidence)["identity"] for cell in (before, after)]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_dir() / "reproductions" / f"{key}.json"
+    training = load_training(path, identity)
+    if training is None:
+        label = f"{max_length} tokens, training {before.model.seed + 1} of {len(suite.models)}"
+        with progress(label, len(documents)) as advance:
+            training = measure(before, after, documents, advance)
+        save_training(path, identity, training)
+    return training
+
+
+def on_cluster(suite: Suite, variant: str, base: str, client: "Client") -> list[Training]:
+    """Return what run does, each training made and measured by a worker of a cluster; they work side by side."""
+    from distributed import as_completed
+
+    dataset = cluster.splits(suite.dataset)
+    cluster.share(client, dataset)
+    found: str | Folder = base
+    if base not in GEOMETRIES:
+        found = cluster.weights(Checkpoint(Path(next(iter(suite.models.values())).source)))
+        cluster.share(client, found)
+    wanted = [(max_length, model) for max_length in suite.max_lengths for model in suite.models]
+    waiting = {
+        client.submit(on_worker, dataset, found, variant, max_length, model, len(suite.models), pure=False): number
+        for number, (max_length, model) in enumerate(wanted)
+    }
+    results: dict[int, Training] = {}
+    with progress("trainings", len(wanted)) as advance:
+        for future in as_completed(list(waiting)):
+            results[waiting[future]] = future.result()
+            advance(len(results))
+    return [results[number] for number in range(len(wanted))]
+
+
+def on_worker(
+    dataset: Folder, base: str | Folder, variant: str, max_length: int, model: str, experiments: int
+) -> Training:
+    """Make and measure one training in this worker, on a core of its own."""
+    source = base if isinstance(base, str) else str(base.required())
+    with cluster.one_process_a_core():
+        loaded = datasets.load(dataset.required())
+        suite = Suite(loaded, [source], max_lengths=[max_length], experiments=experiments, fine_tune=True)
+        return one(suite, variant, max_length, model)
 
 
 def measure(before: "Cell", after: "Cell", documents: "pd.DataFrame", advance: Callable[[int], None]) -> Training:

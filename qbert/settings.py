@@ -71,6 +71,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     f1_guard: Literal["point", "interval"] = "point"
     price_per_hour: Price | None = None
     """Of the machine, in any currency."""
+    prices: dict[str, Price] = {}
+    """Of each machine that a report of several names, an hour, in one currency."""
     plugins: tuple[str, ...] = ()
     gate: Gate = Gate()
 

@@ -14,7 +14,7 @@ from qbert import accuracy, machine, models, roofline, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset, text_rows
 from qbert.errors import InputError
-from qbert.labels import MULTI_LABEL, answers, predicted
+from qbert.labels import MULTI_LABEL, answers, packed_logits, predicted
 from qbert.models import Model
 from qbert.settings import DEFAULTS
 from qbert.terminal import silent
@@ -36,15 +36,18 @@ class Suite:
         max_lengths: Sequence[int] = DEFAULTS.max_lengths,
         experiments: int = 1,
         fine_tune: bool = False,
+        machine_name: str = "",
     ) -> None:
         """Check that the models `sources` (built-in names, folders, hub ids) fit the dataset and the lengths.
 
-        With `fine_tune` a folder or hub id is a base model, trained on the dataset for each length and experiment.
+        With `fine_tune` a folder or hub id is a base model, trained on the dataset for each length and experiment. By
+        `machine_name` saved runs know this machine; without one, by its processor.
 
         Raises:
             InputError: a model cannot be used, its labels are not the dataset's, or a length exceeds its positions.
         """
         self.dataset = dataset
+        self.machine_name = machine_name
         self.max_lengths = tuple(max_lengths)
         self.models: dict[str, Model] = {}
         self._checkpoints: dict[Path, Checkpoint] = {}
@@ -243,11 +246,17 @@ class Cell:
             multi_label=problem_type == MULTI_LABEL,
         )
 
-    def answers(self, documents: "pd.DataFrame", logits: npt.NDArray[np.float32]) -> dict[str, str]:
+    def answers(self, documents: "pd.DataFrame", logits: npt.NDArray[np.float32]) -> dict[str, Any]:
         """Return the answers from `logits`, `(documents, num_labels)`, as a saved run holds them."""
-        return answers(
-            self.suite.dataset.indicators(documents), predicted(logits, self.checkpoint.problem_type), logits
-        )
+        dataset = self.suite.dataset
+        kept: dict[str, Any] = {
+            **answers(dataset.indicators(documents), predicted(logits, self.checkpoint.problem_type), logits),
+            **packed_logits(logits),
+            "label_names": list(dataset.label_names),
+        }
+        if len(documents) < len(dataset.test):
+            kept["rows"] = " ".join(map(str, documents.index))
+        return kept
 
     def limit(self, seconds: float) -> dict[str, Any]:
         """Compare `seconds` for a full encoding with the limit of one core; return the figures for a saved run.
@@ -297,6 +306,7 @@ class Cell:
             **evidence,
             "identity": {
                 **machine.identity(*self.variant.packages),
+                **({"machine_name": self.suite.machine_name} if self.suite.machine_name else {}),
                 "checkpoint_sha256": self.checkpoint.sha256,
                 "dataset": self.suite.dataset.name,
                 "dataset_sha256": self.suite.dataset.sha256,

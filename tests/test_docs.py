@@ -304,7 +304,7 @@ def test_the_readme_names_every_command() -> None:
 
 
 def test_every_block_of_toml_has_settings_that_exist(tmp_path: Path, parsed: Parsed) -> None:
-    known = {"plugins", "gate", "models"} | {option[2:].replace("-", "_") for option in parsed.options}
+    known = {"plugins", "gate", "models", "prices"} | {option[2:].replace("-", "_") for option in parsed.options}
     for page in PAGES:
         for block in blocks(page, "toml"):
             settings = tomllib.loads(block.code).get("tool", {}).get("qbert", {})

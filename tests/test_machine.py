@@ -119,6 +119,35 @@ def test_stolen_time_is_the_share_of_the_ticks_between(monkeypatch: pytest.Monke
     assert machine.stolen_share(0) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"sys/devices/virtual/dmi/id": {"sys_vendor": "Amazon EC2\n", "product_name": "m7i.large\n"}}, "m7i.large"),
+        ({"sys/devices/virtual/dmi/id": {"sys_vendor": "LENOVO", "product_name": "20XW"}}, ""),
+        ({"run/cloud-init": {"instance-data.json": '{"ds": {"meta_data": {"instance-type": "c3-4"}}}'}}, "c3-4"),
+        (
+            {
+                "run/cloud-init": {
+                    "instance-data.json": '{"ds": {"meta_data": {"imds": {"compute": {"vmSize": "D2"}}}}}'
+                }
+            },
+            "D2",
+        ),
+        ({"run/cloud-init": {"instance-data.json": '{"ds": {"meta_data": "redacted for non-root user"}}'}}, ""),
+        ({"run/cloud-init": {"instance-data.json": "[1"}}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_instance_type_is_what_a_file_of_the_cloud_says(
+    tmp_path: Path, files: dict[str, dict[str, str]], told: str
+) -> None:
+    for folder, contents in files.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for name, text in contents.items():
+            (tmp_path / folder / name).write_text(text)
+    assert machine.instance_type(tmp_path) == told
+
+
 @pytest.mark.slow
 def test_the_command_says_all_of_it() -> None:
     done = subprocess.run([sys.executable, "-m", "qbert", "machine"], capture_output=True, text=True, check=False)

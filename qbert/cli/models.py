@@ -119,6 +119,7 @@ def train(
     metavar="N",
     help="Judge by a sample of N test documents, not by all.",
 )
+@options.cluster_option()
 @options.json_option
 def evaluate(
     model: str | None,
@@ -126,6 +127,7 @@ def evaluate(
     variants: str | None,
     max_length: int | None,
     documents: int | None,
+    cluster: str | None,
     json_file: Path | None,
 ) -> None:
     """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document.
@@ -139,10 +141,14 @@ def evaluate(
 
     settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants)
     names = settings.variant_list
-    evaluated = evaluation.evaluate(options.one_model(settings), settings.dataset, names, max_length, documents)
+    evaluated = evaluation.evaluate(
+        options.one_model(settings), settings.dataset, names, max_length, documents, cluster
+    )
     options.write(json_file, json.dumps(evaluated.results, indent=1, ensure_ascii=False) + "\n")
     judged_by = f"{counted(evaluated.documents, 'document')}, {counted(evaluated.max_length, 'token')} at most"
     tables.show(tables.accuracy(evaluated.results, title=f"{evaluated.model} on {evaluated.dataset}, {judged_by}"))
+    for note in evaluated.notes:
+        echo(note, err=True)
     evaluated.check_named(names)
 
 

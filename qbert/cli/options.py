@@ -1,8 +1,9 @@
 """Options and types that commands share, and the settings of a command."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -11,6 +12,7 @@ from qbert.errors import InputError
 from qbert.settings import DEFAULTS, Settings
 from qbert.stats import MIN_EFFECT, MIN_F1_EFFECT
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -63,6 +65,16 @@ json_option = click.option("--json", "json_file", type=FILE, metavar="FILE", hel
 markdown_option = click.option(
     "--markdown", type=FILE, metavar="FILE", help="Write the table to FILE, for a pull request."
 )
+
+
+def cluster_option(*, required: bool = False) -> Callable[[Command], Command]:
+    """Return the option that names a cluster."""
+    return click.option(
+        "--cluster",
+        required=required,
+        metavar="ADDRESS",
+        help="Dask's workers share the work: a scheduler's address or file, or local:N for N processes here.",
+    )
 
 
 def lengths(text: str) -> tuple[int, ...]:

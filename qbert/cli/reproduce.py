@@ -7,6 +7,7 @@ import click
 
 from qbert.cli import options
 from qbert.errors import InputError
+from qbert.terminal import echo
 
 
 @click.command()
@@ -21,6 +22,7 @@ from qbert.errors import InputError
 @click.option("--variant", default="int8-dynamic", show_default=True, metavar="NAME", help="What comes after.")
 @click.option("--max-lengths", default="384,256,128", show_default=True, metavar="LIST", help="Tokens.")
 @click.option("--trainings", type=click.IntRange(min=1), default=3, show_default=True, help="Of each length.")
+@options.cluster_option()
 @options.json_option
 @options.markdown_option
 def reproduce(
@@ -29,6 +31,7 @@ def reproduce(
     variant: str,
     max_lengths: str,
     trainings: int,
+    cluster: str | None,
     json_file: Path | None,
     markdown: Path | None,
 ) -> None:
@@ -38,6 +41,7 @@ def reproduce(
     """
     import dataclasses
 
+    from qbert import cluster as clusters
     from qbert import dataset as datasets
     from qbert import reproduce
     from qbert import variants as table
@@ -54,7 +58,13 @@ def reproduce(
         )
     loaded = datasets.load(dataset)
     suite = Suite(loaded, [base], max_lengths=options.lengths(max_lengths), experiments=trainings, fine_tune=True)
-    results = reproduce.run(suite, variant)
+    if cluster is None:
+        results = reproduce.run(suite, variant)
+    else:
+        with clusters.connect(cluster) as client:
+            for sentence in clusters.unlike(client):
+                echo(f"not as here: {sentence}", err=True)
+            results = reproduce.on_cluster(suite, variant, base, client)
     title = f"{base} on {loaded.name}, {len(loaded.test)} documents one by one: fp32 before, {variant} after"
     tables.show(reproduce.table(results, title=title))
     options.write(json_file, json.dumps([dataclasses.asdict(training) for training in results], indent=1) + "\n")

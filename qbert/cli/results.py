@@ -1,15 +1,39 @@
 """The commands for saved runs: compare, history and report."""
 
+import dataclasses
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qbert import settings
 from qbert.cli import options
 from qbert.errors import InputError
-from qbert.results.compare import SUBJECT
+from qbert.results.compare import MACHINE, SUBJECT
 from qbert.terminal import echo
+
+MACHINES = "machines"
+"""What --across calls all that says on which machine a run was made."""
+
+
+class Price(click.ParamType):  # type: ignore[type-arg]
+    """What an hour of a machine costs, given as `NAME=0.17`."""
+
+    name = "price"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:  # noqa: ANN401
+        """Return the machine and the price that `value` names."""
+        name, _, price = value.rpartition("=")
+        try:
+            number = float(price)
+        except ValueError:
+            number = 0.0
+        if not name or not 0 < number < float("inf"):
+            self.fail(f"{value!r} is no machine's name and a price above 0, such as m7i.large=0.17", param, ctx)
+        return name, number
 
 
 class BaseAndHead(click.Command):
@@ -32,8 +56,14 @@ class BaseAndHead(click.Command):
 @click.option(
     "--across",
     multiple=True,
-    type=click.Choice(SUBJECT),
-    help="Compare although this differs; repeatable.",
+    type=click.Choice([MACHINES, *SUBJECT]),
+    help=f"Compare although this differs; repeatable. '{MACHINES}': {', '.join(MACHINE)}.",
+)
+@click.option(
+    "--max-machine-flips",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="With --across machines: fail where more documents of a cell are labelled differently.",
 )
 @options.min_effect_option
 @options.min_f1_effect_option
@@ -44,6 +74,7 @@ def compare(
     files: tuple[str, ...],
     storage: Path | None,
     across: tuple[str, ...],
+    max_machine_flips: int | None,
     min_effect: float,
     min_f1_effect: float,
     json_file: Path | None,
@@ -53,7 +84,8 @@ def compare(
     """Compare saved runs with each other: latency with its interval, F1, flips, size.
 
     The sittings of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files need no
-    `--` between them.
+    `--` between them. Between machines, answers are compared and no verdict is given on latency. The exit code is 1
+    where more than --max-machine-flips labels of a cell differ, or cannot be compared.
     """
     import pandas as pd
 
@@ -61,10 +93,9 @@ def compare(
     from qbert.results import history as saved
     from qbert.results import tables, verdicts
 
-    split = files.index("::") if "::" in files else 1 if len(files) == 2 else 0  # noqa: PLR2004  base and head
-    names = [[Path(file) for file in part if file != "::"] for part in (files[:split], files[split:])]
-    if not all(names):
-        raise InputError("name the runs of both sides: qbert compare BASE.json... -- HEAD.json...")
+    if max_machine_flips is not None and MACHINES not in across:
+        raise InputError(f"--max-machine-flips compares machines: give --across {MACHINES} too")
+    names = _sides(files)
     base, head = (saved.load(part) for part in names)
     spreads: dict[tuple[Any, ...], tuple[float, int]] = {}
     if storage or saved.STORAGE.is_dir():
@@ -77,7 +108,12 @@ def compare(
             if storage:
                 raise
     rows = comparing.runs(
-        base, head, spreads=spreads, min_effect=min_effect, min_f1_effect=min_f1_effect, across=across
+        base,
+        head,
+        spreads=spreads,
+        min_effect=min_effect,
+        min_f1_effect=min_f1_effect,
+        across={*across, *(MACHINE if MACHINES in across else ())},
     )
     title = verdicts.answer(rows)
     counts = [side["sitting"].nunique() for side in (base, head)]
@@ -94,20 +130,47 @@ def compare(
             else "save runs\nof several days, or use qbert gate."
         )
     tables.show(verdicts.verdicts(rows, title=title, caption=caption))
-    options.write(json_file, json.dumps({"cells": rows}, indent=1, default=float) + "\n")
+    options.write(json_file, json.dumps({"cells": rows}, indent=1, default=_as_json) + "\n")
     options.write(markdown, verdicts.verdicts_markdown(rows, title=title, caption=caption.replace("\n", " ")))
     if csv_file:
-        flat = [
-            {k: v for k, v in row.items() if k not in ("f1", "differs")}
-            | row["f1"]
-            | {
-                "f1_verdict": row["f1"].get("verdict", ""),
-                "verdict": row["verdict"],
-                "differs": "; ".join(row["differs"]),
-            }
-            for row in rows
-        ]
-        options.write(csv_file, tables.spreadsheet(pd.DataFrame(flat)))
+        options.write(csv_file, tables.spreadsheet(pd.DataFrame(map(_flat, rows))))
+    if max_machine_flips is not None:
+        over = comparing.over_machine_flips(rows, max_machine_flips)
+        for line in over:
+            echo(line, err=True)
+        sys.exit(1 if over else 0)
+
+
+def _sides(files: tuple[str, ...]) -> list[list[Path]]:
+    """Return the files of base and of head.
+
+    Raises:
+        InputError: a side has none.
+    """
+    split = files.index("::") if "::" in files else 1 if len(files) == 2 else 0  # noqa: PLR2004  base and head
+    names = [[Path(file) for file in part if file != "::"] for part in (files[:split], files[split:])]
+    if not all(names):
+        raise InputError("name the runs of both sides: qbert compare BASE.json... -- HEAD.json...")
+    return names
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of compare.runs without tables in it."""
+    flat: dict[str, Any] = (
+        {name: value for name, value in row.items() if name not in ("f1", "differs", "judged", "machine_flips")}
+        | ({"machine_flips": row["machine_flips"].flips} if row.get("machine_flips") else {})
+        | row["f1"]
+        | {
+            "f1_verdict": row["f1"].get("verdict", ""),
+            "verdict": row["verdict"],
+            "differs": "; ".join(row["differs"]),
+        }
+    )
+    return flat
+
+
+def _as_json(value: Any) -> Any:  # noqa: ANN401
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else float(value)  # type: ignore[arg-type]
 
 
 @click.command()
@@ -140,25 +203,42 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 @click.option(
     "--csv", "csv_file", type=options.FILE, metavar="FILE", help="Write the figures to FILE, for a spreadsheet."
 )
-def report(files: tuple[Path, ...], output: Path | None, markdown: Path | None, csv_file: Path | None) -> None:
+@click.option(
+    "--price",
+    "prices",
+    multiple=True,
+    type=Price(),
+    metavar="NAME=PRICE",
+    help="Of a machine by its name here, an hour; repeatable. Default: prices in pyproject.toml, [tool.qbert].",
+)
+def report(
+    files: tuple[Path, ...],
+    output: Path | None,
+    markdown: Path | None,
+    csv_file: Path | None,
+    prices: tuple[tuple[str, float], ...],
+) -> None:
     """Make one page from saved runs, for a decision: it needs no network and can be sent to a colleague.
 
-    Several runs must be of one machine, with the same libraries, dataset, documents and guard.
+    Runs of several machines are shown side by side. Those of one machine must have the same libraries; all must have
+    the same dataset, documents and limits.
     """
     from qbert.results import history as saved
-    from qbert.results import page
+    from qbert.results import machines, page
     from qbert.terminal import progress
 
     if not (output or markdown or csv_file):
         raise InputError("name what to write: -o tables.html, --markdown FILE or --csv FILE")
     runs = saved.load(files)
+    found = machines.of(runs, settings.read(settings.nearest(Path.cwd())).prices | dict(prices))
+    machines.check_prices(found, dict(prices))
     if output:
         with progress("drawing"):
-            html = page.render(runs)
+            html = page.render(found)
         options.write(output, html)
     if markdown:
-        options.write(markdown, page.markdown(runs))
+        options.write(markdown, page.markdown(found))
     if csv_file:
-        options.write(csv_file, page.csv(runs))
-    for answer in page.answers(page.summarize(runs)):
+        options.write(csv_file, page.csv(found))
+    for answer in machines.told(found):
         echo(answer)

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from qbert.errors import InputError
+from qbert.results import answers
 from qbert.stats import CONFIDENCE, MIN_EFFECT, MIN_F1_EFFECT, bonferroni, verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CELL = ["model", "max_length", "variant"]
+MACHINE = ("processor", "instruction_sets", "hardware", "machine_name")
+"""The keys of a result's `identity` that say on which machine it was measured; `machine_name` is --machine-name's."""
 SUBJECT = (
-    *("processor", "instruction_sets", "hardware", "threads"),
+    *MACHINE,
+    "threads",
     *("dataset_sha256", "checkpoint_sha256", "definition", "versions"),
 )
 """The keys of two results' `identity` that must agree for their latencies to be comparable.
@@ -73,8 +78,16 @@ def runs(
     """Compare the runs `head` with the runs `base`, both from history.load; return a row for each cell.
 
     The runs of a sitting count as one value. `spreads`, from history.spreads, is the noise between sittings; `across`
-    names the keys of the cells' identity that may differ.
+    names the keys of the cells' identity that may differ. Between machines there is no interval of latency, but
+    `machine_flips` (answers.Difference): what the newest run of each side answers to the same documents. Where all keys
+    of MACHINE may differ, `judged` says whether a side has measured accuracy.
+
+    Raises:
+        InputError: a side has runs of several machines.
     """
+    asked = set(MACHINE) <= set(across)
+    if not set(MACHINE).isdisjoint(across):
+        _refuse_several(base, head)
     base, head = (table.assign(order=range(len(table))) for table in (base, head))
     groups = [dict(iter(table.groupby(CELL, sort=False))) for table in (base, head)]
     keys = list(dict.fromkeys([*groups[0], *groups[1]]))
@@ -84,6 +97,8 @@ def runs(
         before, after = (group.get(key) for group in groups)
         row: dict[str, Any] = dict(zip(CELL, key, strict=True)) | {"verdict": "not comparable", "differs": [], "f1": {}}
         rows.append(row)
+        if asked:
+            row["judged"] = any(group is not None and group["f1"].notna().any() for group in (before, after))
         if before is None or after is None:
             row["differs"] = [f"only {'head' if before is None else 'base'} has it"]
             continue
@@ -92,25 +107,61 @@ def runs(
         if differs:
             row["differs"] = list(dict.fromkeys(differs))
             continue
-        timed = [group.dropna(subset=["median_s"]) for group in (before, after)]
-        if all(map(len, timed)):
-            logs_base, logs_head = map(samples, timed)
-            low, high = _two_samples(logs_base, logs_head, confidence, spreads.get(key))
-            row["verdict"] = verdict(low, high, min_effect)
-            change = float(np.mean(logs_head) - np.mean(logs_base))
-            for name, value in (("change", change), ("change_low", low), ("change_high", high)):
-                row[name] = math.expm1(value) if math.isfinite(value) else None
-            row |= {"base_s": float(np.exp(np.mean(logs_base))), "head_s": float(np.exp(np.mean(logs_head)))}
-            row |= {"base_runs": len(timed[0]), "head_runs": len(timed[1])}
-            row |= {"base_sittings": len(logs_base), "head_sittings": len(logs_head)}
-        else:
-            row["verdict"] = ""
+        between_machines = any(is_of_another_machine(first, identity) for identity in others)
+        row |= _latency(before, after, confidence, spreads.get(key), min_effect, judge=not between_machines)
         last = [group.iloc[-1] for group in (before, after)]
         row["f1"] = _f1(last[0], last[1], confidence, min_f1_effect)
+        if between_machines or asked:
+            row["machine_flips"] = _machine_flips(last[0].get("answers"), last[1].get("answers"))
         for name in ("disk_bytes", "peak_rss_bytes"):
             for side, newest in zip(("base", "head"), last, strict=True):
                 row[f"{side}_{name}"] = None if _is_missing(newest.get(name)) else float(newest[name])
     return rows
+
+
+def _latency(
+    before: "pd.DataFrame",
+    after: "pd.DataFrame",
+    confidence: float,
+    spread: tuple[float, int] | None,
+    min_effect: float,
+    *,
+    judge: bool,
+) -> dict[str, Any]:
+    """Compare the latency of a cell's runs; unless `judge`, return the figures of both sides alone."""
+    timed = [group.dropna(subset=["median_s"]) for group in (before, after)]
+    if not all(map(len, timed)):
+        return {"verdict": ""}
+    logs_base, logs_head = map(samples, timed)
+    row: dict[str, Any] = {"verdict": ""}
+    if judge:
+        low, high = _two_samples(logs_base, logs_head, confidence, spread)
+        row["verdict"] = verdict(low, high, min_effect)
+        change = float(np.mean(logs_head) - np.mean(logs_base))
+        for name, value in (("change", change), ("change_low", low), ("change_high", high)):
+            row[name] = math.expm1(value) if math.isfinite(value) else None
+    row |= {"base_s": float(np.exp(np.mean(logs_base))), "head_s": float(np.exp(np.mean(logs_head)))}
+    row |= {"base_runs": len(timed[0]), "head_runs": len(timed[1])}
+    return row | {"base_sittings": len(logs_base), "head_sittings": len(logs_head)}
+
+
+def _machine_flips(base: Any, head: Any) -> answers.Difference | None:  # noqa: ANN401  a missing value or a mapping
+    """Compare what two machines answer; None where a run has kept no answers, or those to other documents."""
+    if not isinstance(base, dict) or not isinstance(head, dict):
+        return None
+    return answers.between({"base": base, "head": head})
+
+
+def is_of_another_machine(identity: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two results are of different machines."""
+    return bool(differences(identity, other, may_differ=[name for name in SUBJECT if name not in MACHINE]))
+
+
+def _refuse_several(*sides: "pd.DataFrame") -> None:
+    """Raise InputError where a side has runs of several machines: their times must not be pooled."""
+    for side in sides:
+        if len(names := list(dict.fromkeys(side["machine"]))) > 1:
+            raise InputError(f"a side has runs of {' and '.join(names)}: name runs of one machine on each side")
 
 
 def samples(group: "pd.DataFrame") -> npt.NDArray[np.float64]:
@@ -159,3 +210,24 @@ def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_e
 
 def _is_missing(value: Any) -> bool:  # noqa: ANN401
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def over_machine_flips(rows: Iterable[Mapping[str, Any]], limit: int) -> list[str]:
+    """Return a sentence for each of `rows`, from runs, whose answers differ more than `limit` between machines.
+
+    A cell whose answers cannot be compared counts as one: nothing shows that they agree.
+    """
+    told = []
+    compared = 0
+    for row in rows:
+        name = "-".join(str(row[key]) for key in CELL)
+        difference = row.get("machine_flips")
+        compared += difference is not None
+        if difference is not None and difference.flips > limit:
+            told.append(f"{name}: {answers.sentence(difference)}, which --max-machine-flips {limit} forbids")
+        elif difference is None and row["judged"]:
+            why = "; ".join(row["differs"]) or "a run holds no answers, or answers to other documents"
+            told.append(f"{name}: the answers cannot be compared ({why})")
+    if not compared and not told:
+        told.append("no answers were compared: name runs that measured accuracy, of two machines")
+    return told

@@ -13,7 +13,7 @@ import pandas as pd
 from qbert import machine
 from qbert.errors import InputError
 from qbert.results import saved_run
-from qbert.results.compare import CELL, SUBJECT, differences, samples
+from qbert.results.compare import CELL, MACHINE, SUBJECT, differences, samples
 from qbert.stats import MIN_EFFECT
 
 LATENCY = [
@@ -104,9 +104,11 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def machine_name(identity: Mapping[str, Any]) -> str:
-    """Return a short name for a machine that distinguishes it from most others."""
+    """Return a name for a machine that distinguishes it from most others; it begins with the name that it was given."""
     hardware = identity.get("hardware", {})
     parts = [
+        *(identity[key] for key in ("machine_name",) if key in identity),
+        hardware.get("instance type", ""),
         identity.get("processor", "unknown processor"),
         " ".join(f"{name} {hardware[name]}" for name in ("family", "model") if name in hardware),
         f"{hardware['logical cores']} cores" if "logical cores" in hardware else "",
@@ -138,7 +140,7 @@ def _concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return table.assign(sitting=sittings(table))
 
 
-NOT_MACHINE = [name for name in SUBJECT if name not in {"processor", "instruction_sets", "hardware"}]
+NOT_MACHINE = [name for name in SUBJECT if name not in MACHINE]
 """The keys of an identity that do not describe the machine."""
 
 

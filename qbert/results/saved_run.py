@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from qbert import parse
+from qbert import labels, parse
 from qbert.errors import InputError
 from qbert.results.compare import CELL
 
@@ -43,6 +43,7 @@ class Identity(Struct):
     threads: int | None
     dataset: str
     hardware: dict[str, int | str] | UnsetType = UNSET
+    machine_name: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
 
 
 class Cell(Struct):
@@ -91,11 +92,16 @@ Ids = Annotated[str, Meta(pattern=r"^(-|\d{1,4}(,\d{1,4})*)( (-|\d{1,4}(,\d{1,4}
 
 
 class Answers(Struct):
-    """The predicted labels of each test document, from labels.answers."""
+    """The predicted labels of each test document, and newer runs' logits: labels.answers, labels.packed_logits."""
 
     labels: Ids
     predicted: Ids
     logits_sha256: str
+    logits: str | UnsetType = UNSET
+    logits_type: Literal["float32", "float16"] | UnsetType = UNSET
+    rows: Annotated[str, Meta(pattern=r"^\d{1,9}( \d{1,9})*$")] | UnsetType = UNSET
+    """The documents' places in the test split, from 0, where they are a sample of it."""
+    label_names: list[str] | UnsetType = UNSET
 
 
 class Accuracy(Cell):
@@ -283,8 +289,19 @@ def _accuracy_contradictions(info: Accuracy) -> Iterator[str]:
         yield "`f1_drop_low` is above `f1_drop_high`"
     if isinstance(info.answers, Answers):
         counts = {len(ids.split(" ")) for ids in (info.answers.labels, info.answers.predicted)}
+        if isinstance(info.answers.rows, str):
+            counts.add(len(info.answers.rows.split(" ")))
         if counts != {info.documents}:
             yield "`answers` are not of so many `documents`"
+        elif isinstance(info.answers.logits, str) and not _are_logits(info.answers, info.documents):
+            yield "the `logits` of `answers` are not of so many `documents`"
+
+
+def _are_logits(answers: Answers, documents: int) -> bool:
+    try:
+        return len(labels.unpacked_logits(msgspec.to_builtins(answers), documents)) == documents
+    except ValueError:
+        return False
 
 
 class Commit(Struct):

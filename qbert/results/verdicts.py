@@ -13,7 +13,7 @@ from rich.text import Text
 
 from qbert.cache import write_file
 from qbert.errors import InputError, pip_install, reason
-from qbert.results import tables
+from qbert.results import answers, tables
 from qbert.results.history import SERIES
 from qbert.results.tables import Format, Row
 from qbert.stats import DECIDED
@@ -100,8 +100,12 @@ def details(rows: Sequence[Row]) -> list[str]:
     return sentences + [
         f"{row['model']}-{row['max_length']}-{row['variant']}: {sentence}"
         for row in rows
-        for sentence in [*row.get("over", []), *row.get("told", [])]
+        for sentence in [*row.get("over", []), *row.get("told", []), *_machine_flips(row)]
     ]
+
+
+def _machine_flips(row: Row) -> list[str]:
+    return [answers.sentence(row["machine_flips"])] if row.get("machine_flips") else []
 
 
 def verdicts_markdown(rows: Sequence[Row], *, title: str, caption: str) -> str:

@@ -405,6 +405,19 @@ def test_machines_of_one_name_are_told_apart_by_their_hardware(save: Callable[..
     assert machines(save, hardware(), hardware(L3_unified="16M"))[1] == f"{short}, L3 unified 16M"
 
 
+def test_a_machine_with_a_name_is_another_one(save: Callable[..., Path]) -> None:
+    named = hardware() | {"machine_name": "the small one"}
+    assert machines(save, hardware(), named) == [
+        "P, family 25 model 1, 2 cores (avx2)",
+        "the small one, P, family 25 model 1, 2 cores (avx2)",
+    ]
+    files = [save(run(benchmark("latency", identity=one), day=day)) for day, one in enumerate((hardware(), named))]
+    assert "machine name: none, the small one" in qbert("compare", *files)[1]
+    assert (
+        machines(save, named, named | hardware(stepping=2))[0] != machines(save, named, named | hardware(stepping=2))[1]
+    )
+
+
 def test_an_older_run_knows_what_pytest_benchmark_saved(save: Callable[..., Path]) -> None:
     cpu = {"family": 25, "model": 1, "stepping": 1, "count": 2, "brand_raw": "P"}
     short = "P, family 25 model 1, 2 cores (avx2)"

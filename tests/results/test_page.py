@@ -17,7 +17,7 @@ from made_up import LENGTHS, VARIANTS, benchmark, capacity, cell, run, served, w
 
 from qbert.cli import main
 from qbert.errors import InputError
-from qbert.results import history, page
+from qbert.results import columns, history, machines, page, summary
 
 MARKUP = "<script>document.title='run'</script><img src=x onerror=alert(1)> $x_1$ | * & \"quoted\""
 
@@ -35,7 +35,7 @@ def load(tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_the_answer_comes_first_and_is_a_sentence(load: Callable[..., Any]) -> None:
-    html = page.render(load(whole()))
+    html = page.render(machines.of(load(whole())))
     answer = (
         "served, 384 tokens: int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29), 3.57 times faster than the "
         "best fp32; weighted F1 0.9460, 0.0040 lower (95 %: 0.0020 higher to 0.0100 lower), 1 of 500 labels changed."
@@ -51,8 +51,8 @@ def test_a_variant_over_its_limit_is_not_the_answer(load: Callable[..., Any]) ->
         if one["extra_info"]["variant"] == "int8-openvino" and "f1" in one["extra_info"]:
             one["extra_info"] |= {"f1_drop": 0.02, "f1": 0.93}
     runs = load(content)
-    assert "bf16 is 2.50 times faster" in page.answers(page.summarize(runs))[0]
-    assert "over the limit" in page.markdown(runs)
+    assert "bf16 is 2.50 times faster" in summary.answers(summary.summarize(runs))[0]
+    assert "over the limit" in page.markdown(machines.of(runs))
 
 
 def everything() -> dict[str, Any]:
@@ -60,7 +60,7 @@ def everything() -> dict[str, Any]:
 
 
 def test_what_serves_most_within_the_limits_is_an_answer(load: Callable[..., Any]) -> None:
-    first, second, *_ = page.answers(page.summarize(load(everything())))
+    first, second, *_ = summary.answers(summary.summarize(load(everything())))
     assert first == (
         "served: within 50 ms at p99 this machine takes 71.4 requests a second with int8-openvino, within its F1 "
         "limit, none with fp32 (2 workers)."
@@ -70,7 +70,7 @@ def test_what_serves_most_within_the_limits_is_an_answer(load: Callable[..., Any
     for one in content["benchmarks"]:
         if one["extra_info"]["variant"] == "int8-openvino" and "f1" in one["extra_info"]:
             one["extra_info"] |= {"f1_drop": 0.02, "f1": 0.93}
-    (first, *_) = page.answers(page.summarize(load(content)))
+    (first, *_) = summary.answers(summary.summarize(load(content)))
     assert first == (
         "served: no variant answers within 50 ms at p99 here under any load; bf16, within its F1 limit, serves most: "
         "50.0 texts a second with 2 workers."
@@ -82,22 +82,22 @@ def test_what_a_million_texts_cost_is_told_where_there_is_a_price(load: Callable
         capacity("served", 384, "fp32", rate_within_limit=9.0, price_per_hour=0.17, cost_per_million=5.2),
         capacity("served", 384, "int8-openvino", price_per_hour=0.17, cost_per_million=0.7, loaded_p99_s=0.015),
     )
-    (answer,) = page.answers(page.summarize(load(priced)))
+    (answer,) = summary.answers(summary.summarize(load(priced)))
     assert answer.endswith(
         "with int8-openvino, 9.00 with fp32 (2 workers); a million texts cost 0.700 instead of 5.20."
     )
-    assert "a million costs" in page.markdown(load(priced))
-    assert "a million costs" not in page.markdown(load(run(*served("fp32"))))
+    assert "a million costs" in page.markdown(machines.of(load(priced)))
+    assert "a million costs" not in page.markdown(machines.of(load(run(*served("fp32")))))
 
 
 def test_capacity_is_in_every_form(load: Callable[..., Any]) -> None:
     runs = load(run(*served("fp32", "int8-openvino")))
-    row = next(line for line in page.markdown(runs).splitlines() if "| int8-openvino" in line)
+    row = next(line for line in page.markdown(machines.of(runs)).splitlines() if "| int8-openvino" in line)
     cells = "384 | int8-openvino | 143 | 71.4 | 14 |  | 16.8 | 18.2 | 1.04 (1.00 to 1.08) | 48% | 600"
     assert row == f"| {cells} |"
-    figures = pd.read_csv(io.StringIO(page.csv(runs)))
+    figures = pd.read_csv(io.StringIO(page.csv(machines.of(runs))))
     assert figures.loc[1, ["texts_per_s", "tokens_p50", "worker_shares"]].tolist() == [2 / 0.014, 60, "0.520 0.480"]
-    html = page.render(runs)
+    html = page.render(machines.of(runs))
     assert html.count("<figure>") == 3
     assert "int8-openvino 16.8 ms at 14.3 a second, 84 ms at 129" in html
     assert "texts of news, median 60 tokens (90 %: 20–128)" in html
@@ -107,13 +107,13 @@ def test_one_worker_has_no_drawing_of_what_others_do_to_it(load: Callable[..., A
     content = run(*served("fp32"))
     for name in ("loaded_over_alone", "loaded_over_alone_low", "loaded_over_alone_high"):
         del content["benchmarks"][0]["extra_info"][name]
-    assert page.render(load(content)).count("<figure>") == 2
+    assert page.render(machines.of(load(content))).count("<figure>") == 2
 
 
 def test_another_limit_or_traffic_is_in_another_report(load: Callable[..., Any]) -> None:
     for changed, told in (({"latency_limit_s": 0.1}, "latency limit"), ({"traffic_sha256": "f" * 64}, "traffic")):
         with pytest.raises(InputError, match=told):
-            page.summarize(load(run(*served("fp32")), run(*served("fp32", **changed))))
+            summary.summarize(load(run(*served("fp32")), run(*served("fp32", **changed))))
 
 
 def test_int8_that_is_only_stated_is_said(load: Callable[..., Any]) -> None:
@@ -121,13 +121,15 @@ def test_int8_that_is_only_stated_is_said(load: Callable[..., Any]) -> None:
     for one in content["benchmarks"]:
         one["extra_info"]["stated"] = one["extra_info"]["variant"] == "int8-openvino"
     (row,) = [
-        line for line in page.markdown(load(content)).splitlines() if "| int8-openvino |" in line and "stated" in line
+        line
+        for line in page.markdown(machines.of(load(content))).splitlines()
+        if "| int8-openvino |" in line and "stated" in line
     ]
     assert row.endswith("int8 stated, not shown |")
 
 
 def test_undominated_are_those_that_nothing_beats_in_both(load: Callable[..., Any]) -> None:
-    table = page.summarize(load(whole()))
+    table = summary.summarize(load(whole()))
     here = table[(table["model"] == "served") & (table["max_length"] == 384)]
     assert here[here["undominated"]]["variant"].tolist() == ["int8-openvino", "bf16"]
     assert not table[table["model"] == "untrained"]["undominated"].any()
@@ -138,7 +140,7 @@ def test_several_runs_are_one_cell_with_their_range(load: Callable[..., Any]) ->
         run(benchmark("latency", "m", 128, "fp32", seconds=seconds, speedup=1.0), when=f"2026-11-{day}T12:00:00Z")
         for seconds, day in ((0.1, 10), (0.4, 11), (0.2, 12))
     ]
-    (row,) = page.summarize(load(*runs)).to_dict("records")
+    (row,) = summary.summarize(load(*runs)).to_dict("records")
     assert row["median_s"] == pytest.approx(0.2)
     assert (row["low_s"], row["high_s"], row["runs"]) == (0.1, 0.4, 3)
 
@@ -148,14 +150,7 @@ def test_the_newest_run_tells_what_latency_does_not(load: Callable[..., Any]) ->
         run(benchmark("accuracy", "m", 128, "fp32", f1=f1, documents=9), when=f"2026-11-{day}T00:00:00Z")
         for f1, day in ((0.9, "20"), (0.5, "10"))
     )
-    assert page.summarize(load(new, old))["f1"].tolist() == [0.9]
-
-
-def test_runs_of_different_machines_are_refused(load: Callable[..., Any]) -> None:
-    other = run(benchmark("latency", "m", 128, "fp32"))
-    other["benchmarks"][0]["extra_info"]["identity"]["processor"] = "Another"
-    with pytest.raises(InputError, match=r"different machines, A processor .* and Another"):
-        page.render(load(run(benchmark("latency", "m", 128, "fp32")), other))
+    assert summary.summarize(load(new, old))["f1"].tolist() == [0.9]
 
 
 def two_runs(**changed: Any) -> list[dict[str, Any]]:
@@ -183,7 +178,7 @@ def two_runs(**changed: Any) -> list[dict[str, Any]]:
 )
 def test_what_was_not_measured_alike_is_in_no_report(load: Callable[..., Any], changed: Any, told: str) -> None:
     with pytest.raises(InputError) as caught:
-        page.summarize(load(*two_runs(**changed)))
+        summary.summarize(load(*two_runs(**changed)))
     assert f"({told})" in str(caught.value)
     assert "served-128-int8-openvino is not in" in str(caught.value)
     assert all(name in str(caught.value) for name in ("0.json", "1.json", "make a report of each"))
@@ -195,14 +190,14 @@ def test_all_cells_of_a_report_are_of_one_dataset_and_its_documents(load: Callab
     for one in runs[1]["benchmarks"]:
         one["extra_info"]["variant"] = "bf16"
     with pytest.raises(InputError, match=r"served-128-bf16 is not in .*make a report of each"):
-        page.summarize(load(*runs))
+        summary.summarize(load(*runs))
 
 
 def test_runs_that_measured_alike_or_something_else_are_one_report(load: Callable[..., Any]) -> None:
     first, second = two_runs()
-    assert page.summarize(load(first, second))["runs"].tolist() == [2]
+    assert summary.summarize(load(first, second))["runs"].tolist() == [2]
     first["benchmarks"], second["benchmarks"] = first["benchmarks"][:1], second["benchmarks"][1:]
-    (row,) = page.summarize(load(first, second)).to_dict("records")
+    (row,) = summary.summarize(load(first, second)).to_dict("records")
     assert (row["speedup"], row["f1"]) == (pytest.approx(100 / 14), 0.946)
 
 
@@ -212,7 +207,7 @@ def test_a_row_is_of_the_newest_run_and_of_no_other(load: Callable[..., Any]) ->
     for one in newer["benchmarks"]:
         for name in ("share_of_limit", "floor_s", "share_of_best_limit", "best_floor_s", "p95_s"):
             one["extra_info"].pop(name, None)
-    (row,) = page.summarize(load(newer, older)).to_dict("records")
+    (row,) = summary.summarize(load(newer, older)).to_dict("records")
     assert (row["speedup"], row["speedup_low"], row["speedup_high"]) == (2.0, 1.9, 2.2)
     assert math.isnan(row["share_of_limit"]), "it would be of the older run"
     assert math.isnan(row["p95_s"])
@@ -227,32 +222,35 @@ def as_before(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_both_shares_of_the_limit_are_shown_and_explained(load: Callable[..., Any]) -> None:
-    for text in (page.render(load(whole())), page.markdown(load(whole()))):
+    for text in (page.render(machines.of(load(whole()))), page.markdown(machines.of(load(whole())))):
         assert "40 (30)" in text
-        assert f"In brackets: {page.BEST_LIMIT}" in text
-        assert page.LIMITS[2] in text
+        assert f"In brackets: {columns.BEST_LIMIT}" in text
+        assert columns.LIMITS[2] in text
         assert "older versions" not in text
 
 
 def test_an_old_run_keeps_its_share_and_its_explanation(load: Callable[..., Any]) -> None:
-    for text in (page.render(load(as_before(whole()))), page.markdown(load(as_before(whole())))):
+    for text in (
+        page.render(machines.of(load(as_before(whole())))),
+        page.markdown(machines.of(load(as_before(whole())))),
+    ):
         assert "40 (30)" not in text
         assert re.search(r"(>|\| )40( \||<)", text)
-        assert page.LIMITS[1] in text.replace("&#39;", "'")
-        assert page.LIMITS[2] not in text
+        assert columns.LIMITS[1] in text.replace("&#39;", "'")
+        assert columns.LIMITS[2] not in text
         assert "Left out" not in text
 
 
 def test_old_and_new_shares_of_the_limit_are_not_in_one_report(load: Callable[..., Any]) -> None:
     old, new = as_before(run(*cell("served", 384, "bf16"))), run(*cell("served", 384, "int8-openvino"))
     runs = load(new, old)
-    shares = page.summarize(runs).set_index("variant")["share_of_limit"]
+    shares = summary.summarize(runs).set_index("variant")["share_of_limit"]
     assert shares["int8-openvino"] == pytest.approx(0.4)
     assert math.isnan(shares["bf16"])
-    for text in (page.render(runs), page.markdown(runs)):
+    for text in (page.render(machines.of(runs)), page.markdown(machines.of(runs))):
         assert "Left out: 1 share of the limit as older versions defined it." in text
-        assert page.LIMITS[2] in text
-    (drawn,) = (text for text in page.render(runs).split("</figure>") if "share of the core" in text)
+        assert columns.LIMITS[2] in text
+    (drawn,) = (text for text in page.render(machines.of(runs)).split("</figure>") if "share of the core" in text)
     assert "int8-openvino 40 (30) %" in drawn
     assert "bf16" not in drawn.partition("<figure>")[2]
 
@@ -271,17 +269,18 @@ def with_processes(**speedups: list[float]) -> dict[str, Any]:
 
 def test_the_first_two_that_cannot_be_told_apart_are_said(load: Callable[..., Any]) -> None:
     best = {"fp32_openvino": [2.0, 2.02, 1.98]}
-    equal = page.summarize(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], bf16=[3.98, 4.02, 4.0], **best)))
-    (answer,) = page.answers(equal)
+    equal = summary.summarize(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], bf16=[3.98, 4.02, 4.0], **best)))
+    (answer,) = summary.answers(equal)
     assert answer.startswith(
         "served, 384 tokens: int8-openvino is 4.02 times faster than fp32 (3.83 to 4.21), 2.01 times"
     )
     assert re.search(r"2\.01 times faster than the best fp32 \(1\.9\d to 2\.0\d\)", answer)
     assert answer.endswith("It and bf16 cannot be told apart in speed.")
-    apart = page.summarize(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], bf16=[2.98, 3.02, 3.0], **best)))
-    assert "told apart" not in page.answers(apart)[0]
+    apart = summary.summarize(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], bf16=[2.98, 3.02, 3.0], **best)))
+    assert "told apart" not in summary.answers(apart)[0]
     assert re.search(
-        r"\| 2\.01 \(1\.9\d to 2\.0\d\) \|", page.markdown(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], **best)))
+        r"\| 2\.01 \(1\.9\d to 2\.0\d\) \|",
+        page.markdown(machines.of(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], **best)))),
     )
 
 
@@ -297,7 +296,7 @@ def slowed_down() -> dict[str, Any]:
 
 
 def test_the_figures_of_a_row_rank_alike(load: Callable[..., Any]) -> None:
-    table = page.summarize(load(slowed_down()))
+    table = summary.summarize(load(slowed_down()))
     for _, group in table.groupby(["model", "max_length"]):
         assert group.sort_values("median_s")["variant"].tolist()[1] == "fp32-openvino"
         assert group.sort_values("latency_s")["variant"].tolist()[1] == "bf16"
@@ -307,13 +306,13 @@ def test_the_figures_of_a_row_rank_alike(load: Callable[..., Any]) -> None:
 def test_a_change_of_pace_is_said(load: Callable[..., Any]) -> None:
     runs = load(slowed_down())
     told = "The machine's pace changed by 40% among the cells of served, 384 tokens."
-    assert told in page.markdown(runs)
-    assert told.replace("'", "&#39;") in page.render(runs)
-    assert "pace changed" not in page.markdown(load(whole()))
+    assert told in page.markdown(machines.of(runs))
+    assert told.replace("'", "&#39;") in page.render(machines.of(runs))
+    assert "pace changed" not in page.markdown(machines.of(load(whole())))
 
 
 def test_the_spreadsheet_has_the_medians_too(load: Callable[..., Any]) -> None:
-    table = pd.read_csv(io.StringIO(page.csv(load(slowed_down()))))
+    table = pd.read_csv(io.StringIO(page.csv(machines.of(load(slowed_down())))))
     row = table[(table["model"] == "served") & (table["max_length"] == 384)].set_index("variant").loc["bf16"]
     assert (row["latency_s"], row["median_s"]) == pytest.approx((0.040, 0.056))
 
@@ -329,15 +328,15 @@ def noisy(*variants: str) -> dict[str, Any]:
 
 def test_an_interval_too_wide_is_told_in_words(load: Callable[..., Any]) -> None:
     runs = load(noisy("bf16"))
-    assert "| 384 | bf16 | 40 | 2.50 (too noisy) |" in page.markdown(runs)
-    html = page.render(runs)
+    assert "| 384 | bf16 | 40 | 2.50 (too noisy) |" in page.markdown(machines.of(runs))
+    html = page.render(machines.of(runs))
     assert "2.50 (too noisy)" in html
     assert "2.50 too noisy</text>" in html
-    assert "int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29)" in page.answers(page.summarize(runs))[0]
+    assert "int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29)" in summary.answers(summary.summarize(runs))[0]
 
 
 def test_noise_that_hides_which_is_the_fastest_is_the_answer(load: Callable[..., Any]) -> None:
-    answer = page.answers(page.summarize(load(noisy("int8-openvino"))))[0]
+    answer = summary.answers(summary.summarize(load(noisy("int8-openvino"))))[0]
     assert answer == (
         "served, 384 tokens: which of int8-openvino and bf16 is the fastest cannot be told, too noisy: int8-openvino."
     )
@@ -346,13 +345,13 @@ def test_noise_that_hides_which_is_the_fastest_is_the_answer(load: Callable[...,
 def test_the_fastest_beyond_doubt_is_named_whatever_its_noise(load: Callable[..., Any]) -> None:
     content = noisy("int8-openvino")
     content["benchmarks"] = [one for one in content["benchmarks"] if one["extra_info"]["variant"] != "bf16"]
-    answer = page.answers(page.summarize(load(content)))[0]
+    answer = summary.answers(summary.summarize(load(content)))[0]
     assert "int8-openvino is 7.14 times faster than fp32 (too noisy)" in answer
 
 
 @pytest.mark.skipif("QBERT_TEST_RUN" not in os.environ, reason="QBERT_TEST_RUN names no saved run of a default run")
 def test_a_run_of_another_machine_is_read_and_ranks_alike() -> None:
-    table = page.summarize(history.load([Path(os.environ["QBERT_TEST_RUN"])]))
+    table = summary.summarize(history.load([Path(os.environ["QBERT_TEST_RUN"])]))
     assert len(table) > 1
     for _, group in table.dropna(subset=["speedup"]).groupby(["model", "max_length"]):
         assert group.sort_values("latency_s")["speedup"].is_monotonic_decreasing
@@ -393,10 +392,10 @@ def test_a_terminal_obeys_nothing_in_a_report(tmp_path: Path) -> None:
 )
 def test_a_part_of_a_run_makes_a_page_too(load: Callable[..., Any], content: dict[str, Any]) -> None:
     runs = load(content)
-    html = page.render(runs)
+    html = page.render(machines.of(runs))
     assert "nan" not in re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL).lower().replace("nanumgothic", "")
-    assert page.markdown(runs)
-    assert page.csv(runs).count("\n") > 1
+    assert page.markdown(machines.of(runs))
+    assert page.csv(machines.of(runs)).count("\n") > 1
 
 
 def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
@@ -407,23 +406,25 @@ def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
         info["variant"] += MARKUP if info["variant"] != "fp32" else ""
         info["identity"] |= {"processor": MARKUP, "dataset": MARKUP, "versions": {MARKUP: MARKUP}}
     runs = load(content)
-    html = page.render(runs)
+    html = page.render(machines.of(runs))
     assert html.count("<script") == 1
     assert "<img" not in html
-    assert "<script" not in page.markdown(runs)
-    assert "<img" not in page.markdown(runs)
-    assert all(len(re.findall(r"(?<!\\)\|", line)) in (0, 8, 11) for line in page.markdown(runs).splitlines())
+    assert "<script" not in page.markdown(machines.of(runs))
+    assert "<img" not in page.markdown(machines.of(runs))
+    assert all(
+        len(re.findall(r"(?<!\\)\|", line)) in (0, 8, 11) for line in page.markdown(machines.of(runs)).splitlines()
+    )
 
 
 def test_the_page_needs_no_network(load: Callable[..., Any]) -> None:
-    html = page.render(load(whole()))
+    html = page.render(machines.of(load(whole())))
     assert not re.findall(r'(?:src|href)="(?!#)', html)
     assert "@import" not in html
     assert "default-src 'none'" in html
 
 
 def test_two_drawings_share_no_id(load: Callable[..., Any]) -> None:
-    html = page.render(load(whole()))
+    html = page.render(machines.of(load(whole())))
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     assert len(drawings) == 7
     ids = [set(re.findall(r'id="([^"]+)"', drawing)) for drawing in drawings]
@@ -433,7 +434,7 @@ def test_two_drawings_share_no_id(load: Callable[..., Any]) -> None:
 
 
 def test_every_drawing_says_in_words_what_it_shows(load: Callable[..., Any]) -> None:
-    html = page.render(load(whole()))
+    html = page.render(machines.of(load(whole())))
     words = re.findall(r'role="img" aria-label="([^"]+)"', html)
     assert len(words) == 7
     assert all("int8-openvino" in text for text in words)
@@ -445,7 +446,7 @@ def test_many_flips_are_counted_and_not_all_shown(load: Callable[..., Any]) -> N
     for one in content["benchmarks"]:
         if one["extra_info"].get("flipped"):
             one["extra_info"]["flipped"] *= 300
-    html = page.render(load(content))
+    html = page.render(machines.of(load(content)))
     assert html.count('<td data-value="7">') == page.FLIPS_SHOWN
     assert f"{600 - page.FLIPS_SHOWN} more are in the saved run" in html
 
@@ -506,7 +507,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, load: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Open the page with markup in its texts; whatever it says or asks for is an error."""
     path = tmp_path / "report.html"
-    path.write_text(page.render(load(whole(text=MARKUP, label=MARKUP))), encoding="utf-8")
+    path.write_text(page.render(machines.of(load(whole(text=MARKUP, label=MARKUP)))), encoding="utf-8")
     contexts = []
 
     def show(width: int, scheme: str = "light") -> Any:

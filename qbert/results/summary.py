@@ -1,0 +1,190 @@
+"""What saved runs of one machine say: their newest figures by cell, and the answer in sentences."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from qbert.errors import InputError
+from qbert.results import intervals
+from qbert.results.compare import CELL, SUBJECT, differences
+from qbert.results.history import ACCURACY, CAPACITY, FOOTPRINT, LATENCY
+from qbert.results.tables import at_one_pace, in_limit, is_too_noisy, one_limit, three_digits
+from qbert.terminal import counted
+from qbert.variants import BASELINE
+
+
+def summarize(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per cell of one machine's `runs`, from history.load: each benchmark's figures of its newest run.
+
+    `low_s` and `high_s` are the least and greatest median of several runs, or the quartiles of a single run's rounds.
+    `latency_s`, `over_best`, the shares of the limit, `pace_change` and the intervals come from tables.at_one_pace.
+    `undominated`: no other variant of this model and length is at least as fast with at least its F1.
+
+    Raises:
+        InputError: the runs are of different subjects.
+    """
+    refuse_mixed(runs)
+    runs = runs.sort_values(["when", "file"], kind="stable")
+    medians = runs.groupby(CELL, sort=False)["median_s"]
+    table = _newest(runs)
+    table["runs"] = medians.count()
+    for name, quartile, extreme in (("low_s", "q1_s", medians.min()), ("high_s", "q3_s", medians.max())):
+        table[name] = extreme.where(table["runs"] > 1, table[quartile].astype(float))
+    table = table.reset_index()
+    table = one_limit(at_one_pace(table, table))
+    table["undominated"] = [_undominated(row, table) for row in table.to_dict("records")]
+    order = {model: number for number, model in enumerate(dict.fromkeys(runs["model"]))}
+    return table.sort_values(
+        ["model", "max_length"],
+        key=lambda column: column.map(order) if column.name == "model" else column,
+        kind="stable",
+    ).reset_index(drop=True)
+
+
+def _newest(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each cell of `runs`, sorted from oldest to newest: each benchmark from the newest that has it.
+
+    All figures of one benchmark come from one run.
+    """
+    rows = runs.groupby(CELL, sort=False).tail(1).set_index(CELL)
+    for key, figures in (
+        ("median_s", [*LATENCY, "file"]),
+        ("f1", ACCURACY),
+        ("disk_bytes", FOOTPRINT),
+        ("texts_per_s", CAPACITY),
+    ):
+        newest = runs[runs[key].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
+        for name in figures:
+            rows[name] = newest[name].reindex(rows.index)
+    return rows
+
+
+def refuse_mixed(runs: pd.DataFrame, *, subject: bool = True) -> None:
+    """Check that the figures of `runs` fit in one table: one dataset and its documents, one subject for each cell.
+
+    Without `subject`, as between machines, cells have only to be judged alike: by one limit, traffic and guard.
+
+    Raises:
+        InputError: they do not.
+    """
+    seen: dict[tuple[str, str], tuple[Any, str]] = {}
+    for row in runs.to_dict("records"):
+        cell, identity = "-".join(str(row[name]) for name in CELL), row["identity"]
+        of_all = {"dataset_sha256": identity["dataset_sha256"], "documents": row["documents"]}
+        of_cell = {name: identity.get(name) for name in SUBJECT} if subject else {}
+        of_cell |= {"latency limit": row["latency_limit_s"], "traffic": row["traffic_sha256"]}
+        of_cell |= {"F1 limit": row["max_f1_drop"], "F1 guard": row["f1_guard"]}
+        for scope, facts in (("", of_all), (cell, of_cell)):
+            for fact, value in facts.items():
+                if isinstance(value, float) and math.isnan(value):  # not judged in this run
+                    continue
+                known, file = seen.setdefault((scope, fact), (value, row["file"]))
+                if known != value:
+                    differs = differences({fact: known}, {fact: value}) or [
+                        f"{fact}: {known:g}, {value:g}" if isinstance(value, float) else f"{fact}: {known}, {value}"
+                    ]
+                    raise InputError(
+                        f"what a report shows has to be measured alike, and {cell} is not in "
+                        f"{' and '.join(dict.fromkeys([file, row['file']]))} ({'; '.join(differs)}): "
+                        "make a report of each"
+                    )
+
+
+def _undominated(row: Mapping[Any, Any], table: pd.DataFrame) -> bool:
+    if math.isnan(row["latency_s"]) or pd.isna(row["f1"]):
+        return False
+    others = table[(table["model"] == row["model"]) & (table["max_length"] == row["max_length"])]
+    as_good = (others["latency_s"] <= row["latency_s"]) & (others["f1"] >= row["f1"])
+    better = (others["latency_s"] < row["latency_s"]) | (others["f1"] > row["f1"])
+    return not (as_good & better).any()
+
+
+def answers(table: pd.DataFrame) -> list[str]:
+    """Return sentences for each model: which variant within its F1 limit serves most, and which is the fastest."""
+    served = table[table["texts_per_s"].notna()]
+    most = [serves_most(cells) for _, cells in served.groupby("model", sort=False)]
+    return [*filter(None, most), *_fastest(table[table["median_s"].notna()])]
+
+
+def _fastest(table: pd.DataFrame) -> list[str]:
+    """Return a sentence for each model: the fastest variant within its F1 limit, at the model's greatest length."""
+    sentences = []
+    for model, cells in table.groupby("model", sort=False):
+        max_length = cells["max_length"].max()
+        timed = cells[(cells["max_length"] == max_length) & (cells["variant"] != BASELINE) & cells["speedup"].notna()]
+        within = timed[timed["f1_drop"].isna() | ~(timed["f1_drop"] > timed["max_f1_drop"])]
+        subject = f"{model}, {max_length} tokens"
+        if timed.empty:
+            sentences.append(f"{subject}: nothing was measured beside {BASELINE}.")
+            continue
+        if within.empty or within["speedup"].max() <= 1:
+            sentences.append(f"{subject}: no variant is faster than {BASELINE} and within its F1 limit.")
+            continue
+        best = within.loc[within["speedup"].idxmax()]
+        low, high = (within[name].fillna(within["speedup"]) for name in ("speedup_low", "speedup_high"))
+        rivals = within[high >= low[best.name]].sort_values("speedup", ascending=False)
+        noisy = [row["variant"] for row in rivals.to_dict("records") if is_too_noisy(row)]
+        if noisy and len(rivals) > 1:
+            sentences.append(
+                f"{subject}: which of {' and '.join(rivals['variant'])} is the fastest cannot be told, "
+                f"too noisy: {' and '.join(noisy)}."
+            )
+            continue
+        sentence = f"{subject}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}"
+        if noisy:
+            sentence += " (too noisy)"
+        else:
+            sentence += _range(best["speedup_low"], best["speedup_high"])
+        if pd.notna(best["over_best"]):
+            sentence += f", {three_digits(best['over_best'])} times faster than the best fp32"
+            sentence += _range(best["over_best_low"], best["over_best_high"])
+        if pd.notna(best["f1"]):
+            sentence += (
+                f"; weighted F1 {best['f1']:.4f}, {_drop(best['f1_drop'])}"
+                f" (95 %: {_drop(best['f1_drop_low'])} to {_drop(best['f1_drop_high'])}),"
+                f" {best['flips']:.0f} of {best['documents']:.0f} labels changed."
+            )
+        else:
+            sentence += (
+                "; its F1 was not measured." if best["trained"] else "; the model is untrained, so F1 means nothing."
+            )
+        second = within.drop(index=best.name).nlargest(1, "speedup")
+        if len(second) and intervals.are_distinguishable(table, best.to_dict(), second.iloc[0].to_dict()) is False:
+            sentence += f" It and {second['variant'].iloc[0]} cannot be told apart in speed."
+        sentences.append(sentence)
+    return sentences
+
+
+def serves_most(cells: pd.DataFrame) -> str:
+    """Return a sentence on which of one model's `cells` within its F1 limit serves most, and at what cost; or none."""
+    rows = cells.to_dict("records")
+    within = [row for row in rows if pd.isna(row["f1_drop"]) or row["f1_drop"] <= row["max_f1_drop"]]
+    if not within:
+        return ""
+    best = max(within, key=lambda row: (row["rate_within_limit"], row["texts_per_s"]))
+    workers = counted(int(best["workers"]), "worker")
+    limit = f"within {best['latency_limit_s'] * 1e3:g} ms at p99"
+    guarded = "" if pd.isna(best["f1_drop"]) else ", within its F1 limit"
+    if not best["rate_within_limit"]:
+        return (
+            f"{best['model']}: no variant answers {limit} here under any load; {best['variant']}{guarded}, serves "
+            f"most: {three_digits(best['texts_per_s'])} texts a second with {workers}."
+        )
+    sentence = f"{best['model']}: {limit} this machine takes {in_limit(best)} requests a second with {best['variant']}"
+    fp32 = next((row for row in rows if row["variant"] == BASELINE and row is not best), None)
+    sentence += guarded + (f", {in_limit(fp32)} with {BASELINE}" if fp32 else "") + f" ({workers})"
+    if pd.notna(best["cost_per_million"]):
+        sentence += f"; a million texts cost {three_digits(best['cost_per_million'])}"
+        if fp32 and pd.notna(fp32["cost_per_million"]):
+            sentence += f" instead of {three_digits(fp32['cost_per_million'])}"
+    return sentence + "."
+
+
+def _range(low: float, high: float) -> str:
+    return "" if pd.isna(low) else f" ({three_digits(low)} to {three_digits(high)})"
+
+
+def _drop(drop: float) -> str:
+    return "unchanged" if drop == 0 else f"{abs(drop):.4f} {'lower' if drop > 0 else 'higher'}"
