@@ -36,6 +36,7 @@ LIKELY = 0.8
 """The least chance at which a drop counts as within the limit when all documents are read and it is not sure."""
 LOOK = 32  # documents between two looks: a look takes as long as about one document of BERT-base
 ROUNDS, TEXTS = 5, 12  # of the latency pass: 60 texts, enough for p95
+UNKNOWN_STAKE = 1.5  # logarithm of the share of wealth on about the best stake of stats.BETS: 1.1 to 3.9
 LEAST_DOCUMENTS = 20  # fewer decide nothing, whatever the limit
 CAPACITY_S = 1.5  # for each variant, as in the bench
 
@@ -362,8 +363,8 @@ def _time(cells: Mapping[str, Cell], rows: Iterable[Row], texts: Sequence[tuple[
 def _narrow(cells: Mapping[str, Cell], rows: Iterable[Row], texts: Sequence[tuple[str, ...]], wanted: Wanted) -> None:
     """Mark the `rows` that are outside a limit other than the guard, and measure what the others are preferred by."""
 
-    def outside(row: Row, value: float, limit: float | None, what: str, scale: float, unit: str) -> None:
-        if limit is not None and value > limit and row.verdict == "not read":
+    def outside(row: Row, value: float | None, limit: float | None, what: str, scale: float, unit: str) -> None:
+        if limit is not None and value is not None and value > limit and row.verdict == "not read":
             row.verdict = "outside"
             row.why = f"{what} {value * scale:.3g} {unit} (limit {limit * scale:.3g})"
 
@@ -464,15 +465,15 @@ def documents_to_be_sure(documents: int, error: float, drop: float, limit: float
     """Return about how many documents show a `drop` to be within `limit`, to two digits; None if it is not within.
 
     `error` is its standard error in so many `documents`, and `enough` the logarithm of the wealth that is asked for.
-    A bet of the best stake gains the square of (limit - drop) over twice the variance with each document, and not to
-    know that stake costs about as much as a twelfth of the stakes is worth.
+    A bet of the best stake gains the square of (limit - drop) over twice the variance with each document; that this
+    stake is one of several costs UNKNOWN_STAKE.
     """
     if drop >= limit:
         return None
     variance = documents * error**2 + (limit - drop) ** 2
-    needed = 2 * variance * (enough + math.log(len(stats.BETS)) / 2) / (limit - drop) ** 2
-    digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
-    return max(documents + 1, math.ceil(needed / digits) * digits)
+    needed = 2 * variance * (enough + UNKNOWN_STAKE) / (limit - drop) ** 2
+    digits: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return max(documents + 1, digits * math.ceil(needed / digits))
 
 
 def _on_test(cell: Cell, baseline: Cell, loaded: Dataset) -> dict[str, Any]:

@@ -88,8 +88,10 @@ class Dataset:
             InputError: it cannot be read, lacks a column, or has another label.
         """
         rows = _rows(path, read_bytes(path, "give a CSV file with the columns of train.csv"))
-        if list(rows) != list(self.train):
-            raise InputError(f"{path} has the columns {', '.join(rows)}, and train.csv {', '.join(self.train)}")
+        if list(rows.columns) != list(self.train.columns):
+            raise InputError(
+                f"{path} has the columns {', '.join(rows.columns)}, and train.csv {', '.join(self.train.columns)}"
+            )
         return _number_labels(self.label_names, {path: rows})[0]
 
 

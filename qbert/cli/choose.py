@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from qbert.cli.options import Number
 from qbert.errors import InputError
 from qbert.settings import here
 from qbert.terminal import echo
+
+if TYPE_CHECKING:
+    from qbert.choose import Prefer
 
 _MEGABYTES = Number(0, 1e9, min_open=True)
 
@@ -50,7 +54,7 @@ def choose(
     latency_limit: float | None,
     max_disk_mb: float | None,
     max_memory_mb: float | None,
-    prefer: str,
+    prefer: "Prefer",
     json_file: Path | None,
 ) -> None:
     """Write the fastest variant of MODEL that holds the F1 guard on this machine, ready to serve.
@@ -71,7 +75,7 @@ def choose(
         latency_limit_s=latency_limit and latency_limit / 1e3,
         max_disk_bytes=max_disk_mb and max_disk_mb * 1e6,
         max_memory_bytes=max_memory_mb and max_memory_mb * 1e6,
-        prefer=prefer,  # type: ignore[arg-type]  click has checked it
+        prefer=prefer,
     )
     found = choosing.choose(
         options.one_model(settings),
