@@ -132,7 +132,7 @@ def choose(
     Raises:
         InputError: something cannot be used, no variant runs here, or `output` exists already.
     """
-    from qbert import choose as choosing
+    from qbert import choosing
 
     if not 0 <= max_f1_drop <= 1:
         raise InputError(f"max_f1_drop is {max_f1_drop!r}: give a number from 0 to 1")

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 import qbert
-from qbert import accuracy, choose, stats, variants
+from qbert import accuracy, choosing, stats, variants
 from qbert.checkpoint import Checkpoint
-from qbert.choose import Wanted
+from qbert.choosing import Wanted
 from qbert.cli import main
 from qbert.dataset import Dataset
 from qbert.errors import InputError
@@ -73,13 +73,13 @@ def validation(tmp_path: Path, news: Dataset) -> Callable[[int], Path]:
 
 
 @pytest.fixture
-def run(made_up: Path, trained: Checkpoint, news: Dataset) -> Callable[..., choose.Choice]:
+def run(made_up: Path, trained: Checkpoint, news: Dataset) -> Callable[..., choosing.Choice]:
     """Choose for the small checkpoint."""
 
-    def call(names: str, limit: float, validation: Path | None, **limits: object) -> choose.Choice:
+    def call(names: str, limit: float, validation: Path | None, **limits: object) -> choosing.Choice:
         wanted = Wanted(limit, **limits)  # type: ignore[arg-type]
         output = made_up / "served"
-        return choose.choose(str(trained.folder), str(news.folder), names, output, wanted, validation=validation)
+        return choosing.choose(str(trained.folder), str(news.folder), names, output, wanted, validation=validation)
 
     return call
 
@@ -149,14 +149,14 @@ def test_races_at_the_limit_err_no_more_often_than_claimed(labels: int) -> None:
         looks = [accuracy.f1_drop_parts(*(side[:count] for side in sides)) for count in range(128, 1_025, 128)]
         rates["holds"] += any(stats.wealth(*look, limit) >= math.log(20) for look in looks)
         rates["over"] += any(stats.wealth(-values, counts, -limit) >= math.log(20) for values, counts in looks)
-        rates["likely"] += (accuracy.f1_drop_resamples(*sides) <= limit).mean() >= choose.LIKELY
+        rates["likely"] += (accuracy.f1_drop_resamples(*sides) <= limit).mean() >= choosing.LIKELY
     assert rates["holds"] <= 0.05 * trials
     assert rates["over"] <= 0.05 * trials
-    assert rates["likely"] <= (1 - choose.LIKELY) * trials + 2 * math.sqrt(0.16 * trials)
+    assert rates["likely"] <= (1 - choosing.LIKELY) * trials + 2 * math.sqrt(0.16 * trials)
 
 
 def test_a_variant_surely_over_is_dropped_early_and_one_surely_within_is_served(
-    run: Callable[..., choose.Choice], validation: Callable[[int], Path], made_up: Path
+    run: Callable[..., choosing.Choice], validation: Callable[[int], Path], made_up: Path
 ) -> None:
     found = run("wrong,exact", 0.05, validation(300))
     rows = {row.variant: row for row in found.rows}
@@ -168,7 +168,7 @@ def test_a_variant_surely_over_is_dropped_early_and_one_surely_within_is_served(
         assert rows["wrong"].documents < 150
     served = qbert.load(made_up / "served")
     assert served.variant == "exact"
-    record = json.loads((made_up / "served" / choose.RECORD).read_text())
+    record = json.loads((made_up / "served" / choosing.RECORD).read_text())
     assert record["chosen"] == "exact"
     assert record["test"]["documents"] == 60
     assert record["test"]["f1_drop"] == 0
@@ -176,7 +176,7 @@ def test_a_variant_surely_over_is_dropped_early_and_one_surely_within_is_served(
     assert "test split, read once" in record["sentence"]
 
 
-def test_nothing_is_written_over(run: Callable[..., choose.Choice], made_up: Path) -> None:
+def test_nothing_is_written_over(run: Callable[..., choosing.Choice], made_up: Path) -> None:
     (made_up / "served").mkdir()
     (made_up / "served" / "mine").touch()
     with pytest.raises(InputError, match="exists already"):
@@ -184,7 +184,7 @@ def test_nothing_is_written_over(run: Callable[..., choose.Choice], made_up: Pat
 
 
 def test_too_few_documents_decide_nothing_and_it_says_how_many_would(
-    run: Callable[..., choose.Choice], validation: Callable[[int], Path], made_up: Path
+    run: Callable[..., choosing.Choice], validation: Callable[[int], Path], made_up: Path
 ) -> None:
     found = run("exact", 0.001, validation(60))
     (row,) = found.rows
@@ -201,7 +201,7 @@ def test_the_documents_that_are_asked_for_suffice() -> None:
     rng, limit, enough = np.random.default_rng(0), 0.02, math.log(20)
     values = np.array([-1.0, 0.0, 1.0])
     seen = (lost_and_gained(rng, 0.0, 0.05, 500)[:, None] == values).sum(axis=0)
-    wanted = choose.documents_to_be_sure(500, math.sqrt(0.05 / 500), 0.0, limit, enough)
+    wanted = choosing.documents_to_be_sure(500, math.sqrt(0.05 / 500), 0.0, limit, enough)
     assert wanted is not None
     won = 0
     for _ in range(100):
@@ -211,7 +211,7 @@ def test_the_documents_that_are_asked_for_suffice() -> None:
 
 
 def test_with_a_guard_of_0_no_label_may_change(
-    run: Callable[..., choose.Choice], validation: Callable[[int], Path]
+    run: Callable[..., choosing.Choice], validation: Callable[[int], Path]
 ) -> None:
     found = run("wrong,exact", 0, validation(60))
     assert found.chosen is not None
@@ -219,13 +219,15 @@ def test_with_a_guard_of_0_no_label_may_change(
     assert "changes no label of 60 documents" in found.sentence
 
 
-def test_a_guard_of_0_that_nothing_holds(run: Callable[..., choose.Choice], validation: Callable[[int], Path]) -> None:
+def test_a_guard_of_0_that_nothing_holds(
+    run: Callable[..., choosing.Choice], validation: Callable[[int], Path]
+) -> None:
     found = run("wrong", 0, validation(60))
     assert found.chosen is None
-    assert found.rows[0].documents == choose.LOOK  # the first change ends it
+    assert found.rows[0].documents == choosing.LOOK  # the first change ends it
 
 
-def test_the_baseline_holds_without_a_document(run: Callable[..., choose.Choice], made_up: Path) -> None:
+def test_the_baseline_holds_without_a_document(run: Callable[..., choosing.Choice], made_up: Path) -> None:
     found = run("fp32", 0.01, None)
     assert found.chosen is not None
     assert found.classified == 0
@@ -234,7 +236,7 @@ def test_the_baseline_holds_without_a_document(run: Callable[..., choose.Choice]
 
 
 def test_what_is_outside_another_limit_is_not_judged(
-    run: Callable[..., choose.Choice], validation: Callable[[int], Path]
+    run: Callable[..., choosing.Choice], validation: Callable[[int], Path]
 ) -> None:
     found = run("exact,fp32", 0.01, validation(40), latency_limit_s=1e-6, max_disk_bytes=1.0)
     assert found.chosen is None
@@ -244,7 +246,7 @@ def test_what_is_outside_another_limit_is_not_judged(
 
 
 def test_the_smallest_is_preferred_where_asked(
-    run: Callable[..., choose.Choice], validation: Callable[[int], Path]
+    run: Callable[..., choosing.Choice], validation: Callable[[int], Path]
 ) -> None:
     found = run("fp32,int8-dynamic-onednn", 0.9, validation(40), prefer="size", max_memory_bytes=8e9)
     sizes = [row.disk_bytes for row in found.rows]
@@ -259,11 +261,11 @@ def test_a_train_split_that_is_too_small_is_refused(made_up: Path, trained: Chec
         rows.to_csv(small / f"{split}.csv", index=False)
     (small / "label.json").write_text((news.folder / "label.json").read_text())
     with pytest.raises(InputError, match=r"train\.csv has 10 rows, too few.*--validation"):
-        choose.choose(str(trained.folder), str(small), "exact", made_up / "served", Wanted(0.01))
+        choosing.choose(str(trained.folder), str(small), "exact", made_up / "served", Wanted(0.01))
 
 
 def test_documents_of_the_test_split_are_refused(
-    run: Callable[..., choose.Choice], tmp_path: Path, news: Dataset
+    run: Callable[..., choosing.Choice], tmp_path: Path, news: Dataset
 ) -> None:
     path = tmp_path / "tested.csv"
     news.test.head(30).to_csv(path, index=False)
@@ -271,14 +273,14 @@ def test_documents_of_the_test_split_are_refused(
         run("exact", 0.01, path)
 
 
-def test_an_unknown_label_names_the_file(run: Callable[..., choose.Choice], tmp_path: Path) -> None:
+def test_an_unknown_label_names_the_file(run: Callable[..., choosing.Choice], tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text("text,label\nsomething,weather\n")
     with pytest.raises(InputError, match=r"odd\.csv, line 2: label 'weather'"):
         run("exact", 0.01, path)
 
 
-def test_no_variant_that_runs(run: Callable[..., choose.Choice], validation: Callable[[int], Path]) -> None:
+def test_no_variant_that_runs(run: Callable[..., choosing.Choice], validation: Callable[[int], Path]) -> None:
     with pytest.raises(InputError, match=r"none of broken runs here.*no such operator"):
         run("broken", 0.01, validation(40))
 
@@ -292,6 +294,7 @@ def test_what_is_held_out_is_not_calibrated_on_and_has_every_label(news: Dataset
     assert held_out.equals(news.held_out(50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_an_interrupted_choice_is_taken_up_without_judging_anything_twice(
     made_up: Path,
@@ -324,7 +327,7 @@ def test_an_interrupted_choice_is_taken_up_without_judging_anything_twice(
 
 
 def test_a_line_that_was_cut_off_is_computed_again(
-    run: Callable[..., choose.Choice],
+    run: Callable[..., choosing.Choice],
     validation: Callable[[int], Path],
     monkeypatch: pytest.MonkeyPatch,
     made_up: Path,

@@ -18,7 +18,7 @@ FLOORS = (
     "crew",
     "capacity latency suite",
     "timing evaluation results",
-    "reproduce gate choose",
+    "reproduce gate choosing",
     "api pytest_plugin init",
     "cli",
     "__main__ __init__",

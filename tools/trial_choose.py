@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qbert import choose, models, variants
+from qbert import choosing, models, variants
 from qbert import dataset as datasets
 from qbert.dataset import text_rows
 from qbert.errors import CannotRunError
@@ -31,9 +31,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for guard in given.guards.split(","):
             folder = Path(place) / guard
-            choose.cache_dir = lambda folder=folder: folder  # answers of its own: nothing is known at first
-            wanted = choose.Wanted(float(guard))
-            found = choose.choose(
+            choosing.cache_dir = lambda folder=folder: folder  # answers of its own: nothing is known at first
+            wanted = choosing.Wanted(float(guard))
+            found = choosing.choose(
                 given.model, given.dataset, given.variants, folder / "served", wanted, validation=given.validation
             )
             seconds = ", ".join(f"{what} {taken:.1f} s" for what, taken in found.seconds.items())
@@ -43,7 +43,7 @@ def main() -> None:
                 chance = "" if row.chance is None else f"{row.chance:.0%}"
                 latency = "" if row.latency_s is None else f"{row.latency_s * 1e3:.2f} ms"
                 print(f"  {row.variant:26} {latency:>9} {row.documents:6} {drop:>8} {row.verdict} {chance}")
-        choose.cache_dir = lambda: Path(place) / "all"
+        choosing.cache_dir = lambda: Path(place) / "all"
         judge_all(given)
 
 
@@ -67,7 +67,7 @@ def judge_all(given: argparse.Namespace) -> None:
             continue
         for split, documents in splits.items():
             start = time.monotonic()
-            logits = choose.Answers(cell).logits(text_rows(documents))
+            logits = choosing.Answers(cell).logits(text_rows(documents))
             taken[split] += time.monotonic() - start
             found = cell.compare(documents, baseline.setdefault(split, logits), logits)
             interval = f"{found.f1_drop_low:+.4f} to {found.f1_drop_high:+.4f}"

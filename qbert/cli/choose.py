@@ -14,7 +14,7 @@ from qbert.settings import here
 from qbert.terminal import echo
 
 if TYPE_CHECKING:
-    from qbert.choose import Prefer
+    from qbert.choosing import Prefer
 
 _MEGABYTES = Number(0, 1e9, min_open=True)
 
@@ -62,7 +62,7 @@ def choose(
     The exit code is 1 if none holds. An interrupted call is taken up by the next: no document is judged twice. Defaults
     are in pyproject.toml, [tool.qbert].
     """
-    from qbert import choose as choosing
+    from qbert import choosing
     from qbert.results import tables
     from qbert.variants.base import MAX_F1_DROP
 

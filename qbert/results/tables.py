@@ -308,7 +308,7 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
 
 
 def choice(record: Mapping[str, Any]) -> Group:
-    """Return the table of choose.Choice.to_record: the variants, best first."""
+    """Return the table of choosing.Choice.to_record: the variants, best first."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     preferred = record["wanted"]["prefer"] == "capacity"
     headings = ["variant", "text\nms", "95 %\nms", "disk\nMB", "docu-\nments", "flips\n", "F1\ndrop", "guard\n"]
