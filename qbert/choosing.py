@@ -125,8 +125,11 @@ class Choice:
             said += f", probably: with a chance of {chosen.chance or 0:.0%} after all {self.documents} documents"
             if chosen.documents_to_be_sure:
                 said += f" (about {chosen.documents_to_be_sure:,} would make it sure)"
-        if missed := [row.variant for row in before if row.verdict == "unsure"]:
-            said += f"; {', '.join(missed)} might hold it too, which {self.documents} documents do not tell"
+        for row in before:
+            if row.verdict == "unsure" and row.documents_to_be_sure:
+                said += (
+                    f"; {row.variant} may hold it too, which about {row.documents_to_be_sure:,} documents would tell"
+                )
         drop = self.test["f1_drop"]
         said += f". On the test split, read once, its F1 drop is {drop:+.4f} ({self.test['documents']} documents)"
         return said + ("." if drop <= limit else ": OVER THE LIMIT, so the choice is not confirmed.")
