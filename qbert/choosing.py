@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import optimize
 
 from qbert import accuracy, capacity, footprint, latency, machine, models, sources, stats, variants
 from qbert import dataset as datasets
@@ -36,7 +37,7 @@ LIKELY = 0.8
 """The least chance at which a drop counts as within the limit when all documents are read and it is not sure."""
 LOOK = 32  # documents between two looks: a look takes as long as about one document of BERT-base
 ROUNDS, TEXTS = 5, 12  # of the latency pass: 60 texts, enough for p95
-UNKNOWN_STAKE = 1.5  # logarithm of the share of wealth on about the best stake of stats.BETS: 1.1 to 3.9
+MOST = 1_000  # times the documents at hand: nobody labels so many more
 LEAST_DOCUMENTS = 20  # fewer decide nothing, whatever the limit
 CAPACITY_S = 1.5  # for each variant, as in the bench
 
@@ -125,8 +126,11 @@ class Choice:
             said += f", probably: with a chance of {chosen.chance or 0:.0%} after all {self.documents} documents"
             if chosen.documents_to_be_sure:
                 said += f" (about {chosen.documents_to_be_sure:,} would make it sure)"
-        if missed := [row.variant for row in before if row.verdict == "unsure"]:
-            said += f"; {', '.join(missed)} might hold it too, which {self.documents} documents do not tell"
+        for row in before:
+            if row.verdict == "unsure" and row.documents_to_be_sure:
+                said += (
+                    f"; {row.variant} may hold it too, which about {row.documents_to_be_sure:,} documents would tell"
+                )
         drop = self.test["f1_drop"]
         said += f". On the test split, read once, its F1 drop is {drop:+.4f} ({self.test['documents']} documents)"
         return said + ("." if drop <= limit else ": OVER THE LIMIT, so the choice is not confirmed.")
@@ -454,26 +458,30 @@ class _Races:
         row.verdict = "likely" if row.chance >= LIKELY and drop <= self._limit else "unsure"
         row.sufficient_f1_drop = self._sufficient()
         row.documents_to_be_sure = documents_to_be_sure(
-            row.documents, float(drops.std()), drop, self._limit, self._enough_to_hold
+            *accuracy.f1_drop_parts(*self._judged), self._limit, self._enough_to_hold
         )
 
     def _sufficient(self) -> float:
         return float(np.quantile(accuracy.f1_drop_resamples(*self._judged), LIKELY))
 
 
-def documents_to_be_sure(documents: int, error: float, drop: float, limit: float, enough: float) -> int | None:
-    """Return about how many documents show a `drop` to be within `limit`, to two digits; None if it is not within.
+def documents_to_be_sure(
+    values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], limit: float, enough: float
+) -> int | None:
+    """Return about how many documents like those seen, to two digits, show the drop to be within `limit`.
 
-    `error` is its standard error in so many `documents`, and `enough` the logarithm of the wealth that is asked for.
-    A bet of the best stake gains the square of (limit - drop) over twice the variance with each document; that this
-    stake is one of several costs UNKNOWN_STAKE.
+    `values` and `counts` are from accuracy.f1_drop_parts; `enough` is the logarithm of the wealth that is asked for.
+    None if the drop is not within the limit, or so little that MOST times as many do not show it.
     """
-    if drop >= limit:
+
+    def surplus(times: float) -> float:
+        return stats.wealth(values, counts * times, limit) - enough
+
+    if surplus(MOST) < 0:
         return None
-    variance = documents * error**2 + (limit - drop) ** 2
-    needed = 2 * variance * (enough + UNKNOWN_STAKE) / (limit - drop) ** 2
+    needed = counts.sum() * optimize.brentq(surplus, 1.0, MOST)
     digits: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
-    return max(documents + 1, digits * math.ceil(needed / digits))
+    return digits * math.ceil(needed / digits)
 
 
 def _on_test(cell: Cell, baseline: Cell, loaded: Dataset) -> dict[str, Any]:

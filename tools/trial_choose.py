@@ -24,12 +24,12 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--validation", type=Path, required=True)
-    parser.add_argument("--guards", default="0.005,0.01")
+    parser.add_argument("--guards", default="0.005,0.01", help="empty: only judge everything")
     parser.add_argument("--variants", default=VARIANTS)
     given = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as place:
-        for guard in given.guards.split(","):
+        for guard in filter(None, given.guards.split(",")):
             folder = Path(place) / guard
             choosing.cache_dir = lambda folder=folder: folder  # answers of its own: nothing is known at first
             wanted = choosing.Wanted(float(guard))
@@ -37,7 +37,9 @@ def main() -> None:
                 given.model, given.dataset, given.variants, folder / "served", wanted, validation=given.validation
             )
             seconds = ", ".join(f"{what} {taken:.1f} s" for what, taken in found.seconds.items())
+            every_s = found.documents * sum(row.latency_s or 0.0 for row in found.rows)
             print(f"\nguard {guard}: {seconds}; {found.classified} answers\n{found.sentence}", flush=True)
+            print(f"  at these latencies, every document with every variant takes {every_s:.0f} s")
             for row in found.rows:
                 drop = "" if row.f1_drop is None else f"{row.f1_drop:+.4f}"
                 chance = "" if row.chance is None else f"{row.chance:.0%}"
