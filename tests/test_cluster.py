@@ -151,6 +151,7 @@ def test_the_shards_are_proven_to_be_all_documents_once() -> None:
     logits, seconds = team.joined([second, first], texts)
     assert logits[:, 0].tolist() == [0, 2, 4, 0, 2]
     assert len(seconds) == 5
+    assert len(team.joined([first, replace(second, machine=("another",))], texts)[1]) == 0
     for wrong in (
         [first],
         [second],
