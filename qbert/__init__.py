@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qbert.errors import InputError
 
 if TYPE_CHECKING:
-    from qbert.api import benchmark, evaluate, load, quantize, runs, train
+    from qbert.api import benchmark, choose, evaluate, load, quantize, runs, train
     from qbert.serving import Prediction, TextClassifier
     from qbert.variants import Classifier, Variant, register
 
@@ -20,6 +20,7 @@ __all__ = [
     "TextClassifier",
     "Variant",
     "benchmark",
+    "choose",
     "evaluate",
     "load",
     "quantize",

@@ -222,7 +222,14 @@ def odds(documents: int, flips: int, limit: float) -> str:
 def f1_drop_interval(
     labels: Indicators, baseline: Indicators, variant: Indicators, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Return the paired bootstrap interval of the weighted F1 drop.
+    """Return the paired bootstrap interval of the weighted F1 drop: quantiles of f1_drop_resamples."""
+    drops = f1_drop_resamples(labels, baseline, variant)
+    low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def f1_drop_resamples(labels: Indicators, baseline: Indicators, variant: Indicators) -> npt.NDArray[np.float64]:
+    """Return the weighted F1 drop of RESAMPLES samples of the documents, drawn with replacement.
 
     Documents that agree in true labels and both predictions are interchangeable, so a resample of documents is one
     multinomial draw over the distinct combinations. One lost and one gained document are added, distributed over the
@@ -231,12 +238,8 @@ def f1_drop_interval(
     Source: percentile bootstrap: Efron and Tibshirani 1993, chapter 13; the two added documents: Bonett and
     Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data".
     """
-    true, true_counts = np.unique(labels, axis=0, return_counts=True)
-    wrong = np.array([_exchange_label(row) for row in true])
-    observed, counts = np.unique(np.stack([labels, baseline, variant], axis=1), axis=0, return_counts=True)
-    added = [np.stack([true, true, wrong], axis=1), np.stack([true, wrong, true], axis=1)]
-    combinations = np.concatenate([observed, *added]).swapaxes(0, 1)
-    weights = np.concatenate([counts, true_counts / len(labels), true_counts / len(labels)])
+    combinations, counts, added = _combinations(labels, baseline, variant)
+    weights = counts + added
     rng, drops = np.random.default_rng(0), np.empty(RESAMPLES)
     batch = max(1, MAX_COUNTS // len(weights))
     for begin in range(0, RESAMPLES, batch):
@@ -244,8 +247,56 @@ def f1_drop_interval(
         draws = rng.multinomial(len(labels) + 2, weights / weights.sum(), size=size).astype(float)
         f1_baseline, f1 = (_weighted_f1(draws, combinations[0], predictions) for predictions in combinations[1:])
         drops[begin : begin + batch] = f1_baseline - f1
-    low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return drops
+
+
+def _combinations(
+    labels: Indicators, baseline: Indicators, variant: Indicators
+) -> tuple[Indicators, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the distinct combinations of true labels and both predictions, `(3, combinations, num_labels)`.
+
+    Also how often each was observed, and with which weight it is among one lost and one gained document that are
+    distributed over the labels like the documents.
+    """
+    true, true_counts = np.unique(labels, axis=0, return_counts=True)
+    wrong = np.array([_exchange_label(row) for row in true])
+    observed, counts = np.unique(np.stack([labels, baseline, variant], axis=1), axis=0, return_counts=True)
+    lost_and_gained = [np.stack([true, true, wrong], axis=1), np.stack([true, wrong, true], axis=1)]
+    combinations = np.concatenate([observed, *lost_and_gained]).swapaxes(0, 1)
+    share = true_counts / len(labels)
+    return (
+        combinations,
+        np.concatenate([counts, np.zeros(2 * len(true))]),
+        np.concatenate([np.zeros(len(observed)), share, share]),
+    )
+
+
+def f1_drop_parts(
+    labels: Indicators, baseline: Indicators, variant: Indicators
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return what each distinct kind of document adds to the weighted F1 drop, and how many there are of it.
+
+    The mean over the documents is the drop itself. Kinds with a count of 0 were not observed: a lost and a gained
+    document of each label, by which the greatest and the least possible part are known.
+
+    Source: the influence function (Hampel 1974, "The influence curve and its role in robust estimation"). Weighted F1
+    is sum(s * 2 t / (s + p)) / sum(s) over the labels, of the true ones s, the predicted ones p, and those that are
+    both, t. It is homogeneous, so the parts, its derivatives for one document, add up to it (Euler).
+    """
+    combinations, counts, _ = _combinations(labels, baseline, variant)
+    true = combinations[0]
+    support = counts @ true
+    f1_parts = []
+    for predictions in combinations[1:]:
+        hits, positives = counts @ (true & predictions), support + counts @ predictions
+        f1, share = (
+            np.divide(part, positives, out=np.zeros_like(positives), where=positives > 0)
+            for part in (2 * hits, support)
+        )
+        mean = (f1 * support).sum() / max(support.sum(), 1)
+        parts = (true & predictions) @ (2 * share) - predictions @ (share * f1) + true @ (f1 - share * f1 - mean)
+        f1_parts.append(parts * (len(labels) / max(support.sum(), 1)) + mean)
+    return f1_parts[0] - f1_parts[1], counts
 
 
 def _exchange_label(labels: Indicators) -> Indicators:

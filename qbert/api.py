@@ -103,6 +103,51 @@ def quantize(
     return target
 
 
+@_needs("bench")
+def choose(
+    model: str | os.PathLike[str],
+    dataset: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    max_f1_drop: float = 0.01,
+    variants: str | Sequence[str] = "default",
+    validation: str | os.PathLike[str] | None = None,
+    max_length: int | None = None,
+) -> dict[str, Any]:
+    """Write the fastest variant that holds the F1 guard on this machine to the folder `output`, which `load` reads.
+
+    Args:
+        model: checkpoint folder, hub id or built-in model.
+        dataset: folder of the dataset.
+        output: the folder to write; it is not written if no variant holds.
+        max_f1_drop: the guard; with 0 no label may change.
+        variants: names, also `default` and `all`.
+        validation: file like train.csv to choose by, of documents that the model has not seen; default: half of train.
+        max_length: tokens at which texts are cut off; default: the length at which the model was trained.
+
+    Returns:
+        What the command writes with `--json`: `chosen` (None if no variant holds), `sentence`, `variants`, `test` and
+        others.
+
+    Raises:
+        InputError: something cannot be used, no variant runs here, or `output` exists already.
+    """
+    from qbert import choosing
+
+    if not 0 <= max_f1_drop <= 1:
+        raise InputError(f"max_f1_drop is {max_f1_drop!r}: give a number from 0 to 1")
+    found = choosing.choose(
+        os.fspath(model),
+        os.fspath(dataset),
+        _listed(variants),
+        Path(output),
+        choosing.Wanted(max_f1_drop),
+        validation=None if validation is None else Path(validation),
+        max_length=max_length,
+    )
+    return found.to_record()
+
+
 @_needs("train")
 def train(
     dataset: str | os.PathLike[str],

@@ -262,4 +262,4 @@ def token_counts(cell: "Cell", rows: Sequence[tuple[str, ...]]) -> dict[str, int
     return {f"p{percent}": int(np.percentile(counts, percent, method="nearest")) for percent in (5, 50, 95)}
 
 
-TOKENIZED = 300  # of a file of a million texts, so many tell the lengths
+TOKENIZED = 100  # of a file of a million texts, so many tell the lengths

@@ -5,6 +5,7 @@ import hashlib
 import io
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +67,32 @@ class Dataset:
 
     def training_texts(self, count: int) -> list[tuple[str, ...]]:
         """Return the text, or the two texts of a pair, of `count` training documents: always the same."""
-        return text_rows(self.train.sample(min(count, len(self.train)), random_state=0))
+        return text_rows(self._calibration(count))
+
+    def _calibration(self, count: int) -> pd.DataFrame:
+        return self.train.sample(min(count, len(self.train)), random_state=0)
+
+    def held_out(self, calibration: int) -> pd.DataFrame:
+        """Return half of the training split, always the same and stratified by label, without the `training_texts`.
+
+        `calibration` is how many of these there are. With several labels a document's stratum is its set of labels.
+        """
+        rest = self.train.drop(self._calibration(calibration).index)
+        share = min(1.0, len(self.train) / 2 / max(1, len(rest)))
+        return rest.groupby("labels" if self.multi_label else "label").sample(frac=share, random_state=0).sort_index()
+
+    def read_like_train(self, path: Path) -> pd.DataFrame:
+        """Return the documents in `path`, a file with the columns of train.csv.
+
+        Raises:
+            InputError: it cannot be read, lacks a column, or has another label.
+        """
+        rows = _rows(path, read_bytes(path, "give a CSV file with the columns of train.csv"))
+        if list(rows.columns) != list(self.train.columns):
+            raise InputError(
+                f"{path} has the columns {', '.join(rows.columns)}, and train.csv {', '.join(self.train.columns)}"
+            )
+        return _number_labels(self.label_names, {path: rows})[0]
 
 
 def load(source: str | Path) -> Dataset:
@@ -86,7 +112,7 @@ def load(source: str | Path) -> Dataset:
     for name in ("text_pair", "labels"):
         if (name in train) != (name in test):
             raise InputError(f"{folder}: column {name!r} has to be in both train.csv and test.csv or in neither")
-    train, test = _number_labels(folder, label_names, train, test)
+    train, test = _number_labels(label_names, {folder / "train.csv": train, folder / "test.csv": test})
     train_labels, test_labels = (
         set(split["labels"].explode().dropna() if "labels" in split else split["label"]) for split in (train, test)
     )
@@ -205,21 +231,21 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, index=lines, dtype=str)
 
 
-def _number_labels(folder: Path, label_names: tuple[str, ...], *splits: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the splits with label ids; the labels are read as names or as ids, whichever matches more of them."""
+def _number_labels(label_names: tuple[str, ...], files: Mapping[Path, pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return the splits in `files` with label ids; labels are read as names or as ids, whichever matches more."""
     by_name = {name: label for label, name in enumerate(label_names)}
     by_id = {str(label): label for label in range(len(label_names))}
+    splits = list(files.values())
     column = "labels" if "labels" in splits[0] else "label"
     written = [split[column].map(_split_labels if column == "labels" else lambda field: [field]) for split in splits]
     labels = [label for rows in written for row in rows for label in row]
     known = max(by_name, by_id, key=lambda ids: sum(label in ids for label in labels))
-    for rows, file in zip(written, FILES, strict=False):
+    for rows, path in zip(written, files, strict=True):
         for line, row in rows.items():
             for label in row:
                 if label not in known:
                     raise InputError(
-                        f"{folder / file}, line {line}: label {label!r} is not in label.json, "
-                        f"which has {', '.join(known)}"
+                        f"{path}, line {line}: label {label!r} is not in label.json, which has {', '.join(known)}"
                     )
     numbered = [rows.map(lambda row: tuple(sorted({known[label] for label in row}))) for rows in written]
     if column == "label":

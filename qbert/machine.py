@@ -5,6 +5,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -28,8 +30,12 @@ INSTRUCTION_SETS = {
     "asimddp": "asimddp",
     "i8mm": "i8mm",
     "bf16": "bf16",
+    "hw.optional.arm.AdvSIMD": "asimd",
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
 }
-"""The flags that decide which kernels run, by their names in Linux and py-cpuinfo."""
+"""The flags that decide which kernels run, by their names in Linux, py-cpuinfo and Apple's `sysctl`."""
 
 
 @cache
@@ -39,11 +45,21 @@ def instruction_sets() -> tuple[str, ...]:
     if cpuinfo.is_file():  # 0.1 s faster than py-cpuinfo
         lines = cpuinfo.read_text().splitlines()
         flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    elif sys.platform == "darwin" and platform.machine() == "arm64":
+        flags = apple_flags(_output("sysctl", "hw.optional"))
     else:
         import cpuinfo as py_cpuinfo
 
         flags = py_cpuinfo.get_cpu_info().get("flags", [])
     return tuple(sorted({INSTRUCTION_SETS[flag] for flag in flags if flag in INSTRUCTION_SETS}))
+
+
+def apple_flags(lines: str) -> list[str]:
+    """Return the names of what `lines`, the output of `sysctl hw.optional`, say that an Apple processor has.
+
+    The names are those of Apple's page "Determining instruction set characteristics".
+    """
+    return [name for name, _, value in (line.partition(": ") for line in lines.splitlines()) if value == "1"]
 
 
 def has(*names: str) -> bool:
@@ -232,6 +248,14 @@ def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _output(*command: str) -> str:
+    """Return what a command of the system prints; empty if it cannot be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout  # noqa: S603  no user's words
+    except OSError:
         return ""
 
 

@@ -194,7 +194,7 @@ def test_a_run_is_saved_in_the_repository_and_compared_with_the_next(run: Run, t
             marks=SLOW,
         ),
         pytest.param(["--model", "nowhere/at/all"], "model 'nowhere/at/all' is no folder here", marks=SLOW),
-        pytest.param(["--max-lengths", "0"], "invalid lengths value: '0'", marks=SLOW),
+        pytest.param(["--max-lengths", "0"], "max-lengths: invalid counts value: '0'", marks=SLOW),
     ],
 )
 def test_what_cannot_be_timed_says_so(run: Run, arguments: list[str], told: str) -> None:

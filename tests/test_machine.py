@@ -19,6 +19,18 @@ def test_instruction_sets_are_the_processors() -> None:
     assert set(machine.instruction_sets()) == {name for flag, name in machine.INSTRUCTION_SETS.items() if flag in flags}
 
 
+def test_an_apple_processor_has_what_its_sysctl_says() -> None:
+    said = """hw.optional.AdvSIMD: 1
+hw.optional.arm.AdvSIMD: 1
+hw.optional.arm.FEAT_DotProd: 1
+hw.optional.arm.FEAT_BF16: 0
+hw.optional.arm.FEAT_I8MM: 0
+hw.optional.arm.FEAT_LSE: 1
+"""
+    assert {machine.INSTRUCTION_SETS.get(flag) for flag in machine.apple_flags(said)} == {"asimd", "asimddp", None}
+    assert not machine.apple_flags("")
+
+
 def test_versions_are_of_what_is_installed() -> None:
     import numpy as np
 

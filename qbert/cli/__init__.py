@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qbert import __version__
-from qbert.cli import bench, fleet, gate, init, machine, models, reproduce, results
+from qbert.cli import bench, choose, fleet, gate, init, machine, models, reproduce, results
 from qbert.errors import TRACEBACK, lacking, sentence
 from qbert.settings import import_plugin
 from qbert.terminal import echo, shown
@@ -21,6 +21,7 @@ EXTRAS = {
     "report": "report",
     "evaluate": "bench",
     "bench": "bench",
+    "choose": "bench",
     "gate": "bench",
     "machine": "bench",
     "reproduce": "bench",
@@ -77,6 +78,7 @@ for command in (
     models.quantize,
     models.predict,
     bench.bench,
+    choose.choose,
     gate.gate,
     results.compare,
     results.history,

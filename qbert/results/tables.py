@@ -307,6 +307,32 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
     )
 
 
+def choice(record: Mapping[str, Any]) -> Group:
+    """Return the table of choosing.Choice.to_record: the variants, best first."""
+    drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    preferred = record["wanted"]["prefer"] == "capacity"
+    headings = ["variant", "text\nms", "95 %\nms", "disk\nMB", "docu-\nments", "flips\n", "F1\ndrop", "guard\n"]
+    if preferred:
+        headings.insert(1, "texts/s\n")
+    for heading in headings:
+        drawn.add_column(heading, justify="left" if heading in {"variant", "guard\n"} else "right", no_wrap=True)
+    without: list[str] = []
+    for row in record["variants"]:
+        verdict = row["verdict"] + (f" {row['chance']:.0%}" if "chance" in row and row["verdict"] != "holds" else "")
+        if row["why"]:
+            without.append(f"{row['variant']}: {row['why']}")
+        drawn.add_row(
+            Text(row["variant"], style="bold" if row["variant"] == record["chosen"] else ""),
+            *([three_digits(row.get("texts_per_s", 0.0))] if preferred else []),
+            *(milliseconds(row.get(name, math.nan)) for name in ("latency_s", "p95_s")),
+            megabytes(row["disk_bytes"]),
+            str(row["documents"] or ""),
+            *([str(row["flips"]), f"{row['f1_drop']:+.4f}"] if row["documents"] else ["", ""]),
+            verdict,
+        )
+    return Group(drawn, *(Text(f"\n{line}") for line in without))
+
+
 def over_limit(info: Row) -> str:
     """Return a sentence on how far a cell is over its F1 limit; `info` is its accuracy benchmark's `extra_info`."""
     judged = "interval of its F1 drop" if info["f1_guard"] == "interval" else "F1 drop"

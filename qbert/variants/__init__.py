@@ -20,10 +20,19 @@ from qbert.record import RECORD
 from qbert.terminal import counted
 from qbert.variants import eager, inductor, native, onnxruntime, openvino
 from qbert.variants.base import CONVERTERS, Classifier, Variant
-from qbert.variants.build import accepted_options, build, load, load_folder, prepare, write_artefact
+from qbert.variants.build import (
+    CALIBRATION_DOCUMENTS,
+    accepted_options,
+    build,
+    load,
+    load_folder,
+    prepare,
+    write_artefact,
+)
 
 __all__ = [
     "BASELINE",
+    "CALIBRATION_DOCUMENTS",
     "VARIANTS",
     "Classifier",
     "Variant",

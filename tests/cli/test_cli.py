@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,38 @@ def test_variants_lists_each_with_what_it_needs() -> None:
     assert done.returncode == 0
     assert "int8-dynamic-qnnpack" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+ON_ARM = """
+import platform, sys
+platform.machine = lambda: "aarch64"
+from qbert import machine
+machine.instruction_sets = lambda: tuple(sys.argv[1].split(","))
+from qbert.cli import main
+main(["variants"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("instruction_sets", "native"), [("asimd,asimddp,i8mm,bf16", "yes"), ("asimd,asimddp", "yes"), ("asimd", "no")]
+)
+def test_on_arm_each_variant_is_there_or_says_why_not(instruction_sets: str, native: str) -> None:
+    """What this processor says of itself is all that is changed: there is no ARM processor here."""
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ARM, instruction_sets],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "160"},
+    )
+    here = {
+        name: (word, why)
+        for name, word, why in re.findall(r"^(\S+).*?  (yes|no|by name)  +(.*?) *$", done.stdout, re.MULTILINE)
+    }
+    assert here["int8-native"][0] == native
+    assert [here[f"int8-dynamic{engine}"][0] for engine in ("", "-onednn", "-qnnpack")] == ["no", "yes", "yes"]
+    reasons = [why for word, why in here.values() if word == "no"]
+    assert all(why.startswith(("it is written for", "this processor", "PyTorch", "torchao")) for why in reasons)
 
 
 def test_train_writes_a_checkpoint_and_says_how_good_it_is(news: Dataset, tmp_path: Path) -> None:
