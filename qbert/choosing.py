@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,8 @@ from qbert.variants import BASELINE
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from qbert.team import Job, Team
 
 Prefer = Literal["latency", "capacity", "size"]
 RECORD = "choose.json"
@@ -183,9 +185,10 @@ class Answers:
     A line of the file is one answer, so that a killed process loses none and the next one repeats none.
     """
 
-    def __init__(self, cell: Cell) -> None:
-        """Read what earlier calls have kept."""
-        self._cell = cell
+    def __init__(self, cell: Cell, team: "Team | None" = None) -> None:
+        """Read what earlier calls have kept; the workers of `team`, if given, compute the others."""
+        self._cell, self._team = cell, team
+        self._job: Job | None = None
         self._kept: dict[str, list[float]] = {}
         self.classified = 0
         variant = cell.variant
@@ -219,18 +222,36 @@ class Answers:
         keys = [hashlib.sha256("\0".join(row).encode()).hexdigest()[:32] for row in rows]
         if not self._kept.keys() >= set(keys):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            classify = self._cell.text_classifier()
+            missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
             with self._path.open("ab", buffering=0) as file, machine.one_core():
                 file.write(b"\n")  # ends a line that was cut off
-                for number, (key, row) in enumerate(zip(keys, rows, strict=True)):
-                    if key not in self._kept:
-                        self._kept[key] = [float(logit) for logit in classify(*row)[0]]
-                        file.write(f"{json.dumps([key, self._kept[key]])}\n".encode())
-                        self.classified += 1
+                for number, (key, answer) in enumerate(self._computed(missing), start=len(keys) - len(missing)):
+                    self._kept[key] = [float(logit) for logit in answer]
+                    file.write(f"{json.dumps([key, self._kept[key]])}\n".encode())
+                    self.classified += 1
                     advance(number)
         logits = np.array([self._kept[key] for key in keys], dtype=np.float32)
         accuracy.check_finite(logits, self._cell.name)
         return logits
+
+    def _computed(self, rows: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+        """Yield the key and the logits of each of `rows`."""
+        if self._team is None:
+            classify = self._cell.text_classifier()
+            for key, row in rows.items():
+                yield key, classify(*row)[0]
+            return
+        cell, texts = self._cell, list(rows.values())
+        if self._job is None:
+            trial = texts[: accuracy.WARM_UP_DOCUMENTS]
+            self._job = self._team.job(cell.variant, cell.checkpoint, cell.suite.dataset, cell.max_length, trial)
+        yield from zip(rows, self._team.judge(self._job, texts)[0], strict=True)
+
+
+def check_team(team: "Team") -> None:
+    """Raise InputError where a worker of `team` is unlike this machine, for which a variant is chosen."""
+    if team.notes:
+        raise InputError(f"a variant is chosen for this machine, and {team.notes[0]}: leave that worker out")
 
 
 def choose(
@@ -242,11 +263,13 @@ def choose(
     *,
     validation: Path | None = None,
     max_length: int | None = None,
+    team: "Team | None" = None,
 ) -> Choice:
     """Write the best variant of the list `names` that holds what is `wanted` to the folder `output`.
 
     It is chosen by the documents of `validation`, a file like train.csv, or by a part of the training split, and then
-    judged by the test split once. Nothing is written if no variant holds.
+    judged by the test split once. Nothing is written if no variant holds. The workers of `team`, if given and like
+    this machine (check_team), judge the documents; latency is this machine's.
 
     Raises:
         InputError: something cannot be used, no variant runs here, or `output` exists already.
@@ -285,7 +308,7 @@ def choose(
     rows.sort(key=lambda row: (row.verdict == "cannot", row.verdict == "outside", _order(row, wanted.prefer)))
     timed = time.monotonic()
     choice = Choice(wanted, rows, len(documents), judged_by)
-    races = _Races(baseline, documents, wanted.max_f1_drop, sum(row.verdict == "not read" for row in rows))
+    races = _Races(baseline, documents, wanted.max_f1_drop, sum(row.verdict == "not read" for row in rows), team)
     for row in rows:
         if row.verdict == "not read":
             try:
@@ -300,7 +323,7 @@ def choose(
     choice.seconds = {"making": made - started, "latency": timed - made, "races": raced - timed}
     if choice.chosen:
         cell = cells[choice.chosen.variant]
-        choice.test = _on_test(cell, baseline, loaded)
+        choice.test = _on_test(cell, baseline, loaded, team)
         _write(output, cell, choice, max_length)
     return choice
 
@@ -396,12 +419,14 @@ def _order(row: Row, prefer: Prefer) -> tuple[float, float]:
 class _Races:
     """Judges variants by documents in one random order, the next only if those before do not decide."""
 
-    def __init__(self, baseline: Cell, documents: "pd.DataFrame", limit: float, variants_in_all: int) -> None:
+    def __init__(
+        self, baseline: Cell, documents: "pd.DataFrame", limit: float, variants_in_all: int, team: "Team | None" = None
+    ) -> None:
         """Start with what is kept of the baseline's answers."""
         self._documents, self._texts = documents, text_rows(documents)
         self._labels = baseline.suite.dataset.indicators(documents)
         self._limit, self._problem_type = limit, baseline.checkpoint.problem_type
-        self._baseline = Answers(baseline)
+        self._baseline, self._team = Answers(baseline, team), team
         # All that are said to hold surely do, with a chance of CONFIDENCE; each that is dropped is over with that.
         self._enough_to_hold = -math.log(1 - stats.bonferroni(CONFIDENCE, variants_in_all))
         self._enough_to_drop = -math.log(1 - CONFIDENCE)
@@ -417,7 +442,7 @@ class _Races:
         if cell.is_baseline:
             row.verdict, row.f1_drop, row.chance = "holds", 0.0, 1.0
             return
-        answers, total = Answers(cell), len(self._texts)
+        answers, total = Answers(cell, self._team), len(self._texts)
         try:
             with progress(f"judging {row.variant}, document", total) as advance:
                 for count in (*range(LOOK, total, LOOK), total):
@@ -484,13 +509,13 @@ def documents_to_be_sure(
     return digits * math.ceil(needed / digits)
 
 
-def _on_test(cell: Cell, baseline: Cell, loaded: Dataset) -> dict[str, Any]:
+def _on_test(cell: Cell, baseline: Cell, loaded: Dataset, team: "Team | None" = None) -> dict[str, Any]:
     """Judge the chosen `cell` by the test split."""
     texts = text_rows(loaded.test)
     sides = []
     for side in (baseline, cell):
         with progress(f"test split, {side.variant.name}, document", len(texts)) as advance:
-            sides.append(Answers(side).logits(texts, advance))
+            sides.append(Answers(side, team).logits(texts, advance))
     return asdict(cell.compare(loaded.test, *sides))
 
 

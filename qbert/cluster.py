@@ -231,7 +231,7 @@ def keep(folder: Folder, files: Mapping[str, npt.NDArray[np.uint8]]) -> None:
 
 def share(client: "Client", folder: Folder, *, to: Sequence[str] | None = None) -> None:
     """Send `folder` to the workers that lack it, all or those in `to`: from a worker that has it, or from here."""
-    told = client.run(lacks, folder)
+    told = client.run(lacks, folder, on_error="ignore")  # one that is cut off has not answered
     lacking = [address for address, is_so in told.items() if is_so and (to is None or address in to)]
     if not lacking:
         return

@@ -74,6 +74,8 @@ class Shard:
     worker: str
     trial: Logits
     evidence: Mapping[str, Any]
+    machine: tuple[Any, ...] = ()
+    """Equal for workers whose times may be taken together."""
     lacking: tuple[Folder, ...] = ()
     """What the worker, which came later, has not: then nothing was classified."""
 
@@ -112,13 +114,13 @@ def judge(job: Job, start: int, texts: Sequence[Text]) -> Shard:
     worker = str(get_worker().address)
     needed = [folder for folder in (job.checkpoint, job.artefact) if folder is not None]
     if lacking := tuple(folder for folder in needed if lacks(folder)):
-        return Shard(
-            start, "", np.empty((0, 0), np.float32), np.empty(0), worker, np.empty((0, 0), np.float32), {}, lacking
-        )
+        none = np.empty((0, 0), np.float32)
+        return Shard(start, "", none, np.empty(0), worker, none, {}, lacking=lacking)
     with one_process_a_core():
         classifier, encoder, trial = _ready(job)
         logits, seconds = accuracy.classify(classifier, encoder, texts, job.max_length)
-    return Shard(start, texts_sha256(texts), logits, seconds, worker, trial, dict(classifier.evidence))
+    here = machine_key(machine.identity())
+    return Shard(start, texts_sha256(texts), logits, seconds, worker, trial, dict(classifier.evidence), here)
 
 
 @dataclass
@@ -135,10 +137,9 @@ class Team:
         """Look at the workers."""
         self.machines: dict[str, dict[str, Any]] = self.client.run(machine.identity)
         kinds = {machine_key(identity): identity for identity in self.machines.values()}
-        self._several = len(kinds) > 1
         same = ("processor", "instruction_sets", "hardware")
         first = next(iter(kinds.values()))
-        self.identity: dict[str, Any] = {} if self._several else {name: first[name] for name in same}
+        self.identity: dict[str, Any] = {} if len(kinds) > 1 else {name: first[name] for name in same}
         """What the workers' results are of, unless their machines are not alike."""
         self.notes += unlike(self.client, *self.packages)
 
@@ -157,10 +158,9 @@ class Team:
         """
         weights = cluster.weights(checkpoint)
         job = Job(variant.name, variant.load.__module__, weights, None, max_length, tuple(trial))
-        if variant.export is None:
-            share(self.client, weights)
-            return job
         share(self.client, weights)
+        if variant.export is None:
+            return job
         made = self._made(job, cluster.splits(dataset) if variant.calibrated else None)
         share(self.client, made)
         return replace(job, artefact=made)
@@ -222,7 +222,7 @@ class Team:
         self.notes += otherwise(job.variant, shards)
         self._note_deaths()
         logits, seconds = joined(shards, texts)
-        return logits, np.empty(0) if self._several else seconds, shards[0].evidence
+        return logits, seconds, shards[0].evidence
 
     def _finished(self, waiting: "dict[Future[Any], int]") -> "Iterator[Future[Any]]":
         """Yield each of `waiting`, which may grow meanwhile, when it has finished.
@@ -254,9 +254,10 @@ class Team:
         try:
             shard: Shard = future.result()
         except KilledWorker as error:
+            last = getattr(error.last_worker, "address", error.last_worker)
             raise InputError(
-                f"{job.variant}: {counted(LOST, 'worker')} ended over one shard of documents, the last "
-                f"{error.last_worker.address}: look at its log; has it too little memory?"
+                f"{job.variant}: {counted(LOST, 'worker')} ended over one shard of documents, {last} the last: look at "
+                "its log; has it too little memory?"
             ) from error
         return shard
 
@@ -291,7 +292,7 @@ def shard_size(documents: int, workers: int) -> int:
 
 
 def joined(shards: Sequence[Shard], texts: Sequence[Text]) -> tuple[Logits, Seconds]:
-    """Return logits and seconds of all `texts`, in order.
+    """Return logits and seconds of all `texts`, in order; no seconds where machines are not alike.
 
     Raises:
         InputError: the shards are not each document exactly once, or are of other texts.
@@ -305,4 +306,6 @@ def joined(shards: Sequence[Shard], texts: Sequence[Text]) -> tuple[Logits, Seco
         expected = end
     if expected != len(texts):
         raise InputError(f"{len(texts) - expected} documents were not classified: start again")
-    return np.concatenate([shard.logits for shard in ordered]), np.concatenate([shard.seconds for shard in ordered])
+    several = len({shard.machine for shard in ordered}) > 1
+    seconds = np.empty(0) if several else np.concatenate([shard.seconds for shard in ordered])
+    return np.concatenate([shard.logits for shard in ordered]), seconds

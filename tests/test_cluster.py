@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 from loopback import Processes, client_of, of
 
-from qbert import cluster, evaluation, team, variants
+from qbert import choosing, cluster, evaluation, team, variants
 from qbert.checkpoint import Checkpoint
 from qbert.cli import main
 from qbert.dataset import Dataset, text_rows
 from qbert.errors import InputError
+from qbert.suite import Suite
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.xdist_group("cluster")
@@ -42,6 +43,21 @@ def test_two_workers_find_what_one_process_does(two: Processes, trained: Checkpo
     assert comparable(together.results) == comparable(alone.results)
     assert together.results[0]["p50_s"] > 0
     assert together.notes == []
+
+
+def test_the_answers_that_a_choice_needs_are_the_same(
+    two: Processes, trained: Checkpoint, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = text_rows(news.test)[:40]
+    cell = Suite(news, [str(trained.folder)], max_lengths=[32]).cell("tiny", 32, "fp32")
+    alone = choosing.Answers(cell).logits(rows)
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path))  # where none is kept
+    with client_of(two) as client:
+        together = choosing.Answers(cell, team.Team(client))
+        assert (together.logits(rows) == alone).all()
+        assert together.classified == len(rows)
+        assert (together.logits(rows[:5]) == alone[:5]).all()
+    assert together.classified == len(rows)
 
 
 def test_files_are_sent_once_and_have_the_hash(two: Processes, tmp_path: Path) -> None:
@@ -121,6 +137,8 @@ def test_other_libraries_on_a_worker_are_named(tmp_path: Path) -> None:
         with client_of(processes) as client:
             (sentence,) = cluster.unlike(client)
             assert "has tokenizers 0.0.1 (" in sentence
+            with pytest.raises(InputError, match=r"chosen for this machine, and .* has tokenizers 0\.0\.1"):
+                choosing.check_team(team.Team(client))
 
 
 def test_a_worker_with_several_threads_is_refused(tmp_path: Path) -> None:
@@ -151,6 +169,7 @@ def test_the_shards_are_proven_to_be_all_documents_once() -> None:
     logits, seconds = team.joined([second, first], texts)
     assert logits[:, 0].tolist() == [0, 2, 4, 0, 2]
     assert len(seconds) == 5
+    assert len(team.joined([first, replace(second, machine=("another",))], texts)[1]) == 0
     for wrong in (
         [first],
         [second],

@@ -1,5 +1,6 @@
 """The command that picks a variant and writes it: choose."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ _MEGABYTES = Number(0, 1e9, min_open=True)
     show_default=True,
     help="What the best is best at; capacity: texts a second with every core busy.",
 )
+@options.cluster_option()
 @options.json_option
 def choose(
     model: str | None,
@@ -55,6 +57,7 @@ def choose(
     max_disk_mb: float | None,
     max_memory_mb: float | None,
     prefer: "Prefer",
+    cluster: str | None,
     json_file: Path | None,
 ) -> None:
     """Write the fastest variant of MODEL that holds the F1 guard on this machine, ready to serve.
@@ -63,7 +66,9 @@ def choose(
     are in pyproject.toml, [tool.qbert].
     """
     from qbert import choosing
+    from qbert import cluster as clusters
     from qbert.results import tables
+    from qbert.team import Team
     from qbert.variants.base import MAX_F1_DROP
 
     settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants, max_f1_drop=max_f1_drop)
@@ -77,15 +82,20 @@ def choose(
         max_memory_bytes=max_memory_mb and max_memory_mb * 1e6,
         prefer=prefer,
     )
-    found = choosing.choose(
-        options.one_model(settings),
-        settings.dataset,
-        settings.variant_list,
-        output,
-        wanted,
-        validation=validation,
-        max_length=max_length,
-    )
+    with contextlib.ExitStack() as stack:
+        team = Team(stack.enter_context(clusters.connect(cluster))) if cluster else None
+        if team is not None:
+            choosing.check_team(team)
+        found = choosing.choose(
+            options.one_model(settings),
+            settings.dataset,
+            settings.variant_list,
+            output,
+            wanted,
+            validation=validation,
+            max_length=max_length,
+            team=team,
+        )
     options.write(json_file, json.dumps(found.to_record(), indent=1, ensure_ascii=False) + "\n")
     tables.show(tables.choice(found.to_record()))
     echo(f"\n{found.sentence}")
