@@ -88,7 +88,7 @@ class Dataset:
             InputError: it cannot be read, lacks a column, or has another label.
         """
         rows = _rows(path, read_bytes(path, "give a CSV file with the columns of train.csv"))
-        if list(rows.columns) != list(self.train.columns):
+        if set(rows) != set(self.train):
             raise InputError(
                 f"{path} has the columns {', '.join(rows.columns)}, and train.csv {', '.join(self.train.columns)}"
             )

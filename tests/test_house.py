@@ -19,7 +19,7 @@ FLOORS = (
     "capacity cluster latency suite",
     "team timing results",
     "evaluation",
-    "choosing fleet reproduce gate",
+    "choosing fleet reproduce rescue gate",
     "api pytest_plugin init",
     "cli",
     "__main__ __init__",

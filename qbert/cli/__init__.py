@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qbert import __version__
-from qbert.cli import bench, choose, fleet, gate, init, machine, models, reproduce, results
+from qbert.cli import bench, choose, fleet, gate, init, machine, models, reproduce, rescue, results
 from qbert.errors import TRACEBACK, lacking, sentence
 from qbert.settings import import_plugin
 from qbert.terminal import echo, shown
@@ -26,6 +26,7 @@ EXTRAS = {
     "machine": "bench",
     "reproduce": "bench",
     "fleet": "bench",
+    "rescue": "bench",
 }
 """The extra of this project that installs everything a command needs."""
 
@@ -85,6 +86,7 @@ for command in (
     results.report,
     reproduce.reproduce,
     fleet.fleet,
+    rescue.rescue,
     machine.variants,
     machine.machine,
     init.init,
