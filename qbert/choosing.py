@@ -489,7 +489,7 @@ def documents_to_be_sure(
 
     if surplus(MOST) < 0:
         return None
-    needed = counts.sum() * optimize.brentq(surplus, 1.0, MOST)
+    needed = float(counts.sum() * optimize.brentq(surplus, 1.0, MOST))
     digits: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
     return digits * math.ceil(needed / digits)
 
