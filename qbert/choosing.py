@@ -288,17 +288,7 @@ def choose(
     started = time.monotonic()
     baseline = suite.cell(name, max_length, BASELINE)
     _ = baseline.classifier  # an error of the model is no variant's
-    cells, rows = {}, []
-    for variant in chosen:
-        cell, row = suite.cell(name, max_length, variant), Row(variant)
-        rows.append(row)
-        try:
-            _ = cell.classifier
-        except CannotRunError as error:
-            row.verdict, row.why = "cannot", str(error)
-            continue
-        cells[variant] = cell
-        row.disk_bytes = cell.disk_bytes
+    cells, rows = _built(suite.cell(name, max_length, variant) for variant in chosen)
     if not cells:
         raise InputError(f"none of {names} runs here: {'; '.join(row.why for row in rows)}")
     made = time.monotonic()
@@ -309,15 +299,7 @@ def choose(
     timed = time.monotonic()
     choice = Choice(wanted, rows, len(documents), judged_by)
     races = _Races(baseline, documents, wanted.max_f1_drop, sum(row.verdict == "not read" for row in rows), team)
-    for row in rows:
-        if row.verdict == "not read":
-            try:
-                races.run(cells[row.variant], row)
-            except CannotRunError as error:
-                row.verdict, row.why = "cannot", str(error)
-        if row.chosen:
-            choice.chosen = row
-            break
+    choice.chosen = races.first(cells, rows)
     choice.classified = races.classified
     raced = time.monotonic()
     choice.seconds = {"making": made - started, "latency": timed - made, "races": raced - timed}
@@ -359,6 +341,22 @@ def _documents(
         else:
             said += ". If the model was trained on them, labels change more often on unseen text (--validation FILE)."
     return documents.sample(frac=1, random_state=0), said
+
+
+def _built(cells: Iterable[Cell]) -> tuple[dict[str, Cell], list[Row]]:
+    """Return those of `cells` that can run, by variant, and a row for each."""
+    able, rows = {}, []
+    for cell in cells:
+        row = Row(cell.variant.name)
+        rows.append(row)
+        try:
+            _ = cell.classifier
+        except CannotRunError as error:
+            row.verdict, row.why = "cannot", str(error)
+            continue
+        able[row.variant] = cell
+        row.disk_bytes = cell.disk_bytes
+    return able, rows
 
 
 def _time(cells: Mapping[str, Cell], rows: Iterable[Row], texts: Sequence[tuple[str, ...]]) -> None:
@@ -437,6 +435,18 @@ class _Races:
         """How many answers were computed."""
         return self._classified + self._baseline.classified
 
+    def first(self, cells: Mapping[str, Cell], rows: Iterable[Row]) -> Row | None:
+        """Return the first of `rows` that holds; None if none does."""
+        for row in rows:
+            if row.verdict == "not read":
+                try:
+                    self.run(cells[row.variant], row)
+                except CannotRunError as error:
+                    row.verdict, row.why = "cannot", str(error)
+            if row.chosen:
+                return row
+        return None
+
     def run(self, cell: Cell, row: Row) -> None:
         """Judge `cell` until it is sure, or all documents are read, and note it in `row`."""
         if cell.is_baseline:
@@ -504,7 +514,7 @@ def documents_to_be_sure(
 
     if surplus(MOST) < 0:
         return None
-    needed = counts.sum() * optimize.brentq(surplus, 1.0, MOST)
+    needed = float(counts.sum() * optimize.brentq(surplus, 1.0, MOST))
     digits: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
     return digits * math.ceil(needed / digits)
 

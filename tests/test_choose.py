@@ -22,6 +22,7 @@ from qbert.cli import main
 from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.labels import one_hot
+from qbert.variants import eager
 
 MADE_UP = """
 from qbert.variants import Classifier, Variant, eager, register
@@ -59,14 +60,16 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def validation(tmp_path: Path, news: Dataset) -> Callable[[int], Path]:
-    """Write so many labelled texts that occur in neither split."""
+def validation(tmp_path: Path, news: Dataset, trained: Checkpoint) -> Callable[[int], Path]:
+    """Write so many texts that occur in neither split, labelled as fp32 does, so that every flip is a loss."""
 
     def write(count: int) -> Path:
         rows = news.train.sample(count, replace=True, random_state=3)
         texts = [f"{number} {text}" for number, text in enumerate(rows["text"])]
         path = tmp_path / "validation.csv"
-        pd.DataFrame({"text": texts, "label": rows["label"].to_numpy()}).to_csv(path, index=False)
+        fp32 = eager.load(trained.folder)
+        labels = [int(fp32(trained.encoder(text, max_length=trained.max_length)).argmax()) for text in texts]
+        pd.DataFrame({"text": texts, "label": labels}).to_csv(path, index=False)
         return path
 
     return write
