@@ -2,7 +2,7 @@
 //
 // It is compiled together with native.cpp, for a processor that this machine may only emulate. A case is numbers of 64 bits
 // and the contents of tensors: the geometry, then each tensor as its size in bytes and its contents, in the order in which
-// Python passes them; then texts, each as a number of tokens, their ids, whether types follow, and those.
+// Python passes them, of no bytes where Python passes a null pointer; then texts, each as a number of tokens, their ids, whether types follow, and those.
 #include <cstdio>
 #include <fstream>
 
@@ -33,7 +33,7 @@ bool set(bool (*setter)(void*, const Tensors*), void* encoder, std::istream& fil
     const std::int64_t bytes = number(file);
     kept.emplace_back((bytes + 3) / 4);
     file.read(reinterpret_cast<char*>(kept.back().data()), bytes);
-    pointers.push_back(kept.back().data());
+    pointers.push_back(bytes ? kept.back().data() : nullptr);
   }
   return setter(encoder, reinterpret_cast<const Tensors*>(pointers.data()));
 }

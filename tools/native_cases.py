@@ -1,6 +1,5 @@
 """Made-up models and texts for int8-native's encoder, and what it should compute from them."""
 
-import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from safetensors.numpy import save_file
 from scipy.special import erf
 
 from qbert.variants.native import convert
-from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry
+from qbert.variants.native.encoder import ACTIVATIONS, HEAD_ACTIVATIONS, WEIGHTS, Geometry, Kept
 
 FUNCTIONS = {
     "gelu": lambda x: x * (1 + erf(x / np.sqrt(2))) / 2,
@@ -29,19 +28,23 @@ ROUNDING = {
 """By the first of these instructions that it uses: up to how many columns a kernel fills rows, and a row's steps."""
 
 
-def weights(geometry: Geometry, seed: int, outlier: float = 1, words: float = 1) -> dict[str, np.ndarray]:
+def weights(
+    geometry: Geometry, seed: int, outlier: float = 1, words: float = 1, kept: Kept = ()
+) -> dict[str, np.ndarray]:
     """Draw weights as a trained model's are spread; one channel of each LayerNorm is `outlier` times the others."""
     generator = np.random.default_rng(seed)
     tensors = {}
-    for name, (kind, shape) in ((name, what) for group in geometry.groups() for name, what in group.items()):
+    for name, (kind, shape) in geometry.tensors(kept).items():
         numbers = generator.normal(size=shape).astype(np.float32)
-        if kind == "U16":
+        smaller = outlier**2 if "query" in name else 1  # scores of thousands would tell apart what bf16 cannot
+        if name.endswith(".kept"):
+            tensors[name] = convert.bf16(numbers / shape[1] ** 0.5 / smaller)
+        elif kind == "U16":
             numbers[0] = 0  # a word of nothing but zeros
             tensors[name] = convert.bf16(numbers * words)
         elif kind == "I8":
             tensors[name], step = convert.quantize(numbers / shape[1] ** 0.5)
-            # Scores of thousands would tell apart what bf16 cannot.
-            tensors[name.replace("weight", "step")] = step / (outlier**2 if "query" in name else 1)
+            tensors[name.replace("weight", "step")] = step / smaller
         elif name.endswith("norm.weight"):
             numbers = 1 + numbers / 10
             numbers[generator.integers(len(numbers))] *= outlier
@@ -51,8 +54,8 @@ def weights(geometry: Geometry, seed: int, outlier: float = 1, words: float = 1)
     return tensors
 
 
-def write(folder: Path, geometry: Geometry, tensors: dict[str, np.ndarray]) -> Path:
-    save_file(tensors, folder / WEIGHTS, {"format": FORMAT, "geometry": json.dumps(geometry.values())})
+def write(folder: Path, geometry: Geometry, tensors: dict[str, np.ndarray], kept: Kept = ()) -> Path:
+    save_file(tensors, folder / WEIGHTS, convert.metadata(geometry, kept))
     return folder / WEIGHTS
 
 
@@ -92,6 +95,8 @@ def reference(
         return rows.clip(-65504, 65504).astype(np.float16).astype(np.float64)
 
     def product(name: str, rows: np.ndarray) -> np.ndarray:
+        if f"{name}.kept" in numbers:
+            return half(rows) @ numbers[f"{name}.kept"].T + numbers[f"{name}.bias"]
         coarse = quantized(rows)
         coarse[:1] += quantized(rows[:1] - coarse[:1])  # the first token has 16 bits
         return coarse @ (numbers[f"{name}.weight"] * numbers[f"{name}.step"][:, None]).T + numbers[f"{name}.bias"]
@@ -124,15 +129,17 @@ def reference(
     return hidden @ numbers["head.labels.weight"].T + numbers["head.labels.bias"]
 
 
-def case(geometry: Geometry, tensors: dict[str, np.ndarray], encodings: Sequence[dict[str, np.ndarray]]) -> bytes:
+def case(
+    geometry: Geometry, tensors: dict[str, np.ndarray], encodings: Sequence[dict[str, np.ndarray]], kept: Kept = ()
+) -> bytes:
     """Return a model and texts as native_case.cpp reads them."""
 
     def numbers(values: object) -> bytes:
         return np.asarray(values, dtype=np.int64).tobytes()
 
     parts = [bytes(geometry)]
-    for group in geometry.groups():
-        contents = [np.ascontiguousarray(tensors[name]).tobytes() for name in group]
+    for group in geometry.groups(kept):
+        contents = [np.ascontiguousarray(tensors[name]).tobytes() if what else b"" for name, what in group.items()]
         parts += [numbers(len(contents)), *(part for content in contents for part in (numbers(len(content)), content))]
     for encoding in encodings:
         ids, types = encoding["input_ids"][0], encoding.get("token_type_ids")
@@ -144,10 +151,13 @@ def case(geometry: Geometry, tensors: dict[str, np.ndarray], encodings: Sequence
 class Emulated:
     """The encoder of another processor: `command` runs the program of native_case.cpp."""
 
-    def __init__(self, command: list[str], path: Path, geometry: Geometry, tensors: dict[str, np.ndarray]) -> None:
-        self.command, self.path, self.geometry, self.tensors = [*command, str(path)], path, geometry, tensors
+    def __init__(
+        self, command: list[str], path: Path, geometry: Geometry, tensors: dict[str, np.ndarray], kept: Kept = ()
+    ) -> None:
+        self.command, self.path, self.model = [*command, str(path)], path, (geometry, tensors, kept)
 
     def __call__(self, encoding: dict[str, np.ndarray]) -> np.ndarray:
-        self.path.write_bytes(case(self.geometry, self.tensors, [encoding]))
+        geometry, tensors, kept = self.model
+        self.path.write_bytes(case(geometry, tensors, [encoding], kept))
         done = subprocess.run(self.command, check=True, capture_output=True, text=True)
         return np.array([line.split() for line in done.stdout.splitlines()], dtype=np.float32)

@@ -53,7 +53,7 @@ def again(kernel: Kernel, tests: str, flags: str = "", **environment: str) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS, ids=names)
 def test_each_kernel_computes_what_the_reference_does(kernel: Kernel) -> None:
-    again(kernel, "reference or extreme or thousandth or before_it or padding or know or damaged")
+    again(kernel, "reference or extreme or thousandth or both_precisions or before_it or padding or know or damaged")
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_sanitizers_find_nothing_in_any_kernel(kernel: Kernel) -> None:
     ]
     if not all(Path(library).is_absolute() for library in libraries):
         pytest.skip("this compiler has no sanitizers of its own")
-    tests = "reference or extreme or before_it or padding or know or damaged"
+    tests = "reference or extreme or both_precisions or before_it or padding or know or damaged"
     again(kernel, tests, SANITIZED, LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0")
 
 
@@ -79,11 +79,12 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     compiler.load_library.cache_clear()
 
 
-def samples() -> Iterator[tuple[Geometry, dict[str, np.ndarray]]]:
-    """Some sizes, of which few fill vectors."""
+def samples() -> Iterator[tuple[Geometry, dict[str, np.ndarray], list[str]]]:
+    """Some sizes, of which few fill vectors, and the products that are kept: none, all, or some."""
     for seed, (hidden, heads, intermediate) in enumerate([(64, 2, 128), (52, 2, 100), (96, 3, 40), (80, 1, 304)]):
         geometry = Geometry(40, hidden, 2, 150, hidden, heads, 2, intermediate, 3, seed % 3, 0, -1, 1e-12)
-        yield geometry, weights(geometry, seed)
+        for kept in ([], [*geometry.products()][seed::3], [*geometry.products()]):
+            yield geometry, weights(geometry, seed, kept=kept), kept
 
 
 @pytest.mark.slow
@@ -93,8 +94,8 @@ def test_plain_code_and_instructions_agree_to_the_bit(
 ) -> None:
     if not runs_here(kernel):
         pytest.skip(f"this processor does not have {kernel.name}")
-    for geometry, tensors in samples():
-        path = write(tmp_path, geometry, tensors)
+    for geometry, tensors, kept in samples():
+        path = write(tmp_path, geometry, tensors, kept)
         logits = {}
         for flags in ("", TWIN):
             fresh.setenv("QBERT_CXXFLAGS", flags)
@@ -144,7 +145,7 @@ def test_under_emulation_arm_computes_what_the_reference_does(
 def test_the_emulated_processor_without_i8mm_has_none(built_for_arm: Callable[..., str], tmp_path: Path) -> None:
     kernel = next(kernel for kernel in KERNELS if kernel.name == "neon_i8mm")
     command = built_for_arm(kernel).replace(PROCESSORS["neon_i8mm"], PROCESSORS["neon_dotprod"])
-    geometry, tensors = next(samples())
+    geometry, tensors, _ = next(samples())
     with pytest.raises(subprocess.CalledProcessError) as error:
         Emulated(shlex.split(command), tmp_path / "case", geometry, tensors)(text(geometry, 2, 0))
     assert -error.value.returncode == signal.SIGILL
@@ -164,7 +165,8 @@ for name in sys.argv[2:]:
 @pytest.mark.slow
 def test_kernels_in_one_process_do_not_mix(tmp_path: Path) -> None:
     geometry = Geometry(40, 64, 2, 150, 64, 2, 2, 128, 3, 0, 0, -1, 1e-12)
-    path = write(tmp_path, geometry, weights(geometry, 0))
+    kept = ["layers.0.up", "layers.1.query"]
+    path = write(tmp_path, geometry, weights(geometry, 0, kept=kept), kept)
 
     def logits(*kernels: str) -> list[str]:
         command = [sys.executable, "-c", LOGITS, str(path), *kernels]

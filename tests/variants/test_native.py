@@ -22,7 +22,7 @@ from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.variants import VARIANTS, native
 from qbert.variants.native import compiler, convert
-from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Encoder, Geometry
+from qbert.variants.native.encoder import ACTIVATIONS, HEAD_ACTIVATIONS, WEIGHTS, Encoder, Geometry, Kept
 
 pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
 
@@ -60,11 +60,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EXAMPLES = int(os.environ.get("QBERT_TEST_EXAMPLES", "60"))  # fewer where plain C++ or a sanitizer makes each slow
 
 
-def made(place: Path, geometry: Geometry, tensors: dict[str, np.ndarray]) -> Callable[..., np.ndarray]:
+def made(place: Path, geometry: Geometry, tensors: dict[str, np.ndarray], kept: Kept = ()) -> Callable[..., np.ndarray]:
     """The encoder, or where `QBERT_EMULATED` is set that of the processor which its command emulates."""
     if command := os.environ.get("QBERT_EMULATED"):
-        return Emulated(shlex.split(command), place / "case", geometry, tensors)
-    return Encoder(write(place, geometry, tensors))
+        return Emulated(shlex.split(command), place / "case", geometry, tensors, kept)
+    return Encoder(write(place, geometry, tensors, kept))
+
+
+def some(geometry: Geometry, share: float, seed: int) -> list[str]:
+    """About that share of the products, to be kept in float."""
+    drawn = np.random.default_rng(seed).random(len(geometry.products()))
+    return [name for name, number in zip(geometry.products(), drawn, strict=True) if number < share]
 
 
 def expected_of(geometry: Geometry, tensors: dict[str, np.ndarray], encoding: dict[str, np.ndarray]) -> np.ndarray:
@@ -82,15 +88,17 @@ examples = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=
     st.floats(0, 1),
     st.sampled_from([1, 100]),
     st.sampled_from([1, 1e-6, 1e4]),
+    st.sampled_from([0, 0, 0.3, 1]),
 )
 def test_logits_are_the_float64_references(
-    place: Path, geometry: Geometry, seed: int, part: float, outlier: float, words: float
+    place: Path, geometry: Geometry, seed: int, part: float, outlier: float, words: float, share: float
 ) -> None:
     tokens, errors = 1 + round(part * (geometry.positions - 1)), []
     for draw in range(1 if outlier == 1 else 5):
-        tensors = weights(geometry, seed + draw, outlier, words)
+        kept = some(geometry, share, seed + draw)
+        tensors = weights(geometry, seed + draw, outlier, words, kept)
         encoding = text(geometry, tokens, seed + draw)
-        logits = made(place, geometry, tensors)(encoding)[0]
+        logits = made(place, geometry, tensors, kept)(encoding)[0]
         scale = max(np.abs(tensors["head.labels.weight"]).sum(1).max(), 1)
         errors.append(np.abs(logits - expected_of(geometry, tensors, encoding)).max() / scale)
     # What is left: GELU within 2.5e-4, and numbers that round to the other side. Of 15,000 draws without an outlier the
@@ -100,10 +108,12 @@ def test_logits_are_the_float64_references(
     assert np.median(errors) < (0.03 if outlier == 1 else 0.3)
 
 
-def test_most_texts_agree_to_a_thousandth(place: Path) -> None:
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_most_texts_agree_to_a_thousandth(place: Path, share: float) -> None:
     geometry = Geometry(40, 64, 2, 70, 64, 4, 3, 256, 5, 0, 0, -1, 1e-12)
-    tensors = weights(geometry, 0)
-    encoder = made(place, geometry, tensors)
+    kept = some(geometry, share, 0)
+    tensors = weights(geometry, 0, kept=kept)
+    encoder = made(place, geometry, tensors, kept)
     errors = []
     for seed in range(30):
         encoding = text(geometry, 1 + seed * 2, seed)
@@ -113,19 +123,47 @@ def test_most_texts_agree_to_a_thousandth(place: Path) -> None:
 
 
 @examples
-@given(geometries(), st.integers(0, 1000), st.sampled_from([1e-30, 1e10, 1e30]))
-def test_extreme_weights_give_numbers(place: Path, geometry: Geometry, seed: int, extreme: float) -> None:
-    tensors = weights(geometry, seed, words=extreme)
+@given(geometries(), st.integers(0, 1000), st.sampled_from([1e-30, 1e10, 1e30]), st.sampled_from([0, 0.3, 1]))
+def test_extreme_weights_give_numbers(place: Path, geometry: Geometry, seed: int, extreme: float, share: float) -> None:
+    kept = some(geometry, share, seed)
+    tensors, factor = weights(geometry, seed, words=extreme, kept=kept), np.float32(min(extreme, 1e10))
     for name in tensors:
         if name.endswith(("query.step", "down.step")):
-            tensors[name] = tensors[name] * np.float32(min(extreme, 1e10))
-    encoder = made(place, geometry, tensors)
+            tensors[name] = tensors[name] * factor
+        if name.endswith(("query.kept", "down.kept")):
+            tensors[name] = convert.bf16((tensors[name].astype(np.uint32) << 16).view(np.float32) * factor)
+    encoder = made(place, geometry, tensors, kept)
     assert np.isfinite(encoder(text(geometry, geometry.positions, seed))).all()
 
 
 @pytest.fixture
 def small() -> Geometry:
     return Geometry(30, 32, 2, 64, 32, 2, 2, 64, 3, 0, 0, -1, 1e-12)
+
+
+def test_a_file_with_both_precisions_runs_as_the_file_of_each_mix_does(place: Path) -> None:
+    geometry = Geometry(30, 32, 2, 64, 64, 2, 2, 128, 3, 0, 0, -1, 1e-12)
+    both = weights(geometry, 0, kept=None)
+    encoding, seen = text(geometry, 40, 1), set()
+    encoder = Encoder(write(place, geometry, both, None))
+    for kept in ([], ["layers.0.query", "layers.1.down"], ["embeddings.project"], [*geometry.products()], []):
+        encoder.keep(kept)
+        mix = {name: both[name] for name in geometry.tensors(kept)}
+        logits = encoder(encoding)
+        assert np.array_equal(logits, Encoder(write(place, geometry, mix, kept))(encoding))
+        seen.add(logits.tobytes())
+    assert len(seen) == 4
+    with pytest.raises(ValueError, match=r"no product layers\.2\.up"):
+        encoder.keep(["layers.2.up"])
+    with pytest.raises(ValueError, match=r"embeddings\.project has one precision alone"):
+        Encoder(write(place, geometry, weights(geometry, 0))).keep(["embeddings.project"])
+
+
+def test_a_file_of_the_first_format_runs_as_before(place: Path, small: Geometry) -> None:
+    tensors, encoding = weights(small, 0), text(small, 20, 1)
+    logits = Encoder(write(place, small, tensors))(encoding)
+    save_file(tensors, place / WEIGHTS, {"format": "1", "geometry": json.dumps(small.values())})
+    assert np.array_equal(Encoder(place / WEIGHTS)(encoding), logits)
 
 
 def test_a_text_gives_the_same_logits_whatever_came_before_it(place: Path, small: Geometry) -> None:
@@ -164,7 +202,7 @@ def test_what_the_model_does_not_know_is_refused(place: Path, small: Geometry) -
 def damages(geometry: Geometry) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, str]]]:
     """What is wrong, and the tensors and metadata that are."""
     good = weights(geometry, 0)
-    metadata = {"format": FORMAT, "geometry": json.dumps(geometry.values())}
+    metadata = convert.metadata(geometry)
     name = "layers.0.up.bias"
     yield "is missing or unknown", {key: value for key, value in good.items() if key != name}, metadata
     yield "is missing or unknown", good | {"more": good[name]}, metadata
@@ -172,7 +210,15 @@ def damages(geometry: Geometry) -> Iterator[tuple[str, dict[str, np.ndarray], di
     yield f"{name} is F64", good | {name: good[name].astype(np.float64)}, metadata
     yield f"{name} has numbers that are not finite", good | {name: good[name] * np.inf}, metadata
     yield "format None", good, {}
-    yield "format 2", good, metadata | {"format": "2"}
+    yield "format 3", good, metadata | {"format": "3"}
+    yield "kept product layers.2.up", good, metadata | {"kept": '["layers.2.up"]'}
+    yield "layers.1.up.kept is missing", good, metadata | {"kept": '["layers.1.up"]'}
+    yield "", good, metadata | {"kept": "7"}
+    kept = ["layers.1.up"]
+    mixed = weights(geometry, 0, kept=kept)
+    yield "layers.1.up.kept is missing or unknown", mixed, metadata
+    infinite = {"layers.1.up.kept": mixed["layers.1.up.kept"] | np.uint16(0x7F80)}
+    yield "kept has numbers that are not finite", mixed | infinite, convert.metadata(geometry, kept)
     too_wide = [("hidden", 1 << 40), ("intermediate", 1 << 17)]
     for field, value in (("heads", 5), ("layers", 0), *too_wide, ("activation", 3), ("epsilon", 0.0)):
         yield str(value), good, metadata | {"geometry": json.dumps(geometry.values() | {field: value})}

@@ -168,6 +168,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         ("set_embeddings", ctypes.c_bool, (pointer, pointer)),
         ("add_layer", ctypes.c_bool, (pointer, pointer)),
         ("set_head", ctypes.c_bool, (pointer, pointer)),
+        ("keep", ctypes.c_bool, (pointer, number, number, ctypes.c_bool)),
         ("run", ctypes.c_bool, (pointer, pointer, pointer, number, pointer)),
         ("register_loop", number, (ctypes.c_int, number)),
         ("read_bytes", number, (pointer, number)),

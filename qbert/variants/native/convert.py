@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qbert.errors import CannotRunError
 from qbert.variants import families
 from qbert.variants.native.compiler import load_library
-from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry
+from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry, Kept
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Checkpoint
@@ -23,8 +23,10 @@ COUNT_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")
 SPELLINGS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
 
-def export(checkpoint: "Checkpoint", folder: Path) -> None:
+def export(checkpoint: "Checkpoint", folder: Path, kept: Kept = ()) -> None:
     """Write the weights of `checkpoint` to `folder`: products in int8, word embeddings in bf16, the rest in fp32.
+
+    The products `kept` are in bf16; None writes every product in int8 and in bf16.
 
     Raises:
         InputError: its architecture or activation is unknown.
@@ -66,10 +68,15 @@ def export(checkpoint: "Checkpoint", folder: Path) -> None:
     )
     tensors = {
         name: _tensor(name, kind, shape, weights, checkpoint_name)
-        for group in geometry.groups()
-        for name, (kind, shape) in group.items()
+        for name, (kind, shape) in geometry.tensors(kept).items()
     }
-    save_file(tensors, folder / WEIGHTS, {"format": FORMAT, "geometry": json.dumps(geometry.values())})
+    save_file(tensors, folder / WEIGHTS, metadata(geometry, kept))
+
+
+def metadata(geometry: Geometry, kept: Kept = ()) -> dict[str, str]:
+    """Return the header of the file."""
+    products = kept if kept is None else sorted(kept)
+    return {"format": FORMAT, "geometry": json.dumps(geometry.values()), "kept": json.dumps(products)}
 
 
 def _tensor(

@@ -1,6 +1,6 @@
 // A BERT encoder with a classification head: token ids in, logits out, one text at a time, on one thread.
 //
-// Every layer's six products are int8; attention and residual sums are not quantized. Only real tokens are computed, so
+// Every layer's six products are int8 or kept in float (linear.h); attention and residual sums are not quantized. Only real tokens are computed, so
 // there is no mask. All rows go through one product before the next: in blocks of 64 rows, activations would stay in the L2
 // cache, but weights would be read once for each block, which took 4 % longer.
 //
@@ -18,96 +18,26 @@ using Kernel = QBERT_KERNEL;
 }
 
 #include "attention.h"
+#include "linear.h"
 #include "memory.h"
 #include "rows.h"
 
 namespace qbert {
 
 // The arrays of pointers that Python passes, in the order of Geometry.groups in encoder.py.
-struct MatrixTensors {
-  const std::int8_t* weights;  // `outputs` by `inputs`
-  const float *steps, *biases;
-};
-
 struct EmbeddingTensors {
   const std::uint16_t* words;  // bf16
   const float *positions, *types, *norm_weight, *norm_bias;
-  MatrixTensors projection;  // absent where embeddings are as wide as the layers
+  LinearTensors projection;  // absent where embeddings are as wide as the layers
 };
 
 struct LayerTensors {
-  MatrixTensors query, key, value, output, up, down;
+  LinearTensors query, key, value, output, up, down;
   const float *attention_norm_weight, *attention_norm_bias, *norm_weight, *norm_bias;
 };
 
 struct HeadTensors {
   const float *dense_weight, *dense_bias, *labels_weight, *labels_bias;
-};
-
-// A product with int8 weights: a step, a bias and the scaled sum of the weights (rows.h) for each output.
-struct Linear {
-  using Product = Kernel::Int8;
-  Product::Layout panels;
-  const std::uint32_t* packed;
-  const float *step, *sums, *bias;
-
-  // Pack `outputs` by `inputs` weights; the outputs are multiplied by `factor`.
-  Linear(Arena& arena, const std::int8_t* weights, const float* steps, const float* biases, int outputs, int inputs,
-         float factor = 1)
-      : panels(outputs, int(round_up(inputs, 4)) / 4) {
-    auto* to = arena.allocate<std::uint32_t>(panels.size());
-    pack(weights, inputs, inputs, panels, to);
-    packed = to;
-    const std::size_t whole = round_up(outputs, Product::kColumns);
-    auto* numbers = arena.allocate<float>(3 * whole);
-    for (int n = 0; n < outputs; ++n) {
-      long sum = 0;
-      for (int k = 0; k < inputs; ++k) sum += weights[std::size_t(n) * inputs + k];
-      numbers[n] = steps[n] * factor;
-      numbers[whole + n] = float(sum * double(steps[n]) * factor);
-      numbers[2 * whole + n] = biases[n] * factor;
-    }
-    step = numbers, sums = numbers + whole, bias = numbers + 2 * whole;
-  }
-
-  template <class Write>
-  struct Epilogue {
-    static constexpr bool kStores = false;
-    const Linear& linear;
-    const Quantized& rows;
-    Write write;
-
-    template <std::size_t N>
-    auto at(int column) const {
-      using Vectors = Several<Floats, N>;
-      const auto step = load_several<Floats, N>(linear.step + column), sums = load_several<Floats, N>(linear.sums + column),
-                 bias = load_several<Floats, N>(linear.bias + column);
-      return [=, error = Vectors{}](int first, int r, const Several<Ints, N>& sum) mutable {
-        const int row = first + r;
-        const float row_step = rows.step[row], row_offset = rows.offset[row];
-        Vectors values = each(
-            [=](Ints sum, Floats step, Floats sums, Floats bias) {
-              return __builtin_convertvector(sum, Floats) * (step * row_step) + (sums * row_offset + bias);
-            },
-            sum, step, sums, bias);
-        if (r < 2 && row < 2) {  // the rounding error of the first token, and that token
-          if (row == 0) {
-            error = each([](Floats value, Floats bias) { return value - bias; }, values, bias);
-            return;
-          }
-          values = each([](Floats value, Floats error) { return value + error; }, values, error);
-        }
-        write(row - 1, column, values);
-      };
-    }
-  };
-
-  // Call `write(token, column, values)` with some vectors at a time of the product of `count` tokens; zeros follow the last
-  // column.
-  template <class Write>
-  void operator()(const Quantized& rows, int count, std::int32_t* scratch, const Write& write) const {
-    Product::run(rows.bytes, rows.stride, count + 1, packed, panels, Epilogue<Write>{*this, rows, write}, scratch);
-  }
 };
 
 // Filled by Python's ctypes: the fields are in the order of Geometry in encoder.py.
@@ -126,7 +56,8 @@ class Encoder {
       : geometry_(geometry),
         attention_(arena_, int(geometry.positions), int(geometry.hidden / geometry.heads)) {
     const std::size_t widest = std::max({geometry_.hidden, geometry_.intermediate, geometry_.embedding});
-    const std::size_t rows = round_up(geometry_.positions, Linear::Product::kRows) + 1;
+    constexpr std::size_t kRows = std::max(Int8Linear::Product::kRows, KeptLinear::Product::kRows);
+    const std::size_t rows = round_up(geometry_.positions, kRows) + 1;
     stride_ = row_numbers(geometry_.hidden);
     wide_stride_ = row_numbers(geometry_.intermediate);
     hidden_ = arena_.allocate<float>(rows * stride_);
@@ -137,9 +68,12 @@ class Encoder {
     wide_ = arena_.allocate<Half>(rows * wide_stride_);
     row_ = arena_.allocate<float>(row_numbers(widest));
     error_ = arena_.allocate<float>(row_numbers(widest));
-    quantized_ = quantized(rows, std::max(geometry_.hidden, geometry_.embedding));
-    quantized_wide_ = quantized(rows, geometry_.intermediate);
-    scratch_ = arena_.allocate<std::int32_t>(Linear::Product::scratch_size(rows));
+    rows_.bytes = quantized(rows, std::max(geometry_.hidden, geometry_.embedding));
+    wide_rows_.bytes = quantized(rows, geometry_.intermediate);
+    rows_.numbers = wide_rows_.numbers = {arena_.allocate<KeptLinear::Element>(rows * row_numbers(widest)),
+                                          row_numbers(widest)};  // used by turns; not touched if all products are int8
+    scratch_ = arena_.allocate<std::int32_t>(
+        std::max(Int8Linear::Product::scratch_size(rows), KeptLinear::Product::scratch_size(rows)));
   }
 
   // The setters copy or pack the tensors, which may be freed afterwards.
@@ -160,8 +94,8 @@ class Encoder {
     const std::int64_t h = geometry_.hidden, wide = geometry_.intermediate;
     // Scores are exponents of two (attention.h).
     const float factor = float(1 / (std::log(2.0) * std::sqrt(double(h / geometry_.heads))));
-    layers_.push_back({linear(tensors->query, h, h, factor), linear(tensors->key, h, h), linear(tensors->value, h, h),
-                       linear(tensors->output, h, h), linear(tensors->up, wide, h), linear(tensors->down, h, wide),
+    layers_.push_back({{linear(tensors->query, h, h, factor), linear(tensors->key, h, h), linear(tensors->value, h, h),
+                        linear(tensors->output, h, h), linear(tensors->up, wide, h), linear(tensors->down, h, wide)},
                        padded_copy(tensors->attention_norm_weight, 1, h), padded_copy(tensors->attention_norm_bias, 1, h),
                        padded_copy(tensors->norm_weight, 1, h), padded_copy(tensors->norm_bias, 1, h)});
   }
@@ -171,6 +105,14 @@ class Encoder {
     dense_[kBias] = padded_copy(tensors->dense_bias, 1, geometry_.hidden);
     labels_[kWeight] = padded_copy(tensors->labels_weight, geometry_.labels, geometry_.hidden);
     labels_[kBias] = padded_copy(tensors->labels_bias, 1, geometry_.labels);
+  }
+
+  // Run the product of that number in LayerTensors in float, or in int8, from now on; of layer -1, the projection of
+  // embeddings. Returns whether it has that precision.
+  bool keep(std::int64_t layer, std::int64_t product, bool keeps) {
+    if (layer < 0) return !projection_.empty() && projection_[0].keep(keeps);
+    if (layer >= std::int64_t(layers_.size()) || product < 0 || product >= kProducts) return false;
+    return layers_[layer].products[product].keep(keeps);
   }
 
   // Whether `run` may be called: all weights are set, and length and ids are within the sizes of the encoder.
@@ -188,7 +130,8 @@ class Encoder {
     [[maybe_unused]] const Kernel::Session session;
     embed(ids, types, tokens);
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-      run_layer(layers_[layer], tokens, layer + 1 == layers_.size() ? 1 : tokens);
+      const bool last = layer + 1 == layers_.size();
+      run_layer(layers_[layer], tokens, last ? 1 : tokens, last ? Wanted{} : wanted_by(layers_[layer + 1]));
     }
     classify(logits);
   }
@@ -198,13 +141,29 @@ class Encoder {
 
   enum { kWeight, kBias };
 
+  enum { kQuery, kKey, kValue, kOutput, kUp, kDown, kProducts };
+
   struct Layer {
-    Linear query, key, value, output, up, down;
+    Linear products[kProducts];
     const float *attention_norm_weight, *attention_norm_bias, *norm_weight, *norm_bias;
   };
 
+  // What a layer's first products read.
+  static Wanted wanted_by(const Layer& layer) {
+    Wanted wanted;
+    for (int product : {kQuery, kKey, kValue}) layer.products[product].add_to(wanted);
+    return wanted;
+  }
+
+  static Wanted wanted_by(const Linear& linear) {
+    Wanted wanted;
+    linear.add_to(wanted);
+    return wanted;
+  }
+
   void embed(const std::int64_t* ids, const std::int64_t* types, int tokens) {
     const std::size_t size = geometry_.embedding;
+    const Wanted wanted = projection_.empty() ? wanted_by(layers_[0]) : wanted_by(projection_[0]);
     std::int64_t position = geometry_.padding;
     for (int t = 0; t < tokens; ++t) {
       float* row = projection_.empty() ? hidden_ + t * stride_ : row_;
@@ -220,21 +179,23 @@ class Encoder {
       }
       std::fill(row + size, row + padded(size), 0.0f);
       const auto range = qbert::normalize<1>(row, 0, nullptr, 0, int(size), norm_[kWeight], norm_[kBias], epsilon());
-      quantized_.quantize(t, row, 0, int(size), range);
+      if (wanted.bytes) rows_.bytes.quantize(t, row, 0, int(size), range);
+      if (wanted.numbers) rows_.numbers.convert<1>(t, row, 0, int(size));
     }
     if (!projection_.empty()) {
-      projection_[0](quantized_, tokens, scratch_, [this](int row, int column, const auto& values) {
+      projection_[0](rows_, tokens, scratch_, [this](int row, int column, const auto& values) {
         store_several(hidden_ + row * stride_ + column, values);
       });
-      quantize(quantized_, hidden_, stride_, tokens, int(geometry_.hidden));
+      make(wanted_by(layers_[0]), rows_, hidden_, stride_, tokens, int(geometry_.hidden));
     }
   }
 
-  // Compute the layer's output for the first `queries` tokens. `quantized_` holds the rows of hidden_, before and after.
-  void run_layer(const Layer& layer, int tokens, int queries) {
-    const Linear* projections[] = {&layer.query, &layer.key, &layer.value};
-    for (int i = 0; i < 3; ++i) {
-      (*projections[i])(quantized_, i == 0 ? queries : tokens, scratch_, [this, i](int row, int column, const auto& values) {
+  // Compute the layer's output for the first `queries` tokens. `rows_` holds the rows of hidden_, before as this layer wants
+  // them and after as the next does.
+  void run_layer(const Layer& layer, int tokens, int queries, Wanted by_next) {
+    const Linear(&products)[kProducts] = layer.products;
+    for (int i : {kQuery, kKey, kValue}) {
+      products[i](rows_, i == kQuery ? queries : tokens, scratch_, [this, i](int row, int column, const auto& values) {
         Attending::Dot::write(qkv_[i] + row * qkv_stride_ + column, values);
       });
     }
@@ -243,40 +204,42 @@ class Encoder {
     const auto add = [this](int token, int column, const auto& values) {
       store_halves(added_ + token * stride_ + column, each(held, values));
     };
-    quantize(quantized_, context_, stride_, queries, hidden);
-    layer.output(quantized_, queries, scratch_, add);
-    normalize(queries, layer.attention_norm_weight, layer.attention_norm_bias);
+    make(wanted_by(products[kOutput]), rows_, context_, stride_, queries, hidden);
+    products[kOutput](rows_, queries, scratch_, add);
+    normalize(queries, layer.attention_norm_weight, layer.attention_norm_bias, wanted_by(products[kUp]));
     switch (geometry_.activation) {
-      case kGelu: project_up<kGelu>(layer.up, queries); break;
-      case kGeluTanh: project_up<kGeluTanh>(layer.up, queries); break;
-      default: project_up<kRelu>(layer.up, queries);
+      case kGelu: project_up<kGelu>(products[kUp], queries); break;
+      case kGeluTanh: project_up<kGeluTanh>(products[kUp], queries); break;
+      default: project_up<kRelu>(products[kUp], queries);
     }
-    quantize(quantized_wide_, wide_, wide_stride_, queries, wide);
-    layer.down(quantized_wide_, queries, scratch_, add);
-    normalize(queries, layer.norm_weight, layer.norm_bias);
+    make(wanted_by(products[kDown]), wide_rows_, wide_, wide_stride_, queries, wide);
+    products[kDown](wide_rows_, queries, scratch_, add);
+    normalize(queries, layer.norm_weight, layer.norm_bias, by_next);
   }
 
   template <Activation activation>
   void project_up(const Linear& up, int tokens) {
-    up(quantized_, tokens, scratch_, [this](int token, int column, const auto& values) {
+    up(rows_, tokens, scratch_, [this](int token, int column, const auto& values) {
       store_halves(wide_ + token * wide_stride_ + column, each(activate<activation>, values));
     });
   }
 
-  // Add the first `tokens` rows of added_ to hidden_, normalize and quantize the sums.
-  void normalize(int tokens, const float* weight, const float* bias) {
+  // Add the first `tokens` rows of added_ to hidden_, normalize the sums, and make the rows that are `wanted` of them.
+  void normalize(int tokens, const float* weight, const float* bias, Wanted wanted) {
     const int hidden = int(geometry_.hidden);
     by_rows(tokens, [=, this](int t, auto rows) {
       float* row = hidden_ + t * stride_;
       const auto range = qbert::normalize<rows()>(row, stride_, added_ + t * stride_, stride_, hidden, weight, bias,
                                                   epsilon());
-      quantized_.quantize(t, row, stride_, hidden, range);
+      if (wanted.bytes) rows_.bytes.quantize(t, row, stride_, hidden, range);
+      if (wanted.numbers) rows_.numbers.convert<rows()>(t, row, stride_, hidden);
     });
   }
 
   template <class Number>
-  void quantize(const Quantized& to, Number* from, std::size_t stride, int tokens, int count) const {
-    by_rows(tokens, [&](int t, auto rows) { to.quantize<rows()>(t, from + t * stride, stride, count); });
+  void make(Wanted wanted, const Rows& to, Number* from, std::size_t stride, int tokens, int count) const {
+    if (wanted.bytes) by_rows(tokens, [&](int t, auto rows) { to.bytes.quantize<rows()>(t, from + t * stride, stride, count); });
+    if (wanted.numbers) by_rows(tokens, [&](int t, auto rows) { to.numbers.convert<rows()>(t, from + t * stride, stride, count); });
   }
 
   // Call `work(token, rows)` for four tokens at a time, then for one at a time.
@@ -326,8 +289,8 @@ class Encoder {
     return to;
   }
 
-  Linear linear(const MatrixTensors& tensors, std::int64_t outputs, std::int64_t inputs, float factor = 1) {
-    return {arena_, tensors.weights, tensors.steps, tensors.biases, int(outputs), int(inputs), factor};
+  Linear linear(const LinearTensors& tensors, std::int64_t outputs, std::int64_t inputs, float factor = 1) {
+    return {arena_, tensors, int(outputs), int(inputs), factor};
   }
 
   Quantized quantized(std::size_t rows, std::size_t size) {
@@ -349,7 +312,7 @@ class Encoder {
   float *hidden_, *row_, *error_;  // row_: an embedding to be projected
   Half *added_, *context_, *wide_;  // added_: what a product adds to hidden_; wide_: after the product `up`
   Attending::Element* qkv_[3];  // queries, keys, values
-  Quantized quantized_, quantized_wide_;
+  Rows rows_, wide_rows_;  // what products read, of `hidden` and of `intermediate` numbers
   std::int32_t* scratch_;
 };
 

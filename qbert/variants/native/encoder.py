@@ -3,7 +3,7 @@
 import ctypes
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,21 @@ from qbert.variants.base import Classifier
 from qbert.variants.native.compiler import load_library
 
 WEIGHTS = "native.safetensors"
-FORMAT = "1"
+FORMAT = "2"
+INT8_ALONE = "1"  # the format before this one, which has no kept products
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
 PRODUCTS = ("query", "key", "value", "output", "up", "down")
+"""Of each layer."""
+PROJECTION = "embeddings.project"
 LARGEST_SIZE = 1 << 20  # of any in a geometry
+EXPONENT = np.uint16(0x7F80)  # of a bf16; all ones in infinity and nan
 WIDEST = 1 << 16  # inputs of a product: sums of more products of 255 * 127 could overflow 32 bits
 
-Specification = dict[str, tuple[str, tuple[int, ...]]]
-"""Of each tensor by its name: the type, as safetensors names it, and the shape."""
+Kept = Collection[str] | None
+"""The names of the products that are kept in float; None: the file has every product in int8 and in float."""
+Specification = dict[str, tuple[str, tuple[int, ...]] | None]
+"""Of each tensor by its name: the type, as safetensors names it, and the shape; None where a file does without it."""
 
 
 class Geometry(ctypes.Structure):
@@ -65,13 +71,29 @@ class Geometry(ctypes.Structure):
         if not (-1 <= self.padding < LARGEST_SIZE and 0 < self.epsilon < 1):
             raise ValueError(f"padding {self.padding}, epsilon {self.epsilon}")
 
-    def groups(self) -> Iterator[Specification]:
-        """Yield the tensors of the embeddings, each layer and the head, in the order of the structs in encoder.h."""
+    def products(self) -> dict[str, tuple[int, int]]:
+        """Return outputs and inputs of each int8 or kept product, by its name, in the order in which they run."""
+        hidden, wide = self.hidden, self.intermediate
+        shapes = dict.fromkeys(PRODUCTS, (hidden, hidden)) | {"up": (wide, hidden), "down": (hidden, wide)}
+        projection = {} if self.embedding == hidden else {PROJECTION: (hidden, self.embedding)}
+        layers = range(self.layers)
+        return projection | {f"layers.{layer}.{name}": shape for layer in layers for name, shape in shapes.items()}
 
-        def product(name: str, outputs: int, inputs: int) -> Specification:
+    def tensors(self, kept: Kept = ()) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return type and shape of each tensor of a file."""
+        return {name: what for group in self.groups(kept) for name, what in group.items() if what}
+
+    def groups(self, kept: Kept = ()) -> Iterator[Specification]:
+        """Yield the tensors of the embeddings, each layer and the head, in the order of the structs in encoder.h."""
+        shapes = self.products()
+
+        def product(name: str) -> Specification:
+            outputs, inputs = shapes[name]
+            int8, floats = kept is None or name not in kept, kept is None or name in kept
             return {
-                f"{name}.weight": ("I8", (outputs, inputs)),
-                f"{name}.step": ("F32", (outputs,)),
+                f"{name}.weight": ("I8", (outputs, inputs)) if int8 else None,
+                f"{name}.step": ("F32", (outputs,)) if int8 else None,
+                f"{name}.kept": ("U16", (outputs, inputs)) if floats else None,  # bf16
                 f"{name}.bias": ("F32", (outputs,)),
             }
 
@@ -83,14 +105,12 @@ class Geometry(ctypes.Structure):
             "embeddings.position": ("F32", (self.positions + self.padding + 1, self.embedding)),
             "embeddings.type": ("F32", (self.types, self.embedding)),
             **vectors(self.embedding, "embeddings.norm.weight", "embeddings.norm.bias"),
-            **(product("embeddings.project", self.hidden, self.embedding) if self.embedding != self.hidden else {}),
+            **(product(PROJECTION) if PROJECTION in shapes else {}),
         }
         for layer in (f"layers.{number}" for number in range(self.layers)):
-            shapes = dict.fromkeys(PRODUCTS, (self.hidden, self.hidden))
-            shapes |= {"up": (self.intermediate, self.hidden), "down": (self.hidden, self.intermediate)}
             group: Specification = {}
-            for name, (outputs, inputs) in shapes.items():
-                group |= product(f"{layer}.{name}", outputs, inputs)
+            for name in PRODUCTS:
+                group |= product(f"{layer}.{name}")
             norms = [f"{layer}.{norm}.{part}" for norm in ("attention_norm", "norm") for part in ("weight", "bias")]
             yield group | vectors(self.hidden, *norms)
         yield {
@@ -114,7 +134,9 @@ class Encoder:
 
         self.native = load_library(kernel)
         try:
-            self.geometry = _geometry(path)
+            self.geometry, self.stored = _header(path)
+            self.kept = frozenset(self.stored or ())
+            """The products that are not int8."""
             self._read(path)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -127,13 +149,29 @@ class Encoder:
             raise MemoryError
         self._handle = handle
         weakref.finalize(self, self.native.qbert_delete, handle)
-        groups = list(self.geometry.groups())
+        groups = list(self.geometry.groups(self.stored))
         setters = ["set_embeddings", *["add_layer"] * self.geometry.layers, "set_head"]
         for group, setter in zip(groups, setters, strict=True):
             tensors = _tensors(path, group)
-            pointers = (ctypes.c_void_p * len(tensors))(*(tensor.ctypes.data for tensor in tensors))
+            addresses = (None if tensor is None else tensor.ctypes.data for tensor in tensors)
+            pointers = (ctypes.c_void_p * len(tensors))(*addresses)
             if not getattr(self.native, f"qbert_{setter}")(handle, pointers):
                 raise MemoryError
+
+    def keep(self, kept: Collection[str]) -> None:
+        """Run the products `kept` in float and all others in int8; the file has to have them in both.
+
+        Raises:
+            ValueError: the file has a product in another precision alone, or does not have it.
+        """
+        products = self.geometry.products()
+        if unknown := set(kept) - products.keys():
+            raise ValueError(f"no product {min(unknown)}")
+        for name in products:
+            layer, product = (-1, 0) if name == PROJECTION else (int(name.split(".")[1]), _number(name))
+            if not self.native.qbert_keep(self._handle, layer, product, name in kept):
+                raise ValueError(f"{name} has one precision alone")
+        self.kept = frozenset(kept)
 
     def __call__(self, encoding: Encoding) -> npt.NDArray[np.float32]:
         """Return the logits, `(1, num_labels)`, of one encoding; padding after the text is not computed.
@@ -159,39 +197,50 @@ class Encoder:
         return logits
 
 
-def _geometry(path: Path) -> Geometry:
-    """Read the sizes from the header of `path`; check them, and every tensor's type and shape."""
+def _number(product: str) -> int:
+    """Return the number of the layer's product of that name in LayerTensors."""
+    return PRODUCTS.index(product.rpartition(".")[2])
+
+
+def _header(path: Path) -> tuple[Geometry, Kept]:
+    """Read sizes and kept products from the header of `path`; check them, and every tensor's type and shape."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") not in {FORMAT, INT8_ALONE}:
             raise ValueError(f"format {metadata.get('format')}, not {FORMAT}")
         values = json.loads(metadata["geometry"])
         geometry = Geometry(**values)
         if values.keys() != geometry.values().keys():
             raise ValueError(f"geometry {sorted(values)}")
         geometry.check()
-        expected = {name: specified for group in geometry.groups() for name, specified in group.items()}
-        if expected.keys() != set(file.keys()):
-            raise ValueError(f"tensor {min(expected.keys() ^ set(file.keys()))} is missing or unknown")
-        for name, specified in expected.items():
+        kept: Kept = json.loads(metadata["kept"]) if metadata["format"] == FORMAT else ()
+        if kept is not None and (unknown := set(kept) - geometry.products().keys()):
+            raise ValueError(f"kept product {min(unknown)}")
+        specified = geometry.tensors(kept)
+        if specified.keys() != set(file.keys()):
+            raise ValueError(f"tensor {min(specified.keys() ^ set(file.keys()))} is missing or unknown")
+        for name, what in specified.items():
             tensor = file.get_slice(name)
-            if (tensor.get_dtype(), tuple(tensor.get_shape())) != specified:
+            if (tensor.get_dtype(), tuple(tensor.get_shape())) != what:
                 raise ValueError(f"{name} is {tensor.get_dtype()} {tensor.get_shape()}")
-    return geometry
+    return geometry, kept
 
 
-def _tensors(path: Path, group: Specification) -> list[npt.NDArray[Any]]:
+def _tensors(path: Path, group: Specification) -> list[npt.NDArray[Any] | None]:
     """Read the tensors of one group; the file is closed after each group, so that it does not stay in memory."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        tensors = [file.get_tensor(name) for name in group]
-    for name, tensor in zip(group, tensors, strict=True):
-        if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
+        tensors = {name: file.get_tensor(name) if what else None for name, what in group.items()}
+    for name, tensor in tensors.items():
+        if tensor is None or tensor.dtype == np.int8 or name == "embeddings.word":
+            continue
+        finite = np.isfinite(tensor) if tensor.dtype == np.float32 else tensor & EXPONENT != EXPONENT
+        if not finite.all():
             raise ValueError(f"{name} has numbers that are not finite")
-    return tensors
+    return list(tensors.values())
 
 
 def load(folder: Path, kernel: str = "") -> Classifier:
@@ -203,14 +252,16 @@ def load(folder: Path, kernel: str = "") -> Classifier:
     encoder = Encoder(folder / WEIGHTS, kernel)
     layers = encoder.geometry.layers
     instructions = encoder.native.qbert_instructions().decode().split()
+    floats = "bfloat16" if "avx512_bf16" in instructions else "float32"
     return Classifier.counted(
         encoder,
         {
-            "attention": "bfloat16" if "avx512_bf16" in instructions else "float32",
+            "attention": floats,
             "fused_ops": {"Attention": layers, "BiasGelu": layers, "SkipLayerNormalization": 2 * layers},
             "instructions": instructions,
+            **({"kept_ops": sorted(encoder.kept), "kept_precision": floats} if encoder.kept else {}),
             "precision": "float32",
-            "quantized_ops": sum(name.endswith(".step") for group in encoder.geometry.groups() for name in group),
+            "quantized_ops": len(encoder.geometry.products().keys() - encoder.kept),
             "threads": 1,
         },
     )

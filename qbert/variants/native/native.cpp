@@ -42,6 +42,10 @@ bool qbert_set_head(void* encoder, const qbert::HeadTensors* tensors) try {
   return false;
 }
 
+bool qbert_keep(void* encoder, std::int64_t layer, std::int64_t product, bool keeps) {
+  return static_cast<qbert::Encoder*>(encoder)->keep(layer, product, keeps);
+}
+
 std::int64_t qbert_register_loop(int precision, std::int64_t repeats) { return qbert::in_registers(precision, repeats); }
 
 std::int64_t qbert_read_bytes(const void* bytes, std::int64_t count) {

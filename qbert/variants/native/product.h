@@ -208,4 +208,10 @@ class BlockProduct {
 template <class Dot>
 using VectorProduct = BlockProduct<VectorBlock<Dot>>;
 
+// The same dot product for columns that are weights, read once in a run.
+template <class Dot>
+struct Streamed : Dot {
+  static constexpr bool kPrefetch = true;
+};
+
 }  // namespace qbert

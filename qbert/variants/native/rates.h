@@ -65,7 +65,7 @@ class HotProduct {
   std::vector<std::int8_t> weights_;
   std::vector<float> numbers_;
   Arena arena_;
-  Linear linear_;
+  Int8Linear linear_;
   Quantized rows_;
   std::int32_t* scratch_;
   Half* results_;

@@ -128,6 +128,25 @@ struct Quantized {
   }
 };
 
+// The rows of tokens as the elements that `Dot` multiplies, for products that are not int8. The first token has one row here.
+template <class Dot>
+struct Elements {
+  typename Dot::Element* elements;
+  std::size_t stride;
+
+  // Convert tokens from `token` on: `count` numbers of each, and those up to a whole vector, which are zeros.
+  template <int Rows, class Number>
+  void convert(int token, const Number* values, std::size_t values_stride, int count) const {
+    for (int r = 0; r < Rows; ++r) {
+      for (int i = 0; i < count; i += kLanes) {
+        Floats numbers = load_floats(values + r * values_stride + i);
+        if constexpr (std::is_same_v<Number, Half>) numbers = held(numbers);
+        Dot::write(elements + (token + r) * stride + i, Several<Floats, 1>{numbers});
+      }
+    }
+  }
+};
+
 // x = (x - mean) / sqrt(variance + epsilon) * weight + bias, for rows of `count` numbers with zeros up to a whole vector.
 // Where `added` is not null, its rows are added to x first. Returns the lowest and highest of each row.
 template <int Rows>

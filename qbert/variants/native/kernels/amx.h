@@ -116,6 +116,10 @@ struct Bf16Tiles {
   }
 };
 
+struct Bf16WeightTiles : Bf16Tiles {
+  using Dot = Streamed<Bf16Dot>;
+};
+
 }  // namespace qbert
 
 #include "../tiles.h"
@@ -126,6 +130,7 @@ struct Amx {
   static constexpr char kInstructions[] = "amx_int8 amx_bf16 avx512_vnni avx512_bf16";
   using Int8 = TileProduct<Int8Tiles>;
   using Attention = TileProduct<Bf16Tiles>;
+  using Kept = TileProduct<Bf16WeightTiles>;
 
   // Whether the system lets this process use tiles, and the processor has AVX512-VBMI, which TablePowers needs: every one
   // with AMX does, but a virtual machine may hide it.

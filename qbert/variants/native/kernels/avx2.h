@@ -43,6 +43,7 @@ struct Avx2 {
   static constexpr char kInstructions[] = "avx2";
   using Int8 = VectorProduct<Int8Dot>;
   using Attention = VectorProduct<Fp32Dot>;
+  using Kept = VectorProduct<Streamed<Fp32Dot>>;
   static bool permitted() { return true; }
   struct Session {};
 };

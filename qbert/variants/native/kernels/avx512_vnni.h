@@ -119,6 +119,7 @@ struct Avx512Vnni {
   static constexpr char kInstructions[] = "avx512_vnni";
   using Int8 = VectorProduct<Int8Dot>;
   using Attention = VectorProduct<Fp32Dot>;
+  using Kept = VectorProduct<Streamed<Fp32Dot>>;
   static bool permitted() { return true; }
   struct Session {};
 };
@@ -126,6 +127,7 @@ struct Avx512Vnni {
 struct Avx512VnniBf16 : Avx512Vnni {
   static constexpr char kInstructions[] = "avx512_vnni avx512_bf16";
   using Attention = VectorProduct<Bf16Dot>;
+  using Kept = VectorProduct<Streamed<Bf16Dot>>;
 };
 
 }  // namespace qbert

@@ -32,6 +32,7 @@ struct AvxVnni {
   static constexpr char kInstructions[] = "avx_vnni";
   using Int8 = VectorProduct<Int8Dot>;
   using Attention = VectorProduct<Fp32Dot>;
+  using Kept = VectorProduct<Streamed<Fp32Dot>>;
   static bool permitted() { return true; }
   struct Session {};
 };

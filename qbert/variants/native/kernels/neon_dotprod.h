@@ -35,6 +35,7 @@ struct NeonDotprod {
   static constexpr char kInstructions[] = "asimddp";
   using Int8 = VectorProduct<Int8Dot>;
   using Attention = VectorProduct<Fp32Dot>;
+  using Kept = VectorProduct<Streamed<Fp32Dot>>;
   static bool permitted() { return true; }
   struct Session {};
 };

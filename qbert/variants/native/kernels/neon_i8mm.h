@@ -91,6 +91,7 @@ struct NeonI8mm {
   static constexpr char kInstructions[] = "asimddp i8mm";
   using Int8 = BlockProduct<PairBlock>;
   using Attention = VectorProduct<Fp32Dot>;
+  using Kept = VectorProduct<Streamed<Fp32Dot>>;
   static bool permitted() { return true; }
   struct Session {};
 };
