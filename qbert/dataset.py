@@ -5,6 +5,7 @@ import hashlib
 import io
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def load(source: str | Path) -> Dataset:
     for name in ("text_pair", "labels"):
         if (name in train) != (name in test):
             raise InputError(f"{folder}: column {name!r} has to be in both train.csv and test.csv or in neither")
-    train, test = _number_labels(folder, label_names, train, test)
+    train, test = _number_labels(label_names, {folder / "train.csv": train, folder / "test.csv": test})
     train_labels, test_labels = (
         set(split["labels"].explode().dropna() if "labels" in split else split["label"]) for split in (train, test)
     )
@@ -98,6 +99,19 @@ def load(source: str | Path) -> Dataset:
     for name in FILES:
         digest.update(hashlib.sha256(contents[name]).digest())
     return Dataset(folder.resolve(), label_names, train, test, digest.hexdigest())
+
+
+def labelled(path: Path, dataset: Dataset) -> pd.DataFrame:
+    """Return the rows of the CSV file `path`, which has the columns and labels of `dataset`'s.
+
+    Raises:
+        InputError: it is missing or damaged, or has other columns or labels; the message names file and line.
+    """
+    rows = _rows(path, read_bytes(path, "name a CSV file with the columns of train.csv"))
+    if set(rows) != set(dataset.train):
+        raise InputError(f"{path} has the columns {', '.join(map(str, rows))}, not {', '.join(map(str, dataset.train))}: name them alike")
+    (numbered,) = _number_labels(dataset.label_names, {path: rows})
+    return numbered
 
 
 def text_rows(documents: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -205,21 +219,21 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, index=lines, dtype=str)
 
 
-def _number_labels(folder: Path, label_names: tuple[str, ...], *splits: pd.DataFrame) -> list[pd.DataFrame]:
-    """Return the splits with label ids; the labels are read as names or as ids, whichever matches more of them."""
+def _number_labels(label_names: tuple[str, ...], files: Mapping[Path, pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return the rows of each of `files` with label ids; labels are read as names or as ids, whichever matches more."""
     by_name = {name: label for label, name in enumerate(label_names)}
     by_id = {str(label): label for label in range(len(label_names))}
+    splits = list(files.values())
     column = "labels" if "labels" in splits[0] else "label"
     written = [split[column].map(_split_labels if column == "labels" else lambda field: [field]) for split in splits]
     labels = [label for rows in written for row in rows for label in row]
     known = max(by_name, by_id, key=lambda ids: sum(label in ids for label in labels))
-    for rows, file in zip(written, FILES, strict=False):
+    for rows, path in zip(written, files, strict=True):
         for line, row in rows.items():
             for label in row:
                 if label not in known:
                     raise InputError(
-                        f"{folder / file}, line {line}: label {label!r} is not in label.json, "
-                        f"which has {', '.join(known)}"
+                        f"{path}, line {line}: label {label!r} is not in label.json, which has {', '.join(known)}"
                     )
     numbered = [rows.map(lambda row: tuple(sorted({known[label] for label in row}))) for rows in written]
     if column == "label":

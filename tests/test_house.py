@@ -17,7 +17,7 @@ FLOORS = (
     "models roofline footprint audit capacity_worker",
     "crew",
     "capacity latency suite",
-    "timing evaluation results",
+    "timing evaluation rescue results",
     "reproduce gate",
     "api pytest_plugin init",
     "cli",

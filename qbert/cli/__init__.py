@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qbert import __version__
-from qbert.cli import bench, gate, init, machine, models, reproduce, results
+from qbert.cli import bench, gate, init, machine, models, reproduce, rescue, results
 from qbert.errors import TRACEBACK, lacking, sentence
 from qbert.settings import import_plugin
 from qbert.terminal import echo, shown
@@ -24,6 +24,7 @@ EXTRAS = {
     "gate": "bench",
     "machine": "bench",
     "reproduce": "bench",
+    "rescue": "bench",
 }
 """The extra of this project that installs everything a command needs."""
 
@@ -81,6 +82,7 @@ for command in (
     results.history,
     results.report,
     reproduce.reproduce,
+    rescue.rescue,
     machine.variants,
     machine.machine,
     init.init,

@@ -1,0 +1,140 @@
+"""The command `qbert rescue`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qbert.cli import options
+from qbert.cli.options import Number
+from qbert.settings import here
+from qbert.terminal import counted, echo
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from qbert.rescue import Rescued
+
+DOCUMENTS = 2_000  # with 20 flips among them, a drop is known to 0.004
+SHOWN = 6  # names of products, in the sentence
+
+
+@click.command()
+@click.option("--model", metavar="MODEL", help="Checkpoint folder, hub id or built-in model.")
+@click.option("--dataset", metavar="DIR", help="Folder with train.csv, test.csv and label.json.")
+@click.option(
+    "--max-f1-drop",
+    type=Number(0, 1, min_open=True),
+    default=0.01,
+    show_default=True,
+    metavar="DROP",
+    help="How far F1 may drop.",
+)
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
+@click.option("--variant", default="int8-native", show_default=True, metavar="NAME", help="One of int8-native's.")
+@click.option(
+    "--validation",
+    type=options.FILE,
+    metavar="FILE",
+    help="CSV file of labelled documents to judge by, which MODEL was not trained on. Default: rows of train.csv.",
+)
+@click.option(
+    "--documents",
+    type=click.IntRange(min=1),
+    default=DOCUMENTS,
+    show_default=True,
+    metavar="N",
+    help="Judge by N documents at most.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    metavar="L",
+    help="Tokens at which texts are cut off. Default: as many as MODEL was trained at.",
+)
+@options.json_option
+@click.pass_context
+def rescue(
+    context: click.Context,
+    model: str | None,
+    dataset: str | None,
+    max_f1_drop: float,
+    output: Path,
+    variant: str,
+    validation: Path | None,
+    documents: int,
+    max_length: int | None,
+    json_file: Path | None,
+) -> None:
+    """Write MODEL in int8 with those few products in float that the F1 guard needs.
+
+    Products are kept in bf16, in fp32 on a processor without bf16, those first that save most error for the time that
+    they cost. The test split is read once, at the end. If the guard does not hold with all of them kept, nothing is
+    written, and the exit code is 1.
+    """
+    from qbert import rescue as rescuing
+    from qbert.results import tables
+
+    settings = here(Path.cwd(), models=model and (model,), dataset=dataset)
+    rescued = rescuing.rescue(
+        options.one_model(settings),
+        settings.dataset,
+        max_f1_drop,
+        output,
+        variant=variant,
+        validation=validation,
+        documents=documents,
+        max_length=max_length,
+    )
+    options.write(json_file, json.dumps(dataclasses.asdict(rescued), indent=1, ensure_ascii=False) + "\n")
+    tables.show(_table(rescued))
+    echo(_sentence(rescued, output))
+    if not rescued.holds:
+        context.exit(1)
+
+
+def _table(rescued: "Rescued") -> "Group":
+    """Return the table of plain int8 and the chosen mix, at most 80 columns wide."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    drawn.add_column("products")
+    for heading in (f"in\n{rescued.precision}", "F1 drop\n", "at most\n", "flips\n", "test\nF1 drop", "test\nflips"):
+        drawn.add_column(heading, justify="right")
+    drawn.add_column("latency\nto int8", justify="right")
+    rows = [("all int8", 0, rescued.plain, rescued.plain_at_most, rescued.plain_test, 1.0)]
+    if rescued.kept:
+        what = "rescued" if rescued.holds else "none int8"
+        mix = (what, len(rescued.kept), rescued.chosen, rescued.chosen_at_most, rescued.test, rescued.latency_ratio)
+        rows.append(mix)
+    for what, kept, held, at_most, test, ratio in rows:
+        tested = (f"{test.f1_drop:+.4f}", str(test.flips)) if test else ("", "")
+        drawn.add_row(
+            what, str(kept), f"{held.f1_drop:+.4f}", f"{at_most:+.4f}", str(held.flips), *tested, f"{ratio:.3f}"
+        )
+    judged = f"{rescued.plain.documents:,} held-out documents, limit {rescued.limit:g}"
+    title = f"{rescued.variant} of {rescued.model} on {rescued.dataset}, {judged}"
+    return Group(Text(title, style="bold"), "", drawn, "")
+
+
+def _sentence(rescued: "Rescued", output: Path) -> str:
+    """Return what was found, in one sentence."""
+    if not rescued.holds:
+        over = rescued.chosen_at_most - rescued.limit
+        return (
+            f"Nothing holds the guard: with no product in int8, F1 drops by {rescued.chosen.f1_drop:.4f}, and by up to "
+            f"{over:.4f} more than {rescued.limit:g}; judge by more documents (--documents) or raise the limit."
+        )
+    if rescued.test is None:  # not when the guard holds
+        raise AssertionError
+    test = rescued.test
+    tested = f"on the {test.documents:,} test documents, which chose nothing, F1 drops by {test.f1_drop:.4f}"
+    if not rescued.kept:
+        return f"{output}: int8 holds the guard already, so no product is kept; {tested}."
+    names, products = ", ".join(rescued.kept[:SHOWN]), counted(len(rescued.kept), "product")
+    more = f" and {len(rescued.kept) - SHOWN} more" if len(rescued.kept) > SHOWN else ""
+    return f"{output}: {products} in {rescued.precision} ({names}{more}) hold the guard; {tested}."
