@@ -109,7 +109,8 @@ def labelled(path: Path, dataset: Dataset) -> pd.DataFrame:
     """
     rows = _rows(path, read_bytes(path, "name a CSV file with the columns of train.csv"))
     if set(rows) != set(dataset.train):
-        raise InputError(f"{path} has the columns {', '.join(map(str, rows))}, not {', '.join(map(str, dataset.train))}: name them alike")
+        found, needed = (", ".join(map(str, split)) for split in (rows, dataset.train))
+        raise InputError(f"{path} has the columns {found}, not {needed}: name them alike")
     (numbered,) = _number_labels(dataset.label_names, {path: rows})
     return numbered
 

@@ -160,14 +160,15 @@ def prices(seconds: Mapping[str, float], work: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class _Documents:
-    """Labelled documents, encoded, with the baseline's logits."""
+class Documents:
+    """Labelled documents, encoded, with the baseline's logits, `(documents, num_labels)`."""
 
     rows: "pd.DataFrame"
     encodings: list[Encoding]
     baseline: Logits
 
     def __len__(self) -> int:
+        """Return how many they are."""
         return len(self.encodings)
 
 
@@ -184,7 +185,7 @@ class Search:
         self.encoder.keep(kept)
         return np.concatenate([self.encoder(encoding) for encoding in encodings])
 
-    def compare(self, documents: _Documents, logits: Logits) -> tuple[Comparison, float]:
+    def compare(self, documents: Documents, logits: Logits) -> tuple[Comparison, float]:
         """Return the comparison with the baseline, and what the F1 drop surely does not exceed."""
         labels = self.dataset.indicators(documents.rows)
         before, after = (predicted(array, self.problem_type) for array in (documents.baseline, logits))
@@ -192,7 +193,7 @@ class Search:
         _, high = accuracy.f1_drop_interval(labels, before, after, confidence=SURE)
         return comparison, max(high, comparison.f1_drop)
 
-    def measure(self, calibration: _Documents, advance: Callable[[int], None]) -> tuple[list[Product], float]:
+    def measure(self, calibration: Documents, advance: Callable[[int], None]) -> tuple[list[Product], float]:
         """Return the products in order, and how well summed errors tell those of mixes (a correlation)."""
         texts, names = calibration.encodings, self.names
         error = lambda kept: squared_error(self.logits(kept, texts), calibration.baseline)  # noqa: E731
@@ -253,7 +254,7 @@ class Search:
                     seconds[turn, number] = time.perf_counter() - start
         return seconds
 
-    def judge_near(self, documents: _Documents, plain: Logits) -> Callable[[Collection[str]], tuple[Comparison, float]]:
+    def judge_near(self, documents: Documents, plain: Logits) -> Callable[[Collection[str]], tuple[Comparison, float]]:
         """Return what judges a mix, asking only the documents whose answer it could change.
 
         `plain` are the logits in int8. No mix has greater errors, by far; a document whose margin is `FAR` times the
@@ -304,8 +305,8 @@ def rescue(
     checkpoint.check_trained(model)
     calibration_rows, rows = held_out(loaded, documents, validation)
     clock = _Clock()
-    ask = partial(_documents, checkpoint, max_length)
-    calibration, held = ask(calibration_rows, "fp32, calibration"), ask(rows, "fp32, held out")
+    answered = partial(ask, checkpoint, max_length)
+    calibration, held = answered(calibration_rows, "fp32, calibration"), answered(rows, "fp32, held out")
     clock.lap("baseline")
     with tempfile.TemporaryDirectory() as place:
         native.export(checkpoint, Path(place), None)
@@ -331,7 +332,7 @@ def rescue(
     kept_s, plain_s = search.timed(median(held.encodings), [kept, ()]).T
     test = plain_test = None
     if holds:
-        tested = ask(loaded.test, "fp32, test")
+        tested = answered(loaded.test, "fp32, test")
         test, _ = search.compare(tested, search.logits(kept, tested.encodings))
         plain_test, _ = search.compare(tested, search.logits([], tested.encodings))
         clock.lap("test")
@@ -361,7 +362,7 @@ def rescue(
 
 
 def _choose(
-    search: Search, products: Sequence[Product], held: _Documents, plain: Logits, searched: list[dict[str, Any]]
+    search: Search, products: Sequence[Product], held: Documents, plain: Logits, searched: list[dict[str, Any]]
 ) -> tuple[tuple[str, ...] | None, Comparison, float]:
     """Return the fewest of the first `products` with which the guard holds, and how those were judged.
 
@@ -405,7 +406,7 @@ def held_out(dataset: Dataset, documents: int, validation: Path | None) -> "tupl
     return shuffled[:CALIBRATION_DOCUMENTS], shuffled[CALIBRATION_DOCUMENTS : CALIBRATION_DOCUMENTS + documents]
 
 
-def _check_enough(search: Search, held: _Documents) -> None:
+def _check_enough(search: Search, held: Documents) -> None:
     """Raise InputError where the documents are too few to tell a drop of the limit even if no answer changes."""
     _, at_most = search.compare(held, held.baseline)
     if at_most > search.limit:
@@ -416,7 +417,7 @@ def _check_enough(search: Search, held: _Documents) -> None:
         )
 
 
-def _documents(checkpoint: Checkpoint, max_length: int, rows: "pd.DataFrame", what: str) -> _Documents:
+def ask(checkpoint: Checkpoint, max_length: int, rows: "pd.DataFrame", what: str) -> Documents:
     """Return `rows` with the baseline's logits, those from the cache that an earlier run asked for."""
     texts = datasets.text_rows(rows)
     encodings = [checkpoint.encoder(*text, max_length=max_length) for text in texts]
@@ -438,7 +439,7 @@ def _documents(checkpoint: Checkpoint, max_length: int, rows: "pd.DataFrame", wh
             advance(min(begin + PIECE, len(rows)))
     logits = np.concatenate(pieces)
     accuracy.check_finite(logits, f"{checkpoint.folder.name} in fp32")
-    return _Documents(rows, encodings, logits)
+    return Documents(rows, encodings, logits)
 
 
 def _fill(rescued: Rescued, variant: Variant, checkpoint: Checkpoint, max_length: int, stage: Path) -> None:

@@ -137,4 +137,4 @@ def _sentence(rescued: "Rescued", output: Path) -> str:
         return f"{output}: int8 holds the guard already, so no product is kept; {tested}."
     names, products = ", ".join(rescued.kept[:SHOWN]), counted(len(rescued.kept), "product")
     more = f" and {len(rescued.kept) - SHOWN} more" if len(rescued.kept) > SHOWN else ""
-    return f"{output}: {products} in {rescued.precision} ({names}{more}) hold the guard; {tested}."
+    return f"{output}: with {products} in {rescued.precision} ({names}{more}) the guard holds; {tested}."

@@ -1,0 +1,198 @@
+"""`qbert rescue` keeps the products whose int8 costs the answers, and no others."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from qbert import dataset as datasets
+from qbert import rescue, training
+from qbert.artefact import Artefact
+from qbert.checkpoint import Checkpoint
+from qbert.cli import main
+from qbert.dataset import Dataset
+from qbert.errors import InputError
+from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
+from qbert.rescue import Product
+from qbert.variants import native
+from qbert.variants.native.encoder import WEIGHTS, Encoder
+
+pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
+
+
+@given(st.integers(1, 300), st.integers(0, 400))
+def test_the_fewest_are_found_in_few_trials(count: int, needed: int) -> None:
+    tried: list[int] = []
+    found = rescue.fewest(count, lambda number: tried.append(number) or number >= needed)  # type: ignore[func-returns-value]
+    assert found == (max(needed, 1) if needed <= count else None)
+    assert len(tried) <= 2 + np.log2(count)
+
+
+def test_products_are_in_the_order_of_error_saved_for_each_second() -> None:
+    products = [Product("a", 1, 0, 1), Product("b", 3, 0, 4), Product("c", 1, 0, 0.5), Product("d", 0, 0, 1)]
+    assert [product.name for product in rescue.in_order(products)] == ["c", "a", "b", "d"]
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))
+def test_prices_are_smooth_and_above_0(by_multiplications: float, by_weights: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    work = {str(n): (float(n % 5 + 1) * (n % 3 + 1), float(n % 3 + 1)) for n in range(12)}
+    true = {name: by_multiplications * a + by_weights * b for name, (a, b) in work.items()}
+    found = rescue.prices(true, work)
+    assert found == pytest.approx(true, rel=1e-6, abs=1e-9) or not any(true.values())
+    noisy = rescue.prices({name: value + generator.normal() for name, value in true.items()}, work)
+    assert min(noisy.values()) > 0
+
+
+def test_what_is_the_same_for_all_labels_is_no_error() -> None:
+    logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    assert rescue.squared_error(logits + np.float32(4), logits) == pytest.approx(0, abs=1e-9)
+    assert rescue.squared_error(logits + np.array([[3, 0, 0]], np.float32), logits) == pytest.approx(6)
+
+
+@given(st.integers(0, 10_000), st.sampled_from([SINGLE_LABEL, MULTI_LABEL]), st.floats(0.01, 3))
+def test_a_change_within_the_margin_changes_no_answer(seed: int, problem_type: str, size: float) -> None:
+    generator = np.random.default_rng(seed)
+    before = generator.normal(size=(50, 4)).astype(np.float32)
+    after = (before + size * generator.normal(size=(50, 4))).astype(np.float32)
+    within = rescue.changes(after, before, problem_type) < rescue.margins(before, problem_type)
+    assert (predicted(before, problem_type) == predicted(after, problem_type))[within].all()
+
+
+FRAGILE = "layers.0.output"
+
+
+def fragile(checkpoint: Checkpoint, folder: Path, factor: float) -> Path:
+    """Write a checkpoint with the same answers, where in one product 8 bits are too few.
+
+    Most of its inputs are made `factor` times as large by the product before, and its weights for them as small.
+    """
+    for path in checkpoint.folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    layer = "bert.encoder.layer.0.attention"
+    most = np.arange(checkpoint.config.hidden_size) % 16 > 0
+    for part in ("weight", "bias"):
+        tensors[f"{layer}.self.value.{part}"][most] *= np.float32(factor)
+    tensors[f"{layer}.output.dense.weight"][:, most] /= np.float32(factor)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(made: Callable[..., Path], news: Dataset) -> Checkpoint:
+    """BERT-tiny that has learned something: its answers depend on the texts."""
+    recipe = training.Recipe(epochs=10, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
+    return Checkpoint.open(
+        made("taught", lambda folder: training.train(news, "bert-tiny", folder, max_length=32, recipe=recipe))
+    )
+
+
+@pytest.fixture
+def arguments(taught: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[..., list[str]]:
+    """What makes a checkpoint that is fragile by a factor, and returns the arguments of the command for it."""
+
+    def make(factor: float, *more: object) -> list[str]:
+        (tmp_path / "fragile").mkdir()
+        model = fragile(taught, tmp_path / "fragile", factor)
+        named = {"--model": model, "--dataset": news.folder, "--output": tmp_path / "out", "--max-length": 32}
+        # Its own answers are the labels, so that each answer that int8 changes is a mistake.
+        rows = datasets.load("news_mini").test
+        answers = rescue.ask(taught, 32, rows, "fp32").baseline.argmax(axis=1)
+        rows.assign(label=answers).to_csv(tmp_path / "held-out.csv", index=False)
+        named["--validation"] = tmp_path / "held-out.csv"
+        return ["rescue", *(str(word) for pair in named.items() for word in pair), *map(str, more)]
+
+    return make
+
+
+def test_the_product_that_was_made_fragile_is_kept_and_no_other(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(main, arguments(3000, "--max-f1-drop", 0.05))
+    assert done.exit_code == 0, done.stderr
+    record = json.loads((tmp_path / "out" / rescue.REPORT).read_text(encoding="utf-8"))
+    assert f"with 1 product in {record['precision']} ({FRAGILE}) the guard holds" in done.stdout
+    assert record["kept"] == [FRAGILE]
+    assert record["plain_at_most"] > 0.05 >= record["chosen_at_most"]
+    artefact = Artefact.open(tmp_path / "out")
+    evidence = artefact.load().evidence
+    assert evidence["kept_ops"] == [FRAGILE]
+    assert evidence["quantized_ops"] == len(record["products"]) - 1
+    assert max(map(len, done.stdout.splitlines()[:6])) <= 80
+
+
+def test_where_int8_holds_the_guard_nothing_is_kept(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, arguments(1, "--max-f1-drop", 0.05))
+    assert done.exit_code == 0, done.stderr
+    assert "int8 holds the guard already, so no product is kept" in done.stdout
+    assert "kept_ops" not in Artefact.open(tmp_path / "out").load().evidence
+
+
+def test_where_nothing_holds_the_guard_the_exit_code_is_1(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
+    # Between products are halves: numbers beyond 65504 are lost whatever the products are.
+    done = CliRunner().invoke(main, arguments(1e7, "--max-f1-drop", 0.05))
+    assert done.exit_code == 1, done.stderr
+    assert "Nothing holds the guard: with no product in int8, F1 drops by" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_documents_that_are_not_asked_again_would_have_answered_the_same(
+    taught: Checkpoint, news: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "fragile").mkdir()
+    checkpoint = Checkpoint.open(fragile(taught, tmp_path / "fragile", 100))
+    native.export(checkpoint, tmp_path, None)
+    documents = rescue.ask(checkpoint, 32, news.train, "fp32")
+    search = rescue.Search(Encoder(tmp_path / WEIGHTS), news, checkpoint.problem_type, 0.02)
+    judge = search.judge_near(documents, search.logits([], documents.encodings))
+    for kept in ([], search.names[:3], [FRAGILE], search.names):
+        of_all, at_most = search.compare(documents, search.logits(kept, documents.encodings))
+        near, near_at_most = judge(kept)
+        assert (near.f1_drop, near.flips, near_at_most) == (of_all.f1_drop, of_all.flips, at_most)
+
+
+def test_an_interrupted_run_asks_the_baseline_for_nothing_twice(
+    trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = rescue.ask(trained, 30, news.test, "fp32")
+    monkeypatch.setattr(rescue.variants, "build", lambda *_: pytest.fail("asked again"))
+    assert np.array_equal(rescue.ask(trained, 30, news.test, "fp32").baseline, first.baseline)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--variant", "fp32"), "variant fp32 has no products to keep: name one of int8-native, int8-native-vnni"),
+        (("--max-f1-drop", 0), "0.0 is not in the range 0<x<=1"),
+        (("--max-f1-drop", 0.0001), "cannot show that F1 drops by 0.0001 at most, even if no answer changes"),
+        (("--documents", 20), "20 held-out documents cannot show that F1 drops by 0.01 at most"),
+        (("--validation", "missing.csv"), "missing.csv"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: Callable[..., list[str]], more: tuple[object, ...], message: str) -> None:
+    done = CliRunner().invoke(main, arguments(1, *more))
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+
+
+def test_a_training_split_with_nothing_to_hold_out_is_refused(news: Dataset, tmp_path: Path) -> None:
+    small = datasets.Dataset(news.folder, news.label_names, news.train[:100], news.test, news.sha256)
+    with pytest.raises(InputError, match=r"train\.csv has 100 rows, too few .* \(--validation\)"):
+        rescue.held_out(small, 1000, None)
+    calibration, rows = rescue.held_out(news, 50, None)
+    assert len(rows) == 50
+    assert not set(calibration.index) & set(rows.index)
+    path = tmp_path / "more.csv"
+    path.write_text("text,label\n球队,nothing\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"more\.csv, line 2: label 'nothing' is not in label\.json"):
+        rescue.held_out(news, 50, path)
+    path.write_text("text,text_pair,label\n球队,球队,0\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"more\.csv has the columns text, text_pair, label, not text, label"):
+        rescue.held_out(news, 50, path)
