@@ -141,7 +141,7 @@ def main() -> None:
             for name, search in searches.items():
                 with silent() if name == "nncf" else contextlib.nullcontext():
                     figures = search()
-                shown = [f"{figure:.4g}" if isinstance(figure, float) else str(figure) for figure in figures]
+                shown = [f"{figure:.4f}" if isinstance(figure, float) else str(figure) for figure in figures]
                 folder = checked.checkpoint.folder.name
                 print(f"{folder:14}{guard:>7g} {name:16}" + "".join(f"{figure:>9}" for figure in shown), flush=True)
 
