@@ -89,9 +89,8 @@ class Dataset:
         """
         rows = _rows(path, read_bytes(path, "give a CSV file with the columns of train.csv"))
         if set(rows) != set(self.train):
-            raise InputError(
-                f"{path} has the columns {', '.join(rows.columns)}, and train.csv {', '.join(self.train.columns)}"
-            )
+            found, needed = (", ".join(split.columns) for split in (rows, self.train))
+            raise InputError(f"{path} has the columns {found}, not {needed}: name them alike")
         return _number_labels(self.label_names, {path: rows})[0]
 
 

@@ -240,11 +240,13 @@ def products(inputs: int, outputs: int) -> Products:
         result: tuple[Any, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")
         return partial(torch.ops.onednn.qlinear_pointwise, x, 1.0, 0, packed, scales, points, *result)
 
+    onednn_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported  # noqa: SLF001  torch has no public one
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         if precision == "fp32" or machine.has_bf16():
             weight = torch.rand(outputs, inputs).to(dtype)
             yield precision, "PyTorch", partial(floats, weight)
-            if torch.backends.mkldnn.is_available():
+            # ONEDNN_MAX_CPU_ISA can hide the instructions from oneDNN.
+            if torch.backends.mkldnn.is_available() and (precision == "fp32" or onednn_bf16()):
                 yield precision, "oneDNN", partial(packed, weight)
     steps = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
     yield "int8", "oneDNN", partial(integers, steps)
