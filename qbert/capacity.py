@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 PAIRS = 8  # of blocks, alone and loaded; where a text takes long, the fewest with which the interval is finite
 LATENCY_LIMIT_S = 0.05
-# A text that finds its worker idle takes longer: the core wakes up, its caches and clock are cold. int8-native of
-# BERT-tiny took 3.8 ms where requests came at random at half of the capacity, and 2.9 ms one after the other (two
-# cores of an Intel cloud guest); a simulation without it found a p99 of 10.7 ms where 15.5 were true.
-IDLE_LOAD = 0.5
-IDLE_SHARE = 0.25  # of the time of a cell
+# Between requests that come at random a core rests, and wakes up with cold caches and another clock. At half of the
+# capacity a text took 1.18 times as long as one after the other, with fp32-openvino and int8-native of a MiniLM, and
+# longer whether it had found its worker idle or not; near the capacity nearly as long (two cores of an Intel cloud
+# guest). A simulation without it found a p99 of 10.7 ms where 15.5 were true.
+RESTED_SHARE = 0.25  # of the time of a cell, in which requests come at random
 WAKING_S = 0.1  # a longer text does not notice
 MIN_ROUNDS = 299  # accuracy.percentiles gives p99 from so many on
 
@@ -67,8 +67,8 @@ class Measured:
     """Of each worker's blocks under load, all texts together."""
     alone_s: list[float] = field(default_factory=list)
     """Of texts that one worker classified while the others were idle."""
-    after_idle_s: list[float] = field(default_factory=list)
-    """Of texts that came at random and found their worker idle: from when they came to their answer."""
+    rested_s: list[float] = field(default_factory=list)
+    """Of texts that came at random, at half of the capacity, without their wait for a worker."""
     log_ratios: list[float] = field(default_factory=list)
     """For each pair of blocks: the logarithm of loaded over alone, the median of the texts that both have."""
 
@@ -82,6 +82,11 @@ class Measured:
         """The texts a second of each worker while all were busy."""
         return [len(times) / spent for times, spent in zip(self.seconds, self.elapsed_s, strict=True)]
 
+    @property
+    def slowdown(self) -> float:
+        """How many times as long a text takes if requests come at random, at half of the capacity; 1 if not measured."""
+        return float(np.mean(self.rested_s) / np.mean(self.rounds)) if self.rested_s else 1.0
+
     def latency(self) -> dict[str, float]:
         """Return the percentiles under load that the number of rounds allows, and the worst."""
         found = accuracy.percentiles(self.rounds)
@@ -90,7 +95,7 @@ class Measured:
     def queue(self, limit_s: float, price_per_hour: float | None) -> dict[str, Any]:
         """Return the curve of p99 against rate, the highest rate within `limit_s`, and what a million texts cost."""
         rates = [float(load * queueing.capacity(self.seconds)) for load in queueing.LOADS]
-        p99_s = queueing.simulate(self.seconds, rates, after_idle_s=self.after_idle_s).p99_s.tolist()
+        p99_s = queueing.simulate(self.seconds, rates, slowdown=self.slowdown).p99_s.tolist()
         rate = queueing.highest_rate(rates, p99_s, limit_s)
         figures = {
             "latency_limit_s": limit_s,
@@ -108,14 +113,14 @@ class Measured:
         """Return how a text's time under load compares with that alone; nothing where no worker was alone."""
         if not self.log_ratios:
             return {}
-        idle = {"after_idle_p50_s": float(np.median(self.after_idle_s))} if self.after_idle_s else {}
+        rested = {"half_load_slowdown": self.slowdown} if self.rested_s else {}
         middle, low, high = (math.exp(end) for end in stats.signed_rank_interval(self.log_ratios, CONFIDENCE))
         return {
             "alone_p50_s": float(np.median(self.alone_s)),
             "loaded_over_alone": middle,
             "loaded_over_alone_low": low,
             "loaded_over_alone_high": high,
-        } | idle
+        } | rested
 
 
 def representative(rows: Sequence[tuple[str, ...]], count: int) -> list[int]:
@@ -189,7 +194,7 @@ def _measure(crew: Crew, load: Load, workers: int, answers: "Answers") -> Measur
     alone_too = workers > 1 and workers == crew.workers
     for pair, of_workers in enumerate(texts):
         if alone_too and pair % (pairs // 2) == 1 and crew.cost_s < WAKING_S:
-            measured.after_idle_s += _after_idle(crew, load, pair)
+            measured.rested_s += _rested(crew, load, pair)
         # Each worker in turn, and each begins as often alone as loaded.
         one, loaded_first = pair % workers, (pair + pair // workers) % 2
         blocks = [dict(enumerate(of_workers))]
@@ -210,12 +215,12 @@ def _measure(crew: Crew, load: Load, workers: int, answers: "Answers") -> Measur
     return measured
 
 
-def _after_idle(crew: Crew, load: Load, seed: int) -> list[float]:
-    """Return the seconds of texts that come at random and find their worker idle, from one of two such stretches."""
-    rate = IDLE_LOAD * crew.workers / crew.cost_s
-    count = max(20, round(IDLE_SHARE * load.seconds / 2 * rate))
-    served = crew.serve(rate, representative(load.rows, count), seed)
-    return [float(seconds) for seconds, idle in served if idle]
+def _rested(crew: Crew, load: Load, seed: int) -> list[float]:
+    """Return the seconds of texts that come at random, without their wait, from one of two such stretches."""
+    rate = queueing.HALF * crew.workers / crew.cost_s
+    count = max(20, round(RESTED_SHARE * load.seconds / 2 * rate))
+    seconds: list[float] = crew.serve(rate, representative(load.rows, count), seed)[:, 1].tolist()
+    return seconds
 
 
 class Answers:

@@ -166,17 +166,18 @@ class Worker:
         """Answer requests, each the text of that number and due so many seconds after `start` on the monotonic clock.
 
         The next request goes to the first worker that is free. Return for each that this worker has answered the
-        seconds from when it was due to its answer, and 1 if the worker was idle when it came. What is late has waited,
-        whoever was to blame, so a slow answer is not hidden by the requests that it delays.
+        seconds from when it was due to its answer, and those of the work alone: since it was due and its worker free.
+        What is late has waited, whoever was to blame, so a slow answer is not hidden by the requests that it delays.
         """
         shared = Board(Path(board))
         served = []
         while (number := shared.take()) < len(texts):
-            due = start + due_s[number]
-            if (early := due - time.monotonic()) > 0:
-                time.sleep(early)
+            due, free = start + due_s[number], time.monotonic()
+            if due > free:
+                time.sleep(due - free)
             self._classify(*self._texts[texts[number]])
-            served.append([time.monotonic() - due, float(early > 0)])
+            end = time.monotonic()
+            served.append([end - due, end - max(due, free)])
         shared.close()
         return served
 

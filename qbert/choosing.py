@@ -1,13 +1,12 @@
 """Find the fastest variant that holds the F1 guard on this machine, reading no more documents than it takes."""
 
-import hashlib
 import json
 import math
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from qbert import accuracy, capacity, footprint, latency, machine, models, sources, stats, variants
+from qbert import accuracy, capacity, footprint, latency, machine, models, stats, variants
 from qbert import dataset as datasets
-from qbert.cache import build_folder, cache_dir, is_filled, seal
+from qbert.cache import build_folder, is_filled, seal
 from qbert.dataset import Dataset, text_rows
 from qbert.errors import CannotRunError, InputError
+from qbert.kept_answers import KeptAnswers
 from qbert.labels import predicted
 from qbert.stats import CONFIDENCE
 from qbert.suite import Cell, Suite
@@ -30,7 +30,7 @@ from qbert.variants import BASELINE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qbert.team import Job, Team
+    from qbert.team import Team
 
 Prefer = Literal["latency", "capacity", "size"]
 RECORD = "choose.json"
@@ -177,75 +177,6 @@ class Choice:
             "likely": LIKELY,
             "confidence": CONFIDENCE,
         }
-
-
-class Answers:
-    """The logits that one cell gives to texts, each kept in the cache as soon as it is known.
-
-    A line of the file is one answer, so that a killed process loses none and the next one repeats none.
-    """
-
-    def __init__(self, cell: Cell, team: "Team | None" = None) -> None:
-        """Read what earlier calls have kept; the workers of `team`, if given, compute the others."""
-        self._cell, self._team = cell, team
-        self._job: Job | None = None
-        self._kept: dict[str, list[float]] = {}
-        self.classified = 0
-        variant = cell.variant
-        ingredients = [
-            cell.checkpoint.sha256,
-            variant.definition,
-            cell.folder.name if variant.export else "",
-            sources.sha256(variant.load.__module__, "qbert.tokenizer"),
-            cell.max_length,
-            machine.instruction_sets(),
-            machine.versions(*variant.packages),
-        ]
-        key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
-        self._path = cache_dir() / "answers" / f"{variant.name}-{key}.jsonl"
-        lines = self._path.read_bytes().splitlines() if self._path.is_file() else []
-        for line in lines:
-            try:
-                text, logits = json.loads(line)
-                self._kept[text] = [float(logit) for logit in logits]
-            except (ValueError, TypeError):  # cut off by a full disk or a crash of the machine
-                continue
-
-    def logits(
-        self, rows: Sequence[tuple[str, ...]], advance: Callable[[int], None] = lambda _: None
-    ) -> npt.NDArray[np.float32]:
-        """Return the logits of `rows`, `(rows, num_labels)`; compute those that are not kept.
-
-        Raises:
-            CannotRunError: one is nan or infinite.
-        """
-        keys = [hashlib.sha256("\0".join(row).encode()).hexdigest()[:32] for row in rows]
-        if not self._kept.keys() >= set(keys):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
-            with self._path.open("ab", buffering=0) as file, machine.one_core():
-                file.write(b"\n")  # ends a line that was cut off
-                for number, (key, answer) in enumerate(self._computed(missing), start=len(keys) - len(missing)):
-                    self._kept[key] = [float(logit) for logit in answer]
-                    file.write(f"{json.dumps([key, self._kept[key]])}\n".encode())
-                    self.classified += 1
-                    advance(number)
-        logits = np.array([self._kept[key] for key in keys], dtype=np.float32)
-        accuracy.check_finite(logits, self._cell.name)
-        return logits
-
-    def _computed(self, rows: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
-        """Yield the key and the logits of each of `rows`."""
-        if self._team is None:
-            classify = self._cell.text_classifier()
-            for key, row in rows.items():
-                yield key, classify(*row)[0]
-            return
-        cell, texts = self._cell, list(rows.values())
-        if self._job is None:
-            trial = texts[: accuracy.WARM_UP_DOCUMENTS]
-            self._job = self._team.job(cell.variant, cell.checkpoint, cell.suite.dataset, cell.max_length, trial)
-        yield from zip(rows, self._team.judge(self._job, texts)[0], strict=True)
 
 
 def check_team(team: "Team") -> None:
@@ -424,7 +355,7 @@ class _Races:
         self._documents, self._texts = documents, text_rows(documents)
         self._labels = baseline.suite.dataset.indicators(documents)
         self._limit, self._problem_type = limit, baseline.checkpoint.problem_type
-        self._baseline, self._team = Answers(baseline, team), team
+        self._baseline, self._team = KeptAnswers(baseline, team), team
         # All that are said to hold surely do, with a chance of CONFIDENCE; each that is dropped is over with that.
         self._enough_to_hold = -math.log(1 - stats.bonferroni(CONFIDENCE, variants_in_all))
         self._enough_to_drop = -math.log(1 - CONFIDENCE)
@@ -452,7 +383,7 @@ class _Races:
         if cell.is_baseline:
             row.verdict, row.f1_drop, row.chance = "holds", 0.0, 1.0
             return
-        answers, total = Answers(cell, self._team), len(self._texts)
+        answers, total = KeptAnswers(cell, self._team), len(self._texts)
         try:
             with progress(f"judging {row.variant}, document", total) as advance:
                 for count in (*range(LOOK, total, LOOK), total):
@@ -464,7 +395,7 @@ class _Races:
             self._classified += answers.classified
         self._undecided(row)
 
-    def _look(self, answers: Answers, row: Row, count: int) -> None:
+    def _look(self, answers: KeptAnswers, row: Row, count: int) -> None:
         """Judge by the first `count` documents."""
         predictions = [
             predicted(side.logits(self._texts[:count]), self._problem_type) for side in (self._baseline, answers)
@@ -525,7 +456,7 @@ def _on_test(cell: Cell, baseline: Cell, loaded: Dataset, team: "Team | None" = 
     sides = []
     for side in (baseline, cell):
         with progress(f"test split, {side.variant.name}, document", len(texts)) as advance:
-            sides.append(Answers(side, team).logits(texts, advance))
+            sides.append(KeptAnswers(side, team).logits(texts, advance))
     return asdict(cell.compare(loaded.test, *sides))
 
 

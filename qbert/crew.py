@@ -105,8 +105,8 @@ class Crew:
     def serve(self, rate: float, texts: Sequence[int], seed: int = 0) -> npt.NDArray[np.float64]:
         """Let all workers answer requests for `texts`, by number, that arrive at random, `rate` a second on average.
 
-        Return for each request the seconds from when it was due to its answer, and 1 if it found its worker idle, else
-        0: `(texts, 2)`.
+        Return for each request the seconds from when it was due to its answer, and those of the work alone, since it
+        was due and its worker free: `(texts, 2)`.
         """
         self._board.clear()
         due_s = np.cumsum(np.random.default_rng(seed).exponential(1 / rate, len(texts))).tolist()

@@ -13,6 +13,8 @@ LOADS = (*(tenth / 10 for tenth in range(1, 10)), 0.95)
 than expected doubles the wait."""
 QUEUES = 100
 REQUESTS = 5_000
+HALF = 0.5
+"""The share of the capacity at which it is measured how much longer a text takes that finds its worker rested."""
 WARM_UP = 0.25  # the share of a queue's requests that it takes to forget that it was empty at first
 BATCHES = 20
 
@@ -34,7 +36,7 @@ def simulate(
     services_s: Sequence[Sequence[float]],
     rates: Sequence[float],
     *,
-    after_idle_s: Sequence[float] = (),
+    slowdown: float = 1.0,
     queues: int = QUEUES,
     requests: int = REQUESTS,
     percent: float = 99,
@@ -43,7 +45,7 @@ def simulate(
 
     The standard error is of the queues, which are independent. The arguments are those of `stays`.
     """
-    kept = stays(services_s, rates, after_idle_s, queues, requests)[int(WARM_UP * requests) :]
+    kept = stays(services_s, rates, slowdown, queues, requests)[int(WARM_UP * requests) :]
     batches = np.array_split(kept, min(BATCHES, queues), axis=2)
     each = np.array([np.percentile(batch, percent, axis=(0, 2)) for batch in batches])
     return Stay(np.percentile(kept, percent, axis=(0, 2)), each.std(axis=0, ddof=1) / np.sqrt(len(each)))
@@ -52,15 +54,16 @@ def simulate(
 def stays(
     services_s: Sequence[Sequence[float]],
     rates: Sequence[float],
-    after_idle_s: Sequence[float],
+    slowdown: float,
     queues: int,
     requests: int,
 ) -> Array:
     """Return the seconds of waiting plus service of Poisson arrivals, `(requests, rates, queues)`, from an empty queue.
 
-    The workers serve in the order of arrival. A worker's service times are drawn from its own in `services_s`; those of
-    a request that finds its worker idle, and its caches and clock cold, from `after_idle_s`, if there are any. All
-    rates see the same requests, so that a curve has no noise of its own from one rate to the next.
+    The workers serve in the order of arrival. A worker's service times are drawn from its own in `services_s`, where it
+    was never idle. At HALF of the capacity, and below, they are `slowdown` times as long; from there to the capacity
+    they approach them in a line. All rates see the same requests, so that a curve has no noise of its own from one rate
+    to the next.
 
     Source: Kiefer and Wolfowitz 1955, "On the theory of queues with many servers": the vector of the times at which
     each worker becomes free, advanced by one request at a time.
@@ -70,19 +73,19 @@ def stays(
     times_s = np.zeros((len(counts), counts.max()))
     for row, times in zip(times_s, services_s, strict=True):
         row[: len(times)] = times
-    cold_s = np.asarray(after_idle_s, dtype=float)
     free = np.zeros((len(rates), queues, len(counts)))
     now = np.zeros((len(rates), queues))
-    mean_gap = 1 / np.asarray(rates, dtype=float)[:, None]
+    each_rate = np.asarray(rates, dtype=float)[:, None]
+    mean_gap = 1 / each_rate
+    rested = np.clip((1 - each_rate / capacity(services_s)) / (1 - HALF), 0, 1)
+    longer = 1 + (slowdown - 1) * rested
     stay = np.empty((requests, *now.shape))
     for number in range(requests):
         now += mean_gap * rng.standard_exponential(queues)
         first = free.argmin(axis=2)
         share = rng.random(queues)
         freed = np.take_along_axis(free, first[..., None], 2)[..., 0]
-        service = times_s[first, (share * counts[first]).astype(np.intp)]
-        if len(cold_s):
-            service = np.where(freed < now, cold_s[(share * len(cold_s)).astype(np.intp)], service)
+        service = longer * times_s[first, (share * counts[first]).astype(np.intp)]
         end = np.maximum(now, freed) + service
         np.put_along_axis(free, first[..., None], end[..., None], 2)
         stay[number] = end - now

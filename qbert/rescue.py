@@ -5,7 +5,6 @@ nearly add, which is measured too. Its price is the time that a call takes longe
 of that order are kept, as few as the guard needs: held-out documents decide, by bisection.
 """
 
-import hashlib
 import json
 import tempfile
 import time
@@ -22,11 +21,13 @@ from scipy import optimize
 from qbert import accuracy, machine, models, variants
 from qbert import dataset as datasets
 from qbert.accuracy import Comparison
-from qbert.cache import build_folder, build_kept, cache_dir, is_filled, seal
+from qbert.cache import build_folder, is_filled, seal
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 from qbert.errors import InputError
+from qbert.kept_answers import KeptAnswers
 from qbert.labels import MULTI_LABEL, predicted
+from qbert.suite import Cell, Suite
 from qbert.terminal import progress
 from qbert.tokenizer import Encoding
 from qbert.variants import BASELINE, VARIANTS, Variant, native
@@ -40,7 +41,6 @@ SURE = 0.9  # of the interval whose upper end has to be within the limit: 95 % o
 MIXES = 16  # drawn to see whether errors add
 ROUNDS = 15  # of timed calls
 FAR = 2.0  # times the greatest error in int8: documents with a wider margin are not asked again until the end
-PIECE = 200  # documents whose answers are kept together, so that an interrupted run does not ask for them again
 REPORT = "rescue.json"
 
 Logits = npt.NDArray[np.float32]
@@ -300,12 +300,13 @@ def rescue(
         raise InputError(f"{output} exists already: remove it or name another folder")
     loaded = datasets.load(dataset)
     max_length = max_length or models.max_length_of(model)
-    (found,) = models.find(model, loaded, [max_length])
-    checkpoint = found.make(loaded, max_length)
+    suite = Suite(loaded, [model], max_lengths=[max_length])
+    (name,) = suite.models
+    checkpoint = suite.checkpoint(suite.models[name], max_length)
     checkpoint.check_trained(model)
     calibration_rows, rows = held_out(loaded, documents, validation)
     clock = _Clock()
-    answered = partial(ask, checkpoint, max_length)
+    answered = partial(ask, suite.cell(name, max_length, BASELINE))
     calibration, held = answered(calibration_rows, "fp32, calibration"), answered(rows, "fp32, held out")
     clock.lap("baseline")
     with tempfile.TemporaryDirectory() as place:
@@ -337,7 +338,7 @@ def rescue(
         plain_test, _ = search.compare(tested, search.logits([], tested.encodings))
         clock.lap("test")
     rescued = Rescued(
-        model=found.name,
+        model=name,
         dataset=loaded.name,
         variant=row.name,
         limit=limit,
@@ -417,28 +418,12 @@ def _check_enough(search: Search, held: Documents) -> None:
         )
 
 
-def ask(checkpoint: Checkpoint, max_length: int, rows: "pd.DataFrame", what: str) -> Documents:
-    """Return `rows` with the baseline's logits, those from the cache that an earlier run asked for."""
+def ask(baseline: Cell, rows: "pd.DataFrame", what: str) -> Documents:
+    """Return `rows` with the logits of the cell `baseline`, those from the cache that an earlier run asked for."""
     texts = datasets.text_rows(rows)
-    encodings = [checkpoint.encoder(*text, max_length=max_length) for text in texts]
-    ingredients = [checkpoint.sha256, max_length, machine.instruction_sets(), machine.versions("torch", "transformers")]
-    classifiers: list[variants.Classifier] = []
-
-    def answer(begin: int, stage: Path) -> None:
-        if not classifiers:
-            classifiers.append(variants.build(VARIANTS[BASELINE], checkpoint))
-        logits = [classifiers[0](encoding) for encoding in encodings[begin : begin + PIECE]]
-        np.save(stage / "logits.npy", np.concatenate(logits))
-
-    pieces = []
-    with progress(what, len(rows)) as advance:
-        for begin in range(0, len(rows), PIECE):
-            key = hashlib.sha256(json.dumps([ingredients, texts[begin : begin + PIECE]]).encode()).hexdigest()[:16]
-            folder = build_kept(cache_dir() / "answers" / key, partial(answer, begin))
-            pieces.append(np.load(folder / "logits.npy"))
-            advance(min(begin + PIECE, len(rows)))
-    logits = np.concatenate(pieces)
-    accuracy.check_finite(logits, f"{checkpoint.folder.name} in fp32")
+    with progress(what, len(texts)) as advance:
+        logits = KeptAnswers(baseline).logits(texts, advance)
+    encodings = [baseline.encoder(*text, max_length=baseline.max_length) for text in texts]
     return Documents(rows, encodings, logits)
 
 

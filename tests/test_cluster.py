@@ -18,6 +18,7 @@ from qbert.checkpoint import Checkpoint
 from qbert.cli import main
 from qbert.dataset import Dataset, text_rows
 from qbert.errors import InputError
+from qbert.kept_answers import KeptAnswers
 from qbert.suite import Suite
 
 distributed = pytest.importorskip("distributed")
@@ -50,10 +51,10 @@ def test_the_answers_that_a_choice_needs_are_the_same(
 ) -> None:
     rows = text_rows(news.test)[:40]
     cell = Suite(news, [str(trained.folder)], max_lengths=[32]).cell("tiny", 32, "fp32")
-    alone = choosing.Answers(cell).logits(rows)
+    alone = KeptAnswers(cell).logits(rows)
     monkeypatch.setenv("QBERT_CACHE", str(tmp_path))  # where none is kept
     with client_of(two) as client:
-        together = choosing.Answers(cell, team.Team(client))
+        together = KeptAnswers(cell, team.Team(client))
         assert (together.logits(rows) == alone).all()
         assert together.classified == len(rows)
         assert (together.logits(rows[:5]) == alone[:5]).all()

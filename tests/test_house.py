@@ -18,7 +18,7 @@ FLOORS = (
     "crew",
     "capacity cluster latency suite",
     "team timing results",
-    "evaluation",
+    "evaluation kept_answers",
     "choosing fleet reproduce rescue gate",
     "api pytest_plugin init",
     "cli",

@@ -86,11 +86,10 @@ def test_a_slow_worker_serves_with_its_own_times() -> None:
     assert stay.p99_s[0] >= 5.0
 
 
-def test_a_request_that_finds_its_worker_idle_takes_as_long_as_that() -> None:
-    rarely = queueing.simulate([[1.0]], [0.001], after_idle_s=[3.0], percent=50, queues=10, requests=400)
-    assert rarely.p99_s[0] == pytest.approx(3.0)
-    always = [queueing.simulate([[1.0]], [0.999], after_idle_s=cold).p99_s[0] for cold in ([1.0], [3.0])]
-    assert always[1] == pytest.approx(always[0], rel=0.2), "it is hardly ever idle"
+def test_texts_take_longer_the_more_their_worker_rests() -> None:
+    rates = [0.001, 0.5, 0.75, 1.0]
+    alone = [queueing.stays([[1.0]], [rate], 3.0, 10, 1)[0, 0, 0] for rate in rates]
+    assert alone == pytest.approx([3.0, 3.0, 2.0, 1.0])
 
 
 def test_the_highest_rate_within_a_limit_lies_between_its_neighbours() -> None:

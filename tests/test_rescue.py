@@ -20,6 +20,7 @@ from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
 from qbert.rescue import Product
+from qbert.suite import Cell, Suite
 from qbert.variants import native
 from qbert.variants.native.encoder import WEIGHTS, Encoder
 
@@ -68,6 +69,11 @@ def test_a_change_within_the_margin_changes_no_answer(seed: int, problem_type: s
 FRAGILE = "layers.0.output"
 
 
+def baseline(checkpoint: Checkpoint, dataset: Dataset, max_length: int) -> Cell:
+    suite = Suite(dataset, [str(checkpoint.folder)], max_lengths=[max_length])
+    return suite.cell(next(iter(suite.models)), max_length, "fp32")
+
+
 def fragile(checkpoint: Checkpoint, folder: Path, factor: float) -> Path:
     """Write a checkpoint with the same answers, where in one product 8 bits are too few.
 
@@ -104,7 +110,7 @@ def arguments(taught: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[...
         named = {"--model": model, "--dataset": news.folder, "--output": tmp_path / "out", "--max-length": 32}
         # Its own answers are the labels, so that each answer that int8 changes is a mistake.
         rows = datasets.load("news_mini").test
-        answers = rescue.ask(taught, 32, rows, "fp32").baseline.argmax(axis=1)
+        answers = rescue.ask(baseline(taught, news, 32), rows, "fp32").baseline.argmax(axis=1)
         rows.assign(label=answers).to_csv(tmp_path / "held-out.csv", index=False)
         named["--validation"] = tmp_path / "held-out.csv"
         return ["rescue", *(str(word) for pair in named.items() for word in pair), *map(str, more)]
@@ -149,7 +155,7 @@ def test_documents_that_are_not_asked_again_would_have_answered_the_same(
     (tmp_path / "fragile").mkdir()
     checkpoint = Checkpoint.open(fragile(taught, tmp_path / "fragile", 100))
     native.export(checkpoint, tmp_path, None)
-    documents = rescue.ask(checkpoint, 32, news.train, "fp32")
+    documents = rescue.ask(baseline(checkpoint, news, 32), news.train, "fp32")
     search = rescue.Search(Encoder(tmp_path / WEIGHTS), news, checkpoint.problem_type, 0.02)
     judge = search.judge_near(documents, search.logits([], documents.encodings))
     for kept in ([], search.names[:3], [FRAGILE], search.names):
@@ -161,9 +167,9 @@ def test_documents_that_are_not_asked_again_would_have_answered_the_same(
 def test_an_interrupted_run_asks_the_baseline_for_nothing_twice(
     trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = rescue.ask(trained, 30, news.test, "fp32")
-    monkeypatch.setattr(rescue.variants, "build", lambda *_: pytest.fail("asked again"))
-    assert np.array_equal(rescue.ask(trained, 30, news.test, "fp32").baseline, first.baseline)
+    first = rescue.ask(baseline(trained, news, 30), news.test, "fp32")
+    monkeypatch.setattr(Cell, "text_classifier", lambda _: pytest.fail("asked again"))
+    assert np.array_equal(rescue.ask(baseline(trained, news, 30), news.test, "fp32").baseline, first.baseline)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ class Known:
         self.services_s = [answer["seconds"] for answer in answers.values()]
         self.capacity = queueing.capacity(self.services_s)
         count = max(20, texts)
-        served = crew.serve(capacity.IDLE_LOAD * self.capacity, rng.integers(len(rows), size=count).tolist(), seed)
-        self.after_idle_s = served[served[:, 1] == 1, 0].tolist()
+        rested = capacity.representative(rows, count)
+        self.rested_s = crew.serve(queueing.HALF * self.capacity, rested, seed)[:, 1].tolist()
 
 
 def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: float) -> Iterator[Found]:
@@ -71,7 +71,8 @@ def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: fl
                 served = crew.serve(rate, rng.integers(len(rows), size=count).tolist(), seed=1000 + stretch)
                 after = Known(crew, rows, texts, seed=1 + stretch)
                 services_s = [[*one, *other] for one, other in zip(before.services_s, after.services_s, strict=True)]
-                stay = queueing.stays(services_s, [rate], [*before.after_idle_s, *after.after_idle_s], QUEUES, count)
+                slowdown = float(np.mean(before.rested_s + after.rested_s) / np.mean(services_s))
+                stay = queueing.stays(services_s, [rate], slowdown, QUEUES, count)
                 driven.append(float(np.percentile(served[:, 0], 99)))
                 simulated.append(float(np.median(np.percentile(stay[:, 0], 99, axis=0))))
                 rates.append(rate)

@@ -14,6 +14,7 @@ from qbert import choosing, models, variants
 from qbert import dataset as datasets
 from qbert.dataset import text_rows
 from qbert.errors import CannotRunError
+from qbert.kept_answers import KeptAnswers
 from qbert.suite import Suite
 
 VARIANTS = "default,int8-dynamic-per-channel"
@@ -69,7 +70,7 @@ def judge_all(given: argparse.Namespace) -> None:
             continue
         for split, documents in splits.items():
             start = time.monotonic()
-            logits = choosing.Answers(cell).logits(text_rows(documents))
+            logits = KeptAnswers(cell).logits(text_rows(documents))
             taken[split] += time.monotonic() - start
             found = cell.compare(documents, baseline.setdefault(split, logits), logits)
             interval = f"{found.f1_drop_low:+.4f} to {found.f1_drop_high:+.4f}"

@@ -25,6 +25,7 @@ from qbert.checkpoint import Checkpoint
 from qbert.labels import predicted
 from qbert.latency import time_call
 from qbert.machine import one_core
+from qbert.suite import Suite
 from qbert.terminal import silent
 from qbert.variants import openvino
 
@@ -51,10 +52,11 @@ class Checked:
         folder, _, dataset = source.partition(":")
         self.source, self.dataset = folder, datasets.load(dataset)
         self.checkpoint = Checkpoint.open(Path(folder))
+        suite = Suite(self.dataset, [folder], max_lengths=[self.checkpoint.max_length])
+        baseline = suite.cell(next(iter(suite.models)), self.checkpoint.max_length, "fp32")
         calibration, held = rescue.held_out(self.dataset, documents, None)
-        length = self.checkpoint.max_length
         self.calibration, self.held, self.test = (
-            rescue.ask(self.checkpoint, length, rows, what)
+            rescue.ask(baseline, rows, what)
             for rows, what in ((calibration, "calibration"), (held, "held out"), (self.dataset.test, "test"))
         )
 

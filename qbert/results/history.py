@@ -31,7 +31,7 @@ CAPACITY = [
     *(
         "worker_shares",
         "alone_p50_s",
-        "after_idle_p50_s",
+        "half_load_slowdown",
         "loaded_over_alone",
         "loaded_over_alone_low",
         "loaded_over_alone_high",

@@ -173,7 +173,7 @@ class Capacity(Cell):
     loaded_p95_s: Seconds | UnsetType = UNSET
     loaded_p99_s: Seconds | UnsetType = UNSET
     alone_p50_s: Seconds | UnsetType = UNSET
-    after_idle_p50_s: Seconds | UnsetType = UNSET
+    half_load_slowdown: Ratio | UnsetType = UNSET
     loaded_over_alone: Ratio | UnsetType = UNSET
     loaded_over_alone_low: Ratio | UnsetType = UNSET
     loaded_over_alone_high: Ratio | UnsetType = UNSET
