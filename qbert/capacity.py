@@ -84,7 +84,7 @@ class Measured:
 
     @property
     def slowdown(self) -> float:
-        """How many times as long a text takes at half of the capacity, where requests come at random; 1: not measured."""
+        """How many times as long a text takes at half of the capacity if requests come at random; 1: not measured."""
         return float(np.mean(self.rested_s) / np.mean(self.rounds)) if self.rested_s else 1.0
 
     def latency(self) -> dict[str, float]:

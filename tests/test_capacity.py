@@ -158,6 +158,19 @@ def test_the_board_gives_each_number_once(tmp_path: Path) -> None:
         assert one.take() == 0
 
 
+def test_what_a_runtime_does_at_the_first_text_of_a_length_is_over_before_the_clock_starts(
+    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = """size = encoding["input_ids"].size
+            time.sleep(0.2 if size not in seen else 0)
+            seen.add(size)"""
+    module = SUMS.format(line=line).replace("calls = 0", "calls, seen = 0, set()")
+    cell = suite.cell("tiny", 16, own(tmp_path, monkeypatch, "compiles", module))
+    load = dataclasses.replace(load, rows=[("球 " * words,) for words in range(1, 11)])
+    assert len({cell.encoder(*row, max_length=16)["input_ids"].size for row in load.rows}) == 10
+    assert max(capacity.measure(cell, load)[0]) < 0.2
+
+
 def test_a_few_texts_are_as_long_as_all() -> None:
     rows = [("x" * (1 + number),) for number in np.random.default_rng(3).permutation(1000)]
     chosen = capacity.representative(rows, 20)
