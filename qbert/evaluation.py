@@ -69,10 +69,10 @@ def evaluate(
     suite = Suite(loaded, [model], max_lengths=[max_length])
     (name,) = suite.models
     rows = loaded.documents(documents)
-    suite.checkpoint(suite.models[name], max_length).check_trained(model)  # an error of the model is no variant's
     results: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         team = stack.enter_context(_team(address, chosen)) if address else None
+        suite.checkpoint(suite.models[name], max_length).check_trained(model)  # an error of the model is no variant's
         advance = stack.enter_context(progress(chosen[0].name, len(rows) * len(chosen)))
         for number, variant in enumerate(chosen):
             cell = suite.cell(name, max_length, variant.name)
