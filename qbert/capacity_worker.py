@@ -135,7 +135,7 @@ class Worker:
         return dict(classifier.evidence)
 
     def warm_up(self) -> float:
-        """Classify texts, of each length where it matters, for WARM_UP_S; return the median seconds of the later half."""
+        """Classify texts, of each length if need be, for WARM_UP_S; return the median seconds of the later half."""
         self._see_each_length()
         seconds: list[float] = []
         while sum(seconds) < WARM_UP_S or len(seconds) < WARM_UP_TEXTS:
