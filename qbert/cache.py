@@ -57,12 +57,17 @@ def is_filled(target: Path) -> bool:
     return target.exists() and not (target.is_dir() and not any(target.iterdir()))
 
 
+def lock_of(name: str) -> FileLock:
+    """Return the lock of that name, which all processes with this cache share."""
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / name)
+
+
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """Hold the lock of `target`; lock files are never removed, so they are in the cache, not in users' folders."""
-    locks = cache_dir() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / hashlib.sha256(str(target).encode()).hexdigest()[:32])
+    lock = lock_of(hashlib.sha256(str(target).encode()).hexdigest()[:32])
     try:
         lock.acquire(timeout=SILENT_S)
     except Timeout:

@@ -67,8 +67,8 @@ class Measured:
     """Of each worker's blocks under load, all texts together."""
     alone_s: list[float] = field(default_factory=list)
     """Of texts that one worker classified while the others were idle."""
-    rested_s: list[float] = field(default_factory=list)
-    """Of texts that came at random, at half of the capacity, without their wait for a worker."""
+    slowdown: float | None = None
+    """How many times as long a text takes at half of the capacity if requests come at random; None: not measured."""
     log_ratios: list[float] = field(default_factory=list)
     """For each pair of blocks: the logarithm of loaded over alone, the median of the texts that both have."""
 
@@ -82,11 +82,6 @@ class Measured:
         """The texts a second of each worker while all were busy."""
         return [len(times) / spent for times, spent in zip(self.seconds, self.elapsed_s, strict=True)]
 
-    @property
-    def slowdown(self) -> float:
-        """How many times as long a text takes at half of the capacity if requests come at random; 1: not measured."""
-        return float(np.mean(self.rested_s) / np.mean(self.rounds)) if self.rested_s else 1.0
-
     def latency(self) -> dict[str, float]:
         """Return the percentiles under load that the number of rounds allows, and the worst."""
         found = accuracy.percentiles(self.rounds)
@@ -95,7 +90,7 @@ class Measured:
     def queue(self, limit_s: float, price_per_hour: float | None) -> dict[str, Any]:
         """Return the curve of p99 against rate, the highest rate within `limit_s`, and what a million texts cost."""
         rates = [float(load * queueing.capacity(self.seconds)) for load in queueing.LOADS]
-        p99_s = queueing.simulate(self.seconds, rates, slowdown=self.slowdown).p99_s.tolist()
+        p99_s = queueing.simulate(self.seconds, rates, slowdown=self.slowdown or 1.0).p99_s.tolist()
         rate = queueing.highest_rate(rates, p99_s, limit_s)
         figures = {
             "latency_limit_s": limit_s,
@@ -113,14 +108,13 @@ class Measured:
         """Return how a text's time under load compares with that alone; nothing where no worker was alone."""
         if not self.log_ratios:
             return {}
-        rested = {"half_load_slowdown": self.slowdown} if self.rested_s else {}
         middle, low, high = (math.exp(end) for end in stats.signed_rank_interval(self.log_ratios, CONFIDENCE))
         return {
             "alone_p50_s": float(np.median(self.alone_s)),
             "loaded_over_alone": middle,
             "loaded_over_alone_low": low,
             "loaded_over_alone_high": high,
-        } | rested
+        }
 
 
 def representative(rows: Sequence[tuple[str, ...]], count: int) -> list[int]:
@@ -154,6 +148,8 @@ def measure(
         threads, evidence = crew.threads, crew.evidence
     compared = answers.check()
     full = each[-1]
+    for fewer in each[:-1]:
+        fewer.slowdown = full.slowdown  # a core rests alike, however many others there are
     figures: dict[str, Any] = {
         "workers": full.workers,
         "worker_threads": threads,
@@ -170,6 +166,8 @@ def measure(
     }
     if pss_bytes is not None:
         figures["pss_bytes"] = pss_bytes
+    if full.slowdown is not None:
+        figures["half_load_slowdown"] = full.slowdown
     if len(each) > 1:
         figures["scaling"] = [_point(one, load.latency_limit_s) for one in each]
     return full.rounds, figures | {"evidence": evidence}
@@ -191,10 +189,12 @@ def _measure(crew: Crew, load: Load, workers: int, answers: "Answers") -> Measur
     each = max(1, round(load.seconds / (2 * pairs * crew.cost_s)), -(-load.min_rounds // (pairs * workers)))
     texts = np.array(representative(load.rows, pairs * workers * each)).reshape(pairs, workers, each).tolist()
     measured = Measured(workers, [[] for _ in range(workers)], [0.0] * workers)
-    alone_too = workers > 1 and workers == crew.workers
+    all_work = workers == crew.workers
+    alone_too = workers > 1 and all_work
+    rested_s: list[float] = []
     for pair, of_workers in enumerate(texts):
-        if alone_too and pair % (pairs // 2) == 1 and crew.cost_s < WAKING_S:
-            measured.rested_s += _rested(crew, load, pair)
+        if all_work and pair % (pairs // 2) == 1 and crew.cost_s < WAKING_S:
+            rested_s += _rested(crew, load, pair)
         # Each worker in turn, and each begins as often alone as loaded.
         one, loaded_first = pair % workers, (pair + pair // workers) % 2
         blocks = [dict(enumerate(of_workers))]
@@ -212,7 +212,18 @@ def _measure(crew: Crew, load: Load, workers: int, answers: "Answers") -> Measur
             alone = min(found, key=len)[one]["seconds"]
             measured.alone_s += alone
             measured.log_ratios.append(float(np.median(np.log(loaded[one]["seconds"]) - np.log(alone))))
+    measured.slowdown = slowdown(rested_s, measured.rounds) if rested_s else None
     return measured
+
+
+def slowdown(rested_s: Sequence[float], busy_s: Sequence[float]) -> float:
+    """Return how many times as long texts of the same lengths take among rests: without the tenths at both ends.
+
+    So a moment in which the machine does something else does not count as a rest's cost.
+    """
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(rested_s, 0.1) / trim_mean(busy_s, 0.1))
 
 
 def _rested(crew: Crew, load: Load, seed: int) -> list[float]:

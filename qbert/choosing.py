@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from qbert import accuracy, capacity, footprint, latency, machine, models, stats, variants
+from qbert import accuracy, capacity, footprint, latency, machine, stats, variants
 from qbert import dataset as datasets
 from qbert.cache import build_folder, is_filled, seal
 from qbert.dataset import Dataset, text_rows
@@ -23,7 +23,7 @@ from qbert.errors import CannotRunError, InputError
 from qbert.kept_answers import KeptAnswers
 from qbert.labels import predicted
 from qbert.stats import CONFIDENCE
-from qbert.suite import Cell, Suite
+from qbert.suite import Cell, baseline_of
 from qbert.terminal import counted, progress
 from qbert.variants import BASELINE
 
@@ -40,7 +40,6 @@ LIKELY = 0.8
 LOOK = 32  # documents between two looks: a look takes as long as about one document of BERT-base
 ROUNDS, TEXTS = 5, 12  # of the latency pass: 60 texts, enough for p95
 MOST = 1_000  # times the documents at hand: nobody labels so many more
-LEAST_DOCUMENTS = 20  # fewer decide nothing, whatever the limit
 CAPACITY_S = 1.5  # for each variant, as in the bench
 
 
@@ -110,11 +109,9 @@ class Choice:
     @property
     def sentence(self) -> str:
         """What to know of it."""
-        return "\n".join([self._found() if self.chosen else self._nothing(), self.judged_by])
+        return "\n".join([self._found(self.chosen) if self.chosen else self._nothing(), self.judged_by])
 
-    def _found(self) -> str:
-        chosen = self.chosen
-        assert chosen is not None  # noqa: S101  the caller has looked
+    def _found(self, chosen: Row) -> str:
         limit, before = self.wanted.max_f1_drop, self.rows[: self.rows.index(chosen)]
         best = {"latency": "fastest", "capacity": "one with the highest capacity", "size": "smallest"}
         said = f"{chosen.variant} is the {best[self.wanted.prefer]} that holds a limit of {limit:g}"
@@ -209,17 +206,13 @@ def choose(
         raise InputError(f"{output} exists already: remove it or name another folder")
     chosen = {variant.name: variant for variant in variants.select(names)}
     loaded = datasets.load(dataset)
-    max_length = max_length or models.max_length_of(model)
-    suite = Suite(loaded, [model], max_lengths=[max_length])
-    (name,) = suite.models
-    checkpoint = suite.checkpoint(suite.models[name], max_length)
-    checkpoint.check_trained(model)
+    baseline = baseline_of(model, loaded, max_length)
     calibration = variants.CALIBRATION_DOCUMENTS if any(row.calibrated for row in chosen.values()) else 0
-    documents, judged_by = _documents(loaded, validation, calibration, checkpoint.record.get("dataset_sha256"))
+    trained_on = baseline.checkpoint.record.get("dataset_sha256")
+    documents, judged_by = loaded.to_choose_by(validation, calibration, trained_on)
     started = time.monotonic()
-    baseline = suite.cell(name, max_length, BASELINE)
     _ = baseline.classifier  # an error of the model is no variant's
-    cells, rows = _built(suite.cell(name, max_length, variant) for variant in chosen)
+    cells, rows = _built(baseline.suite.cell(baseline.model.name, baseline.max_length, variant) for variant in chosen)
     if not cells:
         raise InputError(f"none of {names} runs here: {'; '.join(row.why for row in rows)}")
     made = time.monotonic()
@@ -237,41 +230,8 @@ def choose(
     if choice.chosen:
         cell = cells[choice.chosen.variant]
         choice.test = _on_test(cell, baseline, loaded, team)
-        _write(output, cell, choice, max_length)
+        _write(output, cell, choice, baseline.max_length)
     return choice
-
-
-def _documents(
-    loaded: Dataset, validation: Path | None, calibration: int, trained_on: str | None
-) -> "tuple[pd.DataFrame, str]":
-    """Return the documents to choose by in random order, and a sentence on what they are.
-
-    Those of the training split leave out as many as `calibration` says, and have to leave some to calibrate on.
-    """
-    if validation is not None:
-        documents = loaded.read_like_train(validation)
-        seen = sum(text in set(text_rows(loaded.train)) for text in text_rows(documents))
-        tested = len(set(text_rows(documents)) & set(text_rows(loaded.test)))
-        if tested:
-            raise InputError(
-                f"{validation}: {tested} of {counted(len(documents), 'row')} are in test.csv too, on which the choice "
-                "is judged: remove them"
-            )
-        said = f"Chosen by {counted(len(documents), 'document')} of {validation.name}"
-        said += f"; {seen} of them are in train.csv, so the model may have seen them." if seen else "."
-    else:
-        documents = loaded.held_out(calibration)
-        if len(documents) < LEAST_DOCUMENTS:
-            raise InputError(
-                f"{loaded.folder / 'train.csv'} has {counted(len(loaded.train), 'row')}, too few to hold any out "
-                "to choose by: add some, or give a file of other documents (--validation)"
-            )
-        said = f"Chosen by {counted(len(documents), 'document')} of train.csv, which no variant is calibrated on"
-        if trained_on == loaded.sha256:
-            said += ", but which the model was trained on: on unseen text labels change more often (--validation FILE)."
-        else:
-            said += ". If the model was trained on them, labels change more often on unseen text (--validation FILE)."
-    return documents.sample(frac=1, random_state=0), said
 
 
 def _built(cells: Iterable[Cell]) -> tuple[dict[str, Cell], list[Row]]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from qbert import cores, machine
-from qbert.cache import build_folder, cache_dir
+from qbert.cache import build_folder, cache_dir, check_trusted
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import FILES, Dataset
 from qbert.errors import InputError, pip_install
@@ -274,11 +274,14 @@ def one_process_a_core() -> Iterator[None]:
         yield
         return
     allowed = os.sched_getaffinity(0)
+    # Not in the cache: workers of one machine may have one each. Nobody else can put a link to another file there.
+    locks = Path(tempfile.gettempdir()) / f"qbert-{os.getuid()}"
+    locks.mkdir(mode=0o700, exist_ok=True)
+    check_trusted(locks)
     with contextlib.ExitStack() as stack:
         for core in cores.here().order:
-            lock = FileLock(Path(tempfile.gettempdir()) / f"qbert-{os.getuid()}-core-{core}.lock")
             try:
-                stack.enter_context(lock.acquire(timeout=0))
+                stack.enter_context(FileLock(locks / f"core-{core}").acquire(timeout=0))
             except Timeout:
                 continue
             os.sched_setaffinity(0, {core})

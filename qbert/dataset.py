@@ -15,9 +15,11 @@ import pandas as pd
 from qbert.errors import InputError
 from qbert.labels import Indicators, one_hot
 from qbert.parse import decode, read_bytes
+from qbert.terminal import counted
 
 BUILT_IN = "news_mini"
 FILES = ("train.csv", "test.csv", "label.json")
+LEAST_DOCUMENTS = 20  # to choose a model by: fewer decide nothing
 
 
 class DatasetWarning(UserWarning):
@@ -67,9 +69,10 @@ class Dataset:
 
     def training_texts(self, count: int) -> list[tuple[str, ...]]:
         """Return the text, or the two texts of a pair, of `count` training documents: always the same."""
-        return text_rows(self._calibration(count))
+        return text_rows(self.calibration(count))
 
-    def _calibration(self, count: int) -> pd.DataFrame:
+    def calibration(self, count: int) -> pd.DataFrame:
+        """Return `count` training documents, always the same: those that variants are calibrated on."""
         return self.train.sample(min(count, len(self.train)), random_state=0)
 
     def held_out(self, calibration: int) -> pd.DataFrame:
@@ -77,9 +80,45 @@ class Dataset:
 
         `calibration` is how many of these there are. With several labels a document's stratum is its set of labels.
         """
-        rest = self.train.drop(self._calibration(calibration).index)
+        rest = self.train.drop(self.calibration(calibration).index)
         share = min(1.0, len(self.train) / 2 / max(1, len(rest)))
         return rest.groupby("labels" if self.multi_label else "label").sample(frac=share, random_state=0).sort_index()
+
+    def to_choose_by(
+        self, validation: Path | None, calibration: int, trained_on: str | None
+    ) -> tuple[pd.DataFrame, str]:
+        """Return the documents to choose a model by, in random order, and a sentence on what they are.
+
+        Those of the file `validation`, or else half of the training split without its `calibration` documents.
+        `trained_on` is the hash of the dataset that the model was trained on, where that is known.
+
+        Raises:
+            InputError: the file cannot be used or has rows of the test split, or the training split is too small.
+        """
+        if validation is not None:
+            documents = self.read_like_train(validation)
+            texts, known, tested = (set(text_rows(rows)) for rows in (documents, self.train, self.test))
+            if texts & tested:
+                raise InputError(
+                    f"{validation}: {len(texts & tested)} of {counted(len(documents), 'row')} are in test.csv too, on "
+                    "which the choice is judged: remove them"
+                )
+            said = f"Chosen by {counted(len(documents), 'document')} of {validation.name}"
+            seen = len(texts & known)
+            said += f"; {seen} of them are in train.csv, so the model may have seen them." if seen else "."
+            return _shuffled(documents), said
+        documents = self.held_out(calibration)
+        if len(documents) < LEAST_DOCUMENTS:
+            raise InputError(
+                f"{self.folder / 'train.csv'} has {counted(len(self.train), 'row')}, too few to hold any out "
+                "to choose by: add some, or give a file of other documents (--validation)"
+            )
+        said = f"Chosen by {counted(len(documents), 'document')} of train.csv, which no variant is calibrated on"
+        if trained_on == self.sha256:
+            said += ", but which the model was trained on: on unseen text labels change more often (--validation FILE)."
+        else:
+            said += ". If the model was trained on them, labels change more often on unseen text (--validation FILE)."
+        return _shuffled(documents), said
 
     def read_like_train(self, path: Path) -> pd.DataFrame:
         """Return the documents in `path`, a file with the columns of train.csv.
@@ -123,6 +162,10 @@ def load(source: str | Path) -> Dataset:
     for name in FILES:
         digest.update(hashlib.sha256(contents[name]).digest())
     return Dataset(folder.resolve(), label_names, train, test, digest.hexdigest())
+
+
+def _shuffled(documents: pd.DataFrame) -> pd.DataFrame:
+    return documents.sample(frac=1, random_state=0)
 
 
 def text_rows(documents: pd.DataFrame) -> list[tuple[str, ...]]:

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from qbert import children, cluster, machine
 from qbert import dataset as datasets
-from qbert.cache import cache_dir, write_file
+from qbert.cache import lock_of, write_file
 from qbert.checkpoint import Checkpoint
 from qbert.cluster import Folder
 from qbert.errors import InputError, sentence
@@ -147,9 +145,7 @@ def _bring_home(client: "Client", host: Host, wanted: Sequence[str | Folder], ou
 def bench(wanted: Sequence[str | Folder]) -> Ran:
     """Run the benchmarks here, in a process of its own, when no other run of a fleet is under way on this machine."""
     arguments = [str(argument.required()) if isinstance(argument, Folder) else argument for argument in wanted]
-    locks = cache_dir() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / "fleet"), tempfile.TemporaryDirectory() as folder:
+    with lock_of("fleet"), tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "run.json"
         environment = children.tied()
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"):

@@ -36,6 +36,7 @@ class KeptAnswers:
             sources.sha256(variant.load.__module__, "qbert.tokenizer"),
             cell.max_length,
             machine.instruction_sets(),
+            machine.hidden(),
             machine.versions(*variant.packages),
         ]
         key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]

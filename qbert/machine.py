@@ -62,6 +62,15 @@ def apple_flags(lines: str) -> list[str]:
     return [name for name, _, value in (line.partition(": ") for line in lines.splitlines()) if value == "1"]
 
 
+HIDING = ("QBERT_ISA", "QBERT_CXXFLAGS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Environment variables by which a runtime takes other kernels than the fastest: answers then differ a little."""
+
+
+def hidden() -> dict[str, str]:
+    """Return those of HIDING that are set."""
+    return {name: os.environ[name] for name in HIDING if os.environ.get(name)}
+
+
 def has(*names: str) -> bool:
     """Whether this processor has any of these instruction sets."""
     return not set(names).isdisjoint(instruction_sets())

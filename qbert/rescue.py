@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
-from qbert import accuracy, machine, models, variants
+from qbert import accuracy, machine, variants
 from qbert import dataset as datasets
 from qbert.accuracy import Comparison
 from qbert.cache import build_folder, is_filled, seal
@@ -27,10 +27,10 @@ from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.kept_answers import KeptAnswers
 from qbert.labels import MULTI_LABEL, predicted
-from qbert.suite import Cell, Suite
+from qbert.suite import Cell, baseline_of
 from qbert.terminal import progress
 from qbert.tokenizer import Encoding
-from qbert.variants import BASELINE, VARIANTS, Variant, native
+from qbert.variants import VARIANTS, Variant, native
 from qbert.variants.native.encoder import WEIGHTS, Encoder
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Rescued:
     variant: str
     limit: float
     """Of the F1 drop."""
+    judged_by: str
+    """Which documents decide, and whether the model has seen them, in words."""
     kept: tuple[str, ...]
     """In the order in which they were chosen; all where nothing holds the guard."""
     holds: bool
@@ -196,7 +198,10 @@ class Search:
     def measure(self, calibration: Documents, advance: Callable[[int], None]) -> tuple[list[Product], float]:
         """Return the products in order, and how well summed errors tell those of mixes (a correlation)."""
         texts, names = calibration.encodings, self.names
-        error = lambda kept: squared_error(self.logits(kept, texts), calibration.baseline)  # noqa: E731
+
+        def error(kept: Collection[str]) -> float:
+            return squared_error(self.logits(kept, texts), calibration.baseline)
+
         everything, nothing = error(names), error([])
         seconds = prices(self._seconds(texts, partial(advance, 1)), self._work(texts))
         products = []
@@ -299,15 +304,14 @@ def rescue(
     if is_filled(output):
         raise InputError(f"{output} exists already: remove it or name another folder")
     loaded = datasets.load(dataset)
-    max_length = max_length or models.max_length_of(model)
-    suite = Suite(loaded, [model], max_lengths=[max_length])
-    (name,) = suite.models
-    checkpoint = suite.checkpoint(suite.models[name], max_length)
-    checkpoint.check_trained(model)
-    calibration_rows, rows = held_out(loaded, documents, validation)
+    baseline = baseline_of(model, loaded, max_length)
+    checkpoint = baseline.checkpoint
+    trained_on = checkpoint.record.get("dataset_sha256")
+    rows, judged_by = loaded.to_choose_by(validation, CALIBRATION_DOCUMENTS, trained_on)
     clock = _Clock()
-    answered = partial(ask, suite.cell(name, max_length, BASELINE))
-    calibration, held = answered(calibration_rows, "fp32, calibration"), answered(rows, "fp32, held out")
+    answered = partial(ask, baseline)
+    calibration = answered(loaded.calibration(CALIBRATION_DOCUMENTS), "fp32, calibration")
+    held = answered(rows[:documents], "fp32, held out")
     clock.lap("baseline")
     with tempfile.TemporaryDirectory() as place:
         native.export(checkpoint, Path(place), None)
@@ -338,13 +342,14 @@ def rescue(
         plain_test, _ = search.compare(tested, search.logits([], tested.encodings))
         clock.lap("test")
     rescued = Rescued(
-        model=name,
+        model=baseline.model.name,
         dataset=loaded.name,
         variant=row.name,
         limit=limit,
+        judged_by=judged_by,
         kept=kept,
         holds=holds,
-        precision="bf16" if "avx512_bf16" in encoder.native.qbert_instructions().decode() else "fp32",
+        precision={"bfloat16": "bf16", "float32": "fp32"}[encoder.floats],
         products=tuple(products),
         plain=plain,
         plain_at_most=plain_at_most,
@@ -358,7 +363,7 @@ def rescue(
         seconds=clock.laps,
     )
     if holds:
-        build_folder(output, partial(_fill, rescued, row, checkpoint, max_length))
+        build_folder(output, partial(_fill, rescued, row, checkpoint, baseline.max_length))
     return rescued
 
 
@@ -387,24 +392,6 @@ def _choose(
         if number == len(names):
             return None, comparison, at_most
         number += 1
-
-
-def held_out(dataset: Dataset, documents: int, validation: Path | None) -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Return training rows to calibrate by, and up to `documents` others to judge by, or those of `validation`.
-
-    Raises:
-        InputError: the training split has too few rows to hold some out, or the file cannot be used.
-    """
-    shuffled = dataset.train.sample(frac=1, random_state=0)
-    if validation is not None:
-        rows = dataset.read_like_train(validation)
-        return shuffled[:CALIBRATION_DOCUMENTS], rows[:documents]
-    if len(shuffled) < 2 * CALIBRATION_DOCUMENTS:
-        raise InputError(
-            f"{dataset.folder / 'train.csv'} has {len(shuffled)} rows, too few to calibrate by "
-            f"{CALIBRATION_DOCUMENTS} and to judge by others: add rows, or name a file of others (--validation)"
-        )
-    return shuffled[:CALIBRATION_DOCUMENTS], shuffled[CALIBRATION_DOCUMENTS : CALIBRATION_DOCUMENTS + documents]
 
 
 def _check_enough(search: Search, held: Documents) -> None:

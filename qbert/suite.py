@@ -25,6 +25,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def baseline_of(model: str, dataset: Dataset, max_length: int | None = None) -> "Cell":
+    """Return the cell of fp32 for one model, which has to be trained; by default at the length it was trained at.
+
+    Raises:
+        InputError: it cannot be used, or is not trained.
+    """
+    max_length = max_length or models.max_length_of(model)
+    suite = Suite(dataset, [model], max_lengths=[max_length])
+    (name,) = suite.models
+    suite.checkpoint(suite.models[name], max_length).check_trained(model)
+    return suite.cell(name, max_length, BASELINE)
+
+
 class Suite:
     """Builds what the cells of a run need, and keeps the classifiers of the current model."""
 

@@ -19,9 +19,11 @@ from qbert import accuracy, choosing, stats, variants
 from qbert.checkpoint import Checkpoint
 from qbert.choosing import Wanted
 from qbert.cli import main
-from qbert.dataset import Dataset
+from qbert.dataset import Dataset, text_rows
 from qbert.errors import InputError
+from qbert.kept_answers import KeptAnswers
 from qbert.labels import one_hot
+from qbert.suite import baseline_of
 from qbert.variants import eager
 
 MADE_UP = """
@@ -259,6 +261,41 @@ def test_the_smallest_is_preferred_where_asked(
     sizes = [row.disk_bytes for row in found.rows]
     assert sizes == sorted(sizes)
     assert all(row.peak_rss_bytes for row in found.rows)
+
+
+def test_the_one_that_serves_most_is_preferred_where_asked(
+    run: Callable[..., choosing.Choice], validation: Callable[[int], Path]
+) -> None:
+    found = run("fp32,fp32-onnxruntime", 0.9, validation(40), prefer="capacity")
+    rates = [row.texts_per_s or 0 for row in found.rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 0
+
+
+def test_from_python_it_returns_what_is_written_with_json(
+    made_up: Path, trained: Checkpoint, news: Dataset, validation: Callable[[int], Path]
+) -> None:
+    output = made_up / "served"
+    given = validation(400)
+    found = qbert.choose(trained.folder, news.folder, output, max_f1_drop=0.05, variants=["exact"], validation=given)
+    assert found["chosen"] == "exact"
+    kept = json.loads((output / choosing.RECORD).read_text(encoding="utf-8"))
+    assert found.items() <= kept.items()
+    with pytest.raises(InputError, match=r"max_f1_drop is 2: give a number from 0 to 1"):
+        qbert.choose(trained.folder, news.folder, output, max_f1_drop=2)
+
+
+@pytest.mark.parametrize("name", ["QBERT_ISA", "ONEDNN_MAX_CPU_ISA"])
+def test_answers_with_other_kernels_are_not_taken_for_these(
+    name: str, trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = baseline_of(str(trained.folder), news, 20)
+    KeptAnswers(cell).logits(text_rows(news.test))
+    for value, computed in (("avx2", len(set(text_rows(news.test)))), ("", 0)):
+        monkeypatch.setenv(name, value)
+        answers = KeptAnswers(cell)
+        answers.logits(text_rows(news.test))
+        assert answers.classified == computed
 
 
 def test_a_train_split_that_is_too_small_is_refused(made_up: Path, trained: Checkpoint, news: Dataset) -> None:

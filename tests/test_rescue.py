@@ -110,6 +110,7 @@ def arguments(taught: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[...
         named = {"--model": model, "--dataset": news.folder, "--output": tmp_path / "out", "--max-length": 32}
         # Its own answers are the labels, so that each answer that int8 changes is a mistake.
         rows = datasets.load("news_mini").test
+        rows = rows[~rows["text"].isin(news.test["text"])]
         answers = rescue.ask(baseline(taught, news, 32), rows, "fp32").baseline.argmax(axis=1)
         rows.assign(label=answers).to_csv(tmp_path / "held-out.csv", index=False)
         named["--validation"] = tmp_path / "held-out.csv"
@@ -188,17 +189,22 @@ def test_a_mistake_is_one_sentence(arguments: Callable[..., list[str]], more: tu
     assert message in " ".join(done.stderr.split())
 
 
-def test_a_training_split_with_nothing_to_hold_out_is_refused(news: Dataset, tmp_path: Path) -> None:
-    small = datasets.Dataset(news.folder, news.label_names, news.train[:100], news.test, news.sha256)
-    with pytest.raises(InputError, match=r"train\.csv has 100 rows, too few .* \(--validation\)"):
-        rescue.held_out(small, 1000, None)
-    calibration, rows = rescue.held_out(news, 50, None)
-    assert len(rows) == 50
-    assert not set(calibration.index) & set(rows.index)
+def test_documents_to_choose_by_are_new_to_calibration_and_to_the_test_split(news: Dataset, tmp_path: Path) -> None:
+    small = datasets.Dataset(news.folder, news.label_names, news.train[:80], news.test, news.sha256)
+    with pytest.raises(InputError, match=r"train\.csv has 80 rows, too few .* \(--validation\)"):
+        small.to_choose_by(None, rescue.CALIBRATION_DOCUMENTS, None)
+    rows, said = news.to_choose_by(None, rescue.CALIBRATION_DOCUMENTS, news.sha256)
+    assert not set(news.calibration(rescue.CALIBRATION_DOCUMENTS).index) & set(rows.index)
+    assert not rows.index.is_monotonic_increasing, "in random order: a file may be sorted by label"
+    assert "which the model was trained on" in said
     path = tmp_path / "more.csv"
-    path.write_text("text,label\n球队,nothing\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"more\.csv, line 2: label 'nothing' is not in label\.json"):
-        rescue.held_out(news, 50, path)
-    path.write_text("text,text_pair,label\n球队,球队,0\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"more\.csv has the columns text, text_pair, label, not text, label"):
-        rescue.held_out(news, 50, path)
+    news.train[:50].to_csv(path, index=False)
+    assert "50 of them are in train.csv" in news.to_choose_by(path, 64, None)[1]
+    for text, message in (
+        ("text,label\n球队,nothing\n", r"more\.csv, line 2: label 'nothing' is not in label\.json"),
+        ("text,text_pair,label\n球队,球队,0\n", r"has the columns text, text_pair, label, not text, label"),
+        (news.test[:3].to_csv(index=False), r"3 of 3 rows are in test\.csv too"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            news.to_choose_by(path, 64, None)

@@ -71,7 +71,7 @@ def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: fl
                 served = crew.serve(rate, rng.integers(len(rows), size=count).tolist(), seed=1000 + stretch)
                 after = Known(crew, rows, texts, seed=1 + stretch)
                 services_s = [[*one, *other] for one, other in zip(before.services_s, after.services_s, strict=True)]
-                slowdown = float(np.mean(before.rested_s + after.rested_s) / np.mean(services_s))
+                slowdown = capacity.slowdown(before.rested_s + after.rested_s, np.concatenate(services_s).tolist())
                 stay = queueing.stays(services_s, [rate], slowdown, QUEUES, count)
                 driven.append(float(np.percentile(served[:, 0], 99)))
                 simulated.append(float(np.median(np.percentile(stay[:, 0], 99, axis=0))))

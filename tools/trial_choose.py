@@ -10,12 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from qbert import choosing, models, variants
+from qbert import choosing, kept_answers, variants
 from qbert import dataset as datasets
 from qbert.dataset import text_rows
 from qbert.errors import CannotRunError
 from qbert.kept_answers import KeptAnswers
-from qbert.suite import Suite
+from qbert.suite import baseline_of
 
 VARIANTS = "default,int8-dynamic-per-channel"
 
@@ -32,7 +32,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for guard in filter(None, given.guards.split(",")):
             folder = Path(place) / guard
-            choosing.cache_dir = lambda folder=folder: folder  # answers of its own: nothing is known at first
+            kept_answers.cache_dir = lambda folder=folder: folder  # answers of its own: nothing is known at first
             wanted = choosing.Wanted(float(guard))
             found = choosing.choose(
                 given.model, given.dataset, given.variants, folder / "served", wanted, validation=given.validation
@@ -46,22 +46,20 @@ def main() -> None:
                 chance = "" if row.chance is None else f"{row.chance:.0%}"
                 latency = "" if row.latency_s is None else f"{row.latency_s * 1e3:.2f} ms"
                 print(f"  {row.variant:26} {latency:>9} {row.documents:6} {drop:>8} {row.verdict} {chance}")
-        choosing.cache_dir = lambda: Path(place) / "all"
+        kept_answers.cache_dir = lambda: Path(place) / "all"
         judge_all(given)
 
 
 def judge_all(given: argparse.Namespace) -> None:
     """Print the figures of every variant on all documents, and how long that took."""
     loaded = datasets.load(given.dataset)
-    max_length = models.max_length_of(given.model)
-    suite = Suite(loaded, [given.model], max_lengths=[max_length])
-    (name,) = suite.models
+    fp32 = baseline_of(given.model, loaded)
     splits = {"validation": loaded.read_like_train(given.validation), "test": loaded.test}
     baseline: dict[str, object] = {}
     taken = dict.fromkeys(splits, 0.0)
     print(f"\n{'all documents':26} {'F1':>7}  " + "  ".join(f"{split:>32}" for split in splits))
     for variant in sorted(variants.select(given.variants), key=lambda row: row.name != variants.BASELINE):
-        cell = suite.cell(name, max_length, variant.name)
+        cell = fp32.suite.cell(fp32.model.name, fp32.max_length, variant.name)
         line = []
         try:
             _ = cell.classifier

@@ -21,11 +21,10 @@ import numpy as np
 from qbert import accuracy, rescue
 from qbert import dataset as datasets
 from qbert.artefact import Artefact
-from qbert.checkpoint import Checkpoint
 from qbert.labels import predicted
 from qbert.latency import time_call
 from qbert.machine import one_core
-from qbert.suite import Suite
+from qbert.suite import baseline_of
 from qbert.terminal import silent
 from qbert.variants import openvino
 
@@ -51,13 +50,17 @@ class Checked:
     def __init__(self, source: str, documents: int) -> None:
         folder, _, dataset = source.partition(":")
         self.source, self.dataset = folder, datasets.load(dataset)
-        self.checkpoint = Checkpoint.open(Path(folder))
-        suite = Suite(self.dataset, [folder], max_lengths=[self.checkpoint.max_length])
-        baseline = suite.cell(next(iter(suite.models)), self.checkpoint.max_length, "fp32")
-        calibration, held = rescue.held_out(self.dataset, documents, None)
+        baseline = baseline_of(folder, self.dataset)
+        self.checkpoint = baseline.checkpoint
+        calibration = self.dataset.calibration(rescue.CALIBRATION_DOCUMENTS)
+        held, _ = self.dataset.to_choose_by(None, rescue.CALIBRATION_DOCUMENTS, None)
         self.calibration, self.held, self.test = (
             rescue.ask(baseline, rows, what)
-            for rows, what in ((calibration, "calibration"), (held, "held out"), (self.dataset.test, "test"))
+            for rows, what in (
+                (calibration, "calibration"),
+                (held[:documents], "held out"),
+                (self.dataset.test, "test"),
+            )
         )
 
     def drop(self, classifier: Any) -> tuple[float, int]:

@@ -90,7 +90,7 @@ def rescue(
     )
     options.write(json_file, json.dumps(dataclasses.asdict(rescued), indent=1, ensure_ascii=False) + "\n")
     tables.show(_table(rescued))
-    echo(_sentence(rescued, output))
+    echo(f"{_sentence(rescued, output)}\n{rescued.judged_by}")
     if not rescued.holds:
         context.exit(1)
 

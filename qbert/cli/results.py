@@ -170,7 +170,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else float(value)  # type: ignore[arg-type]
+    is_row = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return dataclasses.asdict(value) if is_row else float(value)
 
 
 @click.command()

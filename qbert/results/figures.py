@@ -154,7 +154,7 @@ def _capacity_figures(model: str, served: pd.DataFrame, looks: Mapping[str, tupl
 def _texts_per_s(axes: "Axes", served: pd.DataFrame, looks: Mapping[str, tuple[str, str]]) -> None:
     rows = np.arange(len(served))[::-1]
     axes.barh(rows, served["texts_per_s"], color=[looks[name][0] for name in served["variant"]])
-    axes.plot(served["rate_within_limit"], rows, linestyle="", marker="D", color=INK, markerfacecolor="white")
+    axes.plot(served["rate_within_limit"], rows, **DIAMOND)
     for y, rate in zip(rows, served["texts_per_s"], strict=True):
         axes.annotate(three_digits(rate), (rate, y), xytext=(4, 0), textcoords="offset points", va="center")
     label_axes(axes, served, rows, "texts a second")

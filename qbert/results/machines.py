@@ -134,10 +134,6 @@ def _same_cells(one: Machine, other: Machine) -> list[tuple[Mapping[Any, Any], M
     return [(row, match) for row, match in pairs if match is not None]
 
 
-def _three(value: float) -> str:
-    return "" if pd.isna(value) else three_digits(value)
-
-
 FIGURES = (
     ("Latency of one text, ms", "latency_s", lambda row: three_digits(row["latency_s"] * 1e3), True),
     ("Share of the machine's own limit, %", "share_of_limit", shares, True),
@@ -198,7 +194,7 @@ def figures(machines: Sequence[Machine], model: str) -> list[Figure]:
             continue
         at = f"at {longest} tokens"
         words = "; ".join(
-            f"{machine.label}: " + ", ".join(f"{name} {_three(own[name])}" for name in variants if name in own)
+            f"{machine.label}: " + ", ".join(f"{name} {three_digits(own[name])}" for name in variants if name in own)
             for machine, own in zip(machines, by_machine, strict=True)
         )
         drawn.append(

@@ -158,6 +158,17 @@ class Encoder:
             if not getattr(self.native, f"qbert_{setter}")(handle, pointers):
                 raise MemoryError
 
+    @property
+    def instructions(self) -> list[str]:
+        """The instruction sets that run."""
+        names: bytes = self.native.qbert_instructions()
+        return names.decode().split()
+
+    @property
+    def floats(self) -> str:
+        """The type of what is not int8: attention, and kept products."""
+        return "bfloat16" if "avx512_bf16" in self.instructions else "float32"
+
     def keep(self, kept: Collection[str]) -> None:
         """Run the products `kept` in float and all others in int8; the file has to have them in both.
 
@@ -251,15 +262,13 @@ def load(folder: Path, kernel: str = "") -> Classifier:
     """
     encoder = Encoder(folder / WEIGHTS, kernel)
     layers = encoder.geometry.layers
-    instructions = encoder.native.qbert_instructions().decode().split()
-    floats = "bfloat16" if "avx512_bf16" in instructions else "float32"
     return Classifier.counted(
         encoder,
         {
-            "attention": floats,
+            "attention": encoder.floats,
             "fused_ops": {"Attention": layers, "BiasGelu": layers, "SkipLayerNormalization": 2 * layers},
-            "instructions": instructions,
-            **({"kept_ops": sorted(encoder.kept), "kept_precision": floats} if encoder.kept else {}),
+            "instructions": encoder.instructions,
+            **({"kept_ops": sorted(encoder.kept), "kept_precision": encoder.floats} if encoder.kept else {}),
             "precision": "float32",
             "quantized_ops": len(encoder.geometry.products().keys() - encoder.kept),
             "threads": 1,
