@@ -40,7 +40,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if folders and cores > 1 and option.numprocesses is None and option.dist == "no" and not option.usepdb:
         option.numprocesses = min(cores, WORKERS)
     if option.numprocesses:
-        option.dist = "loadgroup"
+        option.dist = "worksteal"  # neighbours, which share what is built, mostly stay together
         option.benchmark_disable = True  # pytest-benchmark would do so, and warn
 
 

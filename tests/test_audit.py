@@ -2,9 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import forked
 import numpy as np
@@ -67,11 +65,6 @@ for cheat in (remembers, nonsense, last, constant):
 """
 
 
-def one_run(test: Callable[..., None]) -> Any:
-    """Mark a test of what the run of honest variants and of cheats printed."""
-    return pytest.mark.slow(pytest.mark.xdist_group("one run with cheats")(test))
-
-
 def bench(model: Checkpoint, data: Dataset, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = ["--model", model.folder, "--dataset", data.folder, "--max-lengths", "32", "--max-f1-drop", "1"]
     options += ["--seconds-per-cell", "0.2", "-k", "accuracy or latency", "-rA", "-p", "no:cacheprovider"]
@@ -91,7 +84,7 @@ def done(trained: Checkpoint, news: Dataset, tmp_path_factory: pytest.TempPathFa
     return ended.stdout
 
 
-@one_run
+@pytest.mark.slow  # of a run of honest variants and of cheats
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -113,7 +106,7 @@ def test_a_cheat_fails_in_a_sentence(done: str, name: str, told: str) -> None:
     assert re.search(rf"{cell}[: ](?:(?!tiny-32-).)*?{told}", said), said
 
 
-@one_run
+@pytest.mark.slow  # of a run of honest variants and of cheats
 def test_no_honest_variant_is_taken_for_a_cheat(done: str) -> None:
     failed = re.findall(r"^FAILED .*tiny-32-(\S+)\]", done, flags=re.MULTILINE)
     passed = re.findall(r"^PASSED .*latency\[tiny-32-(\S+)\]", done, flags=re.MULTILINE)

@@ -22,7 +22,6 @@ from qbert.kept_answers import KeptAnswers
 from qbert.suite import Suite
 
 distributed = pytest.importorskip("distributed")
-pytestmark = pytest.mark.xdist_group("cluster")
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +87,9 @@ def test_files_are_sent_once_and_have_the_hash(two: Processes, tmp_path: Path) -
             client.submit(cluster.keep, wrong, {"../up": damaged["empty"]}, workers=[first], pure=False).result()
 
 
-def test_a_worker_that_is_killed_in_the_middle_changes_nothing(
-    two: Processes, trained: Checkpoint, news: Dataset
-) -> None:
+def test_one_is_killed_in_the_middle_and_one_comes_later(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     rows = text_rows(news.test) * 10
-    with client_of(two) as client:
+    with of(tmp_path, "one", "other") as processes, client_of(processes) as client:
         members = team.Team(client)
         job = members.job(variants.get("fp32"), trained, news, 64, rows[:5])
         whole, _, _ = members.judge(job, rows)
@@ -100,7 +97,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(
 
         def kill(done: int) -> None:
             if not killed:  # the other one is at a shard, too
-                os.kill(two.workers.pop("other").pid, signal.SIGKILL)
+                os.kill(processes.workers.pop("other").pid, signal.SIGKILL)
                 killed.append(done)
 
         logits, seconds, _ = members.judge(job, rows, kill)
@@ -110,22 +107,16 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(
         (note,) = members.notes
         assert "ended meanwhile: what it had not finished was done by others" in note
 
-
-def test_a_worker_that_comes_later_is_sent_what_it_lacks(two: Processes, trained: Checkpoint, news: Dataset) -> None:
-    rows = text_rows(news.test)
-    with client_of(two) as client:
-        members = team.Team(client)
-        job = members.job(variants.get("fp32"), trained, news, 64, rows[:5])
         here, job = job.checkpoint, replace(job, checkpoint=replace(job.checkpoint, path="/nowhere"))
         (first,) = cluster.workers(client)
         (sent,) = client.scatter([cluster.contents(here)])
         client.submit(cluster.keep, job.checkpoint, sent, workers=[first], pure=False).result()
-        two.add("later")
+        processes.add("later")
         client.wait_for_workers(2, timeout=60)
         (later,) = set(cluster.workers(client)) - {first}
         assert client.run(cluster.lacks, job.checkpoint)[later]
         logits, _, _ = members.judge(job, rows)
-        assert len(logits) == len(rows)
+        assert (logits == whole).all()
         assert not client.run(cluster.lacks, job.checkpoint)[later]
 
 

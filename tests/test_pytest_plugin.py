@@ -42,7 +42,6 @@ BOTH = ("-k", "(latency or accuracy) and 16")
 COMPARE = ("--benchmark-compare", "--benchmark-compare-fail=median:900%")
 Made = Callable[[str, Callable[[Path], object]], Path]
 Run = Callable[..., subprocess.CompletedProcess[str]]
-of_one_run = pytest.mark.xdist_group("one run of pytest bench/")
 
 
 def slowly(*values: object) -> list[Any]:
@@ -94,7 +93,6 @@ def saved(quick: list[object], made: Made) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-@of_one_run
 def test_the_variant_varies_fastest(saved: tuple[str, dict[str, Any]]) -> None:
     names = [benchmark["name"] for benchmark in saved[1]["benchmarks"]]
     assert names == [
@@ -106,7 +104,6 @@ def test_the_variant_varies_fastest(saved: tuple[str, dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
-@of_one_run
 def test_each_cell_says_what_was_measured_on_what(
     saved: tuple[str, dict[str, Any]], trained: Checkpoint, news: Dataset
 ) -> None:
@@ -124,7 +121,6 @@ def test_each_cell_says_what_was_measured_on_what(
 
 
 @pytest.mark.slow
-@of_one_run
 def test_latency_cells_have_a_speedup_of_each_process(saved: tuple[str, dict[str, Any]]) -> None:
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("latency")):
         info = benchmark["extra_info"]
@@ -140,7 +136,6 @@ def test_latency_cells_have_a_speedup_of_each_process(saved: tuple[str, dict[str
 
 
 @pytest.mark.slow
-@of_one_run
 def test_latency_cells_have_a_share_of_the_limit(saved: tuple[str, dict[str, Any]]) -> None:
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("latency")):
         info = benchmark["extra_info"]
@@ -151,7 +146,6 @@ def test_latency_cells_have_a_share_of_the_limit(saved: tuple[str, dict[str, Any
 
 
 @pytest.mark.slow
-@of_one_run
 def test_footprint_cells_are_of_a_process_of_their_own(saved: tuple[str, dict[str, Any]], trained: Checkpoint) -> None:
     weights = (trained.folder / "model.safetensors").stat().st_size
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("footprint")):
@@ -163,7 +157,6 @@ def test_footprint_cells_are_of_a_process_of_their_own(saved: tuple[str, dict[st
 
 
 @pytest.mark.slow
-@of_one_run
 def test_capacity_cells_are_of_workers_that_answer_as_the_accuracy_pass(saved: tuple[str, dict[str, Any]]) -> None:
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("capacity")):
         info = benchmark["extra_info"]
@@ -211,7 +204,6 @@ def test_traffic_that_cannot_be_served_fails_with_a_sentence(quick: list[object]
 
 
 @pytest.mark.slow
-@of_one_run
 def test_accuracy_cells_judge_every_document(saved: tuple[str, dict[str, Any]], news: Dataset) -> None:
     for benchmark in (one for one in saved[1]["benchmarks"] if one["group"].startswith("accuracy")):
         info = benchmark["extra_info"]
@@ -224,7 +216,6 @@ def test_accuracy_cells_judge_every_document(saved: tuple[str, dict[str, Any]], 
 
 
 @pytest.mark.slow
-@of_one_run
 def test_the_run_ends_with_one_table_that_fits_80_columns(saved: tuple[str, dict[str, Any]]) -> None:
     table = saved[0][saved[0].index("qbert: ") :]
     assert "tiny, 16 tokens" in table
