@@ -65,7 +65,7 @@ def connect(address: str) -> "Iterator[Client]":
             local = LocalCluster(
                 n_workers=int(count),
                 threads_per_worker=1,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",  # None is port 8787, or a warning
                 memory_limit=None,
                 local_directory=place,
                 silence_logs=logging.CRITICAL,

@@ -1,8 +1,10 @@
 """A real scheduler and real workers, as processes on loopback: files by their hash, documents by shards, deaths."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +150,25 @@ def test_a_cluster_that_is_none_is_a_mistake(address: str, told: str, monkeypatc
     monkeypatch.setattr(cluster, "CONNECT_S", 1)
     with pytest.raises(InputError, match=told), cluster.connect(address):
         pass
+
+
+@pytest.mark.filterwarnings("error:Port")
+def test_a_cluster_of_this_machine_takes_no_port_of_others_and_listens_to_it_alone() -> None:
+    psutil = pytest.importorskip("psutil")  # distributed needs it
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):  # somebody has it already
+            other.bind(("127.0.0.1", 8787))  # Dask's dashboard
+        other.listen()
+        with cluster.connect("local:1"):
+            process = psutil.Process()
+            listening = [
+                connection.laddr.ip
+                for each in (process, *process.children(recursive=True))
+                for connection in each.net_connections()
+                if connection.status == psutil.CONN_LISTEN
+            ]
+    assert len(listening) > 1
+    assert set(listening) == {"127.0.0.1"}
 
 
 def shard(start: int, texts: list[tuple[str, ...]]) -> team.Shard:
