@@ -1,5 +1,6 @@
 """A process that serves: it loads one variant as a service does and classifies texts when qbert.capacity asks it to."""
 
+import contextlib
 import fcntl
 import gc
 import importlib
@@ -90,6 +91,30 @@ class Worker:
         self._texts: list[tuple[str, ...]] = []
         self._fillers: Iterator[int] = iter(())
         self._settling = 0
+        self._forked = False
+
+    def fork(self, modules: Sequence[str]) -> None:
+        """Import `modules` once, and answer from now on in a fork, until `end`; then in this process again.
+
+        What the fork loads is gone with it. If it ends in another way, so does this process.
+        """
+        for module in modules:
+            with contextlib.suppress(Exception):  # to load it tells why
+                importlib.import_module(module)
+        gc.collect()
+        gc.freeze()  # a collection would copy the pages that both have
+        if fork := os.fork():
+            _, status = os.waitpid(fork, 0)
+            if os.WIFSIGNALED(status):
+                os.kill(os.getpid(), os.WTERMSIG(status))
+            if code := os.waitstatus_to_exitcode(status):
+                os._exit(code)
+        else:
+            self._forked = True
+
+    def end(self) -> None:
+        """End this fork; the process that forked answers."""
+        os._exit(0)
 
     def pin(self, processors: list[int]) -> None:
         """Stay on `processors` from now on, with all threads: those there are, and those that will be started.
@@ -136,22 +161,26 @@ class Worker:
 
     def warm_up(self) -> float:
         """Classify texts, of each length if need be, for WARM_UP_S; return the median seconds of the later half."""
-        self._see_each_length()
-        seconds: list[float] = []
+        seconds = self._see_each_length()
         while sum(seconds) < WARM_UP_S or len(seconds) < WARM_UP_TEXTS:
             seconds.append(self._seconds(self._texts[next(self._fillers)]))
         cost_s = float(np.median(seconds[len(seconds) // 2 :]))
         self._settling = 0 if cost_s >= CACHES_FILLED_S else max(1, round(SETTLE_S / cost_s))
         return cost_s
 
-    def _see_each_length(self) -> None:
-        """Classify a text of each number of tokens twice, unless its runtime does not mind which is the first."""
-        start, alike = time.perf_counter(), 0
+    def _see_each_length(self) -> list[float]:
+        """Classify a text of each number of tokens twice, unless its runtime does not mind which is the first.
+
+        Return the seconds of the second times.
+        """
+        start, alike, seconds = time.perf_counter(), 0, []
         for text in {self._count(*text): text for text in self._texts[:LENGTHS_OF]}.values():
             if alike == ALIKE or time.perf_counter() - start > LENGTHS_S:
                 break
             first, second = self._seconds(text), self._seconds(text)
+            seconds.append(second)
             alike = alike + 1 if first < LONGER * second else 0
+        return seconds
 
     def _seconds(self, text: tuple[str, ...]) -> float:
         start = time.perf_counter()
@@ -203,15 +232,22 @@ class Worker:
         return served
 
     def pss_bytes(self) -> int | None:
-        """Return this process's memory, in which a page that n processes share counts as 1/n; None if not known."""
+        """Return this process's memory, in which a page that n processes share counts as 1/n; None if not known.
+
+        What a fork has from the process that forked is its own, as if it had imported it.
+        """
         try:
-            lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+            return sum(map(_pss_bytes, [os.getpid(), *([os.getppid()] if self._forked else [])]))
         except OSError:
             return None
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
 
     def _fill(self) -> None:
         self._classify(*self._texts[next(self._fillers)])
+
+
+def _pss_bytes(process: int) -> int:
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def _check_threads() -> None:

@@ -147,12 +147,18 @@ def answer_requests(handler: object, report: Callable[[Exception], dict[str, Any
 def end_with_parent() -> None:
     """Make this process, and the group that it leads, end with its parent, if that started it with `tied`."""
     if number := os.environ.pop(LIFELINE, ""):  # so that its own children do not inherit it
-        threading.Thread(target=_end_after, args=(int(number),), daemon=True).start()
+        pipe = int(number)
+        os.set_inheritable(pipe, False)  # noqa: FBT003  the standard library's
+        _watch(pipe)
+        os.register_at_fork(after_in_child=lambda: _watch(pipe))  # a fork has no thread but that which forked
+
+
+def _watch(pipe: int) -> None:
+    threading.Thread(target=_end_after, args=(pipe,), daemon=True).start()
 
 
 def _end_after(pipe: int) -> None:
     """Wait, without processor time, until the parent's end of `pipe` is closed; then end this process."""
-    os.set_inheritable(pipe, False)  # noqa: FBT003  the standard library's
     os.read(pipe, 1)
     if os.getpgrp() == os.getpid():
         with contextlib.suppress(ProcessLookupError):

@@ -1,6 +1,8 @@
 """The workers of one cell: processes that are started, pinned and loaded together, and end together."""
 
 import contextlib
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 
 LOADING_S = 900.0  # as in qbert.latency: a worker that sends nothing for this time while it loads is taken to hang,
 PATIENCE_S = 120.0  # and for this time, beside ten times the expected one, while it classifies
+FORKS = sys.platform == "linux"  # elsewhere a fork with libraries that have threads may hang
+SLOW_IMPORTS = {
+    "torch": ("torch",),
+    "transformers": ("transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
+}
+"""What a package imports only when it is asked for: 5 s of a core for PyTorch's variants."""
+_WAITING: dict[str, list[children.Answering]] = {}
+"""Those of the last cell, by what they have imported: the next one may be of the same runtime."""
 
 
 class Crew:
@@ -44,6 +54,7 @@ class Crew:
         self.cost_s = 0.0
         """Median seconds of a text while all are busy, of the slowest worker."""
         self._children: list[children.Answering] = []
+        self._kind = ""
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -58,12 +69,7 @@ class Crew:
             self._board_path = place / "board"
             self._board = stack.enter_context(contextlib.closing(Board(self._board_path, self.workers)))
             stack.callback(self._end)
-            path = os.pathsep.join(entry for entry in sys.path if entry)
-            stderr = None if os.environ.get(TRACEBACK) else subprocess.DEVNULL
-            for _ in range(self.workers):
-                self._children.append(
-                    children.Answering(sys.executable, "-m", "qbert.capacity_worker", path=path, stderr=stderr)
-                )
+            self._start()
             pins = {n: {"processors": self._cores.of_worker(n, self.threads)} for n in range(self.workers)}
             self.ask("pin", pins, LOADING_S)
             loading = {
@@ -82,9 +88,31 @@ class Crew:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """End the workers."""
-        self._stack.close()
+        with self._stack, contextlib.suppress(InputError):  # of one that has ended meanwhile
+            if FORKS and kind is None:
+                self.ask("end", self._all(), self._patience_s)
+                _WAITING[self._kind] = list(self._children)
+                self._children.clear()
+
+    def _start(self) -> None:
+        """Start the workers, or let those go on that a cell of the same runtime has left; end those of another."""
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        modules = [name for package in self._cell.variant.to_load for name in SLOW_IMPORTS.get(package, (package,))]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        self._kind = json.dumps([modules, path, environment])
+        self._children = _WAITING.pop(self._kind, [])
+        for child in [*self._children[self.workers :], *itertools.chain(*_WAITING.values())]:
+            child.end()
+        _WAITING.clear()
+        del self._children[self.workers :]
+        stderr = None if os.environ.get(TRACEBACK) else subprocess.DEVNULL
+        while len(self._children) < self.workers:
+            command = sys.executable, "-m", "qbert.capacity_worker"
+            self._children.append(children.Answering(*command, path=path, stderr=stderr))
+        if FORKS:
+            self.ask("fork", self._all(modules=modules), LOADING_S)
 
     def _end(self) -> None:
         for child in self._children:

@@ -21,7 +21,7 @@ from qbert import capacity, children, cores, dataset, variants
 from qbert.capacity_worker import FINISHED, RUNNING, Board
 from qbert.checkpoint import Checkpoint
 from qbert.cores import Cores
-from qbert.crew import Crew
+from qbert.crew import FORKS, Crew
 from qbert.dataset import Dataset
 from qbert.errors import CannotRunError, InputError
 from qbert.suite import Cell, Suite
@@ -115,12 +115,44 @@ def test_as_many_rounds_are_made_as_are_asked_for(cell: Cell, load: capacity.Loa
     assert "loaded_p99_s" in found
 
 
+def forks(process: int) -> list[int]:
+    """Return the processes that the main thread of `process` has started, and that have not ended."""
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def started(crew: Crew) -> set[int]:
+    return {child._process.pid for child in crew._children}  # noqa: SLF001
+
+
+@pytest.mark.skipif(not FORKS, reason="a cell starts its own processes there")
+def test_a_cell_leaves_its_processes_without_its_model_to_the_next_of_its_runtime(
+    cell: Cell, load: capacity.Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Crew(cell, load.rows, 2, HERE) as crew:
+        first, loaded = started(crew), crew.pss_bytes()
+        assert [len(forks(process)) for process in first] == [1, 1]
+    assert [forks(process) for process in first] == [[], []]
+    with Crew(cell, load.rows, 2, HERE) as crew:
+        assert started(crew) == first
+        again = crew.pss_bytes()
+    assert loaded is not None
+    assert again is not None
+    assert again == pytest.approx(loaded, rel=0.1), "the imported libraries count, though the fork did not import them"
+    monkeypatch.setenv("QBERT_TRIED", "1")  # which a library may read when it is imported
+    with Crew(cell, load.rows, 1, HERE) as crew:
+        assert not started(crew) & first
+    with pytest.raises(KeyboardInterrupt), Crew(cell, load.rows, 1, HERE) as crew:
+        raise KeyboardInterrupt
+    assert not any(Path(f"/proc/{process}").exists() for process in first | started(crew))
+
+
 @pytest.mark.skipif(not HERE.pinnable, reason="needs an affinity")
 def test_each_worker_stays_on_its_own_core(cell: Cell, load: capacity.Load) -> None:
     order = (*HERE.order, *HERE.order)[:2]
     with Crew(cell, load.rows, 2, Cores(order, 2)) as crew:
         for number, child in enumerate(crew._children):  # noqa: SLF001  the processes
-            tasks = Path(f"/proc/{child._process.pid}/task").iterdir()  # noqa: SLF001
+            (fork,) = forks(child._process.pid)  # noqa: SLF001
+            tasks = Path(f"/proc/{fork}/task").iterdir()
             assert {frozenset(os.sched_getaffinity(int(task.name))) for task in tasks} == {frozenset({order[number]})}
 
 
@@ -222,6 +254,7 @@ def test_a_worker_that_is_lost_fails_the_cell_and_the_others_end(
     suite: Suite,
     load: capacity.Load,
     processes: Callable[[str], list[str]],
+    wait_until: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     module: str,
@@ -233,7 +266,7 @@ def test_a_worker_that_is_lost_fails_the_cell_and_the_others_end(
     monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=told):
         capacity.measure(suite.cell("tiny", 16, name), dataclasses.replace(load, seconds=5), patience_s=5)
-    assert not processes(f"QBERT_CACHE={tmp_path}")
+    wait_until(lambda: not processes(f"QBERT_CACHE={tmp_path}"))
 
 
 @pytest.mark.skipif(not HERE.pinnable, reason="needs an affinity")
@@ -279,7 +312,7 @@ def test_ctrl_c_ends_everything_at_once(
     environment = os.environ | {"QBERT_CACHE": str(tmp_path / "cache")}
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=environment, stderr=subprocess.PIPE)
     wait_until((tmp_path / "begun").exists, 120)
-    assert len(processes(f"QBERT_CACHE={tmp_path / 'cache'}")) == 3
+    assert len(processes(f"QBERT_CACHE={tmp_path / 'cache'}")) == (5 if FORKS else 3)
     parent.send_signal(how)
     parent.wait(timeout=10)
     assert parent.stderr is not None

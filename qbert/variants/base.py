@@ -109,10 +109,14 @@ class Variant:
             "runtime": self.runtime,
         }
 
+    @property
+    def to_load(self) -> tuple[str, ...]:
+        """The packages that loading it needs."""
+        return self.packages if self.packages_to_load is None else self.packages_to_load
+
     def missing(self, *, made: bool = False) -> str:
         """Return why it cannot run here or, unless it was `made` already, be made; empty where it can."""
-        to_load = self.packages if self.packages_to_load is None else self.packages_to_load
-        needed = to_load if made else (*CONVERTERS, *self.packages)
+        needed = self.to_load if made else (*CONVERTERS, *self.packages)
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
             extras = dict.fromkeys(EXTRAS.get(name, "") for name in missing)

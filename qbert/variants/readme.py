@@ -91,7 +91,7 @@ def text(variant: Variant, model: str, record: Mapping[str, Any]) -> str:
     kind = "any number of labels a text" if record["problem_type"] == MULTI_LABEL else "one label a text"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     side = "end" if record["truncation_side"] == "right" else "beginning"
-    needed = variant.packages if variant.packages_to_load is None else variant.packages_to_load
+    needed = variant.to_load
     return f"""# {model} as {variant.name}
 
 A text classifier for CPUs, written by `qbert quantize`: {model} in {variant.precision}, run by {variant.runtime}.
