@@ -163,7 +163,7 @@ def whole(weight: Array, size: Array, greatest: int) -> Array:
 def rungs(
     simulation: Simulation, calibrations: Sequence[Sequence[Encoding]], *, int4: bool
 ) -> Iterable[tuple[str, Rung]]:
-    """Yield each rung by its name, with `int4` those too; what is calibrated, once for each of the sets of texts."""
+    """Yield each rung by its name, or `int4` alone; what is calibrated, once for each of the sets of texts."""
 
     def every(squares: Weights | None = None, greatest: int = INT8, group: int | None = None) -> Weights:
         found = {}
@@ -177,20 +177,22 @@ def rungs(
 
     int8 = every()
     yield "plain", Rung(int8)
+    known = [rounding.squares_of(simulation.checkpoint, simulation.modules, texts) for texts in calibrations]
+    if int4:
+        for group in (None, *GROUPS):
+            name = f"int4 by {group}" if group else "int4"
+            yield name, Rung(every(greatest=INT4, group=group))
+            for seed, squares in enumerate(known):
+                yield f"{name}, least squares, seed {seed}", Rung(every(squares, INT4, group))
+        return
     yield "weights alone", Rung(int8, activations=False)
     yield "activations alone", Rung({})
     yield "neither", Rung({}, activations=False)
     yield "first token in 8 bits", Rung(int8, first_token=False)
     for group in GROUPS:
         yield f"groups of {group}", Rung(every(group=group))
-    known = [rounding.squares_of(simulation.checkpoint, simulation.modules, texts) for texts in calibrations]
     for seed, squares in enumerate(known):
         yield f"least squares, seed {seed}", Rung(every(squares))
-    for group in (None, *GROUPS) if int4 else ():
-        name = f"int4 by {group}" if group else "int4"
-        yield name, Rung(every(greatest=INT4, group=group))
-        for seed, squares in enumerate(known):
-            yield f"{name}, least squares, seed {seed}", Rung(every(squares, INT4, group))
 
 
 def squared(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -260,7 +262,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1000, help="at most so many")
     parser.add_argument("--calibration", type=int, default=64, help="training texts")
     parser.add_argument("--seeds", type=int, default=3, help="sets of calibration texts")
-    parser.add_argument("--int4", action="store_true", help="weights of 4 bits, too")
+    parser.add_argument("--int4", action="store_true", help="weights of 4 bits instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for source in options.sources:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import lapack
 
 from qbert.tokenizer import Encoding
 
@@ -49,8 +50,8 @@ def least_squares(weight: Array, step: Array, squares: Array, greatest: int = 12
     """Return `weight`, `(outputs, inputs)`, in whole steps up to `greatest` whose products differ least from its own.
 
     Inputs are rounded one after the other, those with the greatest squares first; each one's error is made up for by
-    those that are still to be rounded. Outputs that come nearer with the nearest steps keep those. `step` is how large a
-    step is, `(outputs, 1)` or of each weight, and `squares` is what squares_of returns.
+    those that are still to be rounded. Outputs that come nearer with the nearest steps keep those. `step` is the size
+    of a step, `(outputs, 1)` or for each weight, and `squares` is what squares_of returns.
 
     Source: Frantar et al. (2023), "GPTQ", algorithm 1; the order is its published code's `act-order`.
     """
@@ -58,7 +59,9 @@ def least_squares(weight: Array, step: Array, squares: Array, greatest: int = 12
     order = np.argsort(-squares.diagonal(), kind="stable")
     damped = squares[np.ix_(order, order)].astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * damped.diagonal().mean() or 1.0
-    inverse = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)
+    # The upper factor of the inverse of a matrix is the inverse of that of the matrix, from the last row to the first.
+    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    inverse = lapack.dtrtri(lower, lower=1)[0][::-1, ::-1].astype(np.float32)
     left, sizes = np.ascontiguousarray(weight.T[order]), np.broadcast_to(step, weight.shape).T[order]
     rounded = np.empty_like(left)
     for start in range(0, len(order), BLOCK):
