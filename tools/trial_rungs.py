@@ -27,7 +27,7 @@ from qbert import dataset as datasets
 from qbert.checkpoint import Checkpoint
 from qbert.labels import predicted
 from qbert.tokenizer import Encoding
-from qbert.variants import families, native
+from qbert.variants import CALIBRATION_DOCUMENTS, families, native
 from qbert.variants.native import rounding
 from qbert.variants.native.encoder import PRODUCTS, WEIGHTS, Encoder
 
@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", metavar="CHECKPOINT:DATASET[:DOCUMENTS.csv]")
     parser.add_argument("--documents", type=int, default=1000, help="at most so many")
-    parser.add_argument("--calibration", type=int, default=64, help="training texts")
+    parser.add_argument("--calibration", type=int, default=CALIBRATION_DOCUMENTS, help="training texts")
     parser.add_argument("--seeds", type=int, default=3, help="sets of calibration texts")
     parser.add_argument("--int4", action="store_true", help="weights of 4 bits instead")
     options = parser.parse_args()
