@@ -56,9 +56,9 @@ class Rung:
 class Simulation:
     """A BERT that rounds where int8-native does; padded batches, since padding changes no token's scale."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Load `checkpoint`; until `prepare` is called it computes in fp32."""
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, bits: int) -> None:
+        """Load `checkpoint`, to quantize activations to so many bits; until `prepare` is called it computes in fp32."""
+        self.checkpoint, self.bits = checkpoint, bits
         self.model = checkpoint.load()
         body = families.of(checkpoint, "int8-native").body
         layers = f"{self.model.base_model_prefix}.{body['layers']}"
@@ -113,9 +113,9 @@ class Simulation:
         if name.endswith(("output", "down")):
             rows = rows.half().float()
         if self.rung.activations:
-            rounded = steps(rows)
+            rounded = steps(rows, self.bits)
             if self.rung.first_token:
-                rounded[:, 0] += steps(rows[:, 0] - rounded[:, 0])
+                rounded[:, 0] += steps(rows[:, 0] - rounded[:, 0], self.bits)
             rows = rounded
         return (rows,)
 
@@ -132,10 +132,10 @@ def attention(
     return context.transpose(1, 2).contiguous(), None
 
 
-def steps(rows: Tensor) -> Tensor:
-    """Return `rows`, each rounded to 256 numbers from its least to its greatest."""
+def steps(rows: Tensor, bits: int) -> Tensor:
+    """Return `rows`, each rounded to the numbers of so many bits from its least to its greatest."""
     low, high = rows.aminmax(dim=-1, keepdim=True)
-    step = (high - low) / 255
+    step = (high - low) / (2**bits - 1)
     return low + step * ((rows - low) / step.clamp_min(1e-30)).round()
 
 
@@ -220,7 +220,7 @@ def trial(source: str, options: argparse.Namespace) -> None:
         return [checkpoint.encoder(*text, max_length=checkpoint.max_length) for text in datasets.text_rows(documents)]
 
     encodings = encoded(rows)
-    simulation = Simulation(checkpoint)
+    simulation = Simulation(checkpoint, options.bits)
     reference = simulation.logits(encodings)
     simulation.prepare()
     labels = dataset.indicators(rows)
@@ -243,7 +243,7 @@ def trial(source: str, options: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as place:
         native.export(checkpoint, Path(place))
-        encoder = Encoder(Path(place) / WEIGHTS)
+        encoder = Encoder(Path(place) / WEIGHTS, {7: "avx2", 8: ""}[options.bits])
         line("int8-native", np.concatenate([encoder(encoding) for encoding in encodings]))
     calibrations = [
         encoded(dataset.train.sample(options.calibration, random_state=seed)) for seed in range(options.seeds)
@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1000, help="at most so many")
     parser.add_argument("--calibration", type=int, default=CALIBRATION_DOCUMENTS, help="training texts")
     parser.add_argument("--seeds", type=int, default=3, help="sets of calibration texts")
+    parser.add_argument("--bits", type=int, choices=(7, 8), default=8, help="of activations; those of AVX2 are 7")
     parser.add_argument("--int4", action="store_true", help="weights of 4 bits instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
