@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+BATCH = 32  # texts at once: one by one, adding up BERT-base's squares takes a minute
 BLOCK = 128  # inputs whose errors move on to the others at once: GPTQ's own
 DAMPING = 0.01  # of the mean of the squares, added to each: GPTQ's own
 
@@ -27,22 +28,36 @@ def squares_of(
     `modules` are the names of the products in the checkpoint by ours.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    model = checkpoint.load()
+    model, padding = checkpoint.load(), checkpoint.config.pad_token_id or 0
+    parts = {name: model.get_submodule(module) for name, module in modules.items()}
+    sums = {name: torch.zeros(part.in_features, part.in_features) for name, part in parts.items()}
     last = list(modules)[-1].rpartition(".")[0]
-    sums: dict[str, torch.Tensor] = {}
+    real = torch.ones(0, dtype=torch.bool)
 
     def add(name: str, _: object, inputs: tuple[torch.Tensor]) -> None:
-        rows = inputs[0][0]
-        if name.startswith(f"{last}.") and not name.endswith((".key", ".value")):
-            rows = rows[:1]  # the encoder computes no others there
-        sums[name] = sums.get(name, 0) + rows.T @ rows
+        # Of the last layer the encoder computes no more for other tokens than the first than keys and values.
+        first_token = name.startswith(f"{last}.") and not name.endswith((".key", ".value"))
+        rows = inputs[0][:, 0] if first_token else inputs[0][real]
+        sums[name].addmm_(rows.T, rows)
 
-    for name, module in modules.items():
-        model.get_submodule(module).register_forward_pre_hook(partial(add, name))
+    for name, part in parts.items():
+        part.register_forward_pre_hook(partial(add, name))
     with torch.inference_mode():
-        for encoding in calibration:
-            model(**{name: torch.from_numpy(ids) for name, ids in encoding.items()})
+        for start in range(0, len(calibration), BATCH):
+            texts = [
+                {name: torch.from_numpy(ids[0]) for name, ids in encoding.items()}
+                for encoding in calibration[start : start + BATCH]
+            ]
+            batch = {
+                name: pad_sequence([text[name] for text in texts], batch_first=True, padding_value=value)
+                for name, value in {**dict.fromkeys(texts[0], 0), "input_ids": padding}.items()
+            }
+            real = pad_sequence(
+                [torch.ones_like(text["input_ids"], dtype=torch.bool) for text in texts], batch_first=True
+            )
+            model(**batch | {"attention_mask": real.long()})
     return {name: total.numpy() for name, total in sums.items()}
 
 
