@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import lapack
 
 from qbert.tokenizer import Encoding
 
@@ -37,7 +36,7 @@ def squares_of(
     real = torch.ones(0, dtype=torch.bool)
 
     def add(name: str, _: object, inputs: tuple[torch.Tensor]) -> None:
-        # Of the last layer the encoder computes no more for other tokens than the first than keys and values.
+        # In the last layer the encoder computes keys and values alone of other tokens than the first.
         first_token = name.startswith(f"{last}.") and not name.endswith((".key", ".value"))
         rows = inputs[0][:, 0] if first_token else inputs[0][real]
         sums[name].addmm_(rows.T, rows)
@@ -70,6 +69,8 @@ def least_squares(weight: Array, step: Array, squares: Array, greatest: int = 12
 
     Source: Frantar et al. (2023), "GPTQ", algorithm 1; the order is its published code's `act-order`.
     """
+    from scipy.linalg import lapack  # scikit-learn brings it; who only loads an artefact may lack it
+
     nearest = np.clip(np.rint(weight / step), -greatest, greatest)
     order = np.argsort(-squares.diagonal(), kind="stable")
     damped = squares[np.ix_(order, order)].astype(np.float64)
