@@ -22,7 +22,6 @@ from qbert import accuracy, machine, variants
 from qbert import dataset as datasets
 from qbert.accuracy import Comparison
 from qbert.cache import build_folder, is_filled, seal
-from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.kept_answers import KeptAnswers
@@ -307,14 +306,16 @@ def rescue(
     baseline = baseline_of(model, loaded, max_length)
     checkpoint = baseline.checkpoint
     trained_on = checkpoint.record.get("dataset_sha256")
-    rows, judged_by = loaded.to_choose_by(validation, CALIBRATION_DOCUMENTS, trained_on)
+    calibrating = variants.CALIBRATION_DOCUMENTS if row.calibrated else CALIBRATION_DOCUMENTS
+    rows, judged_by = loaded.to_choose_by(validation, calibrating, trained_on)
     clock = _Clock()
     answered = partial(ask, baseline)
     calibration = answered(loaded.calibration(CALIBRATION_DOCUMENTS), "fp32, calibration")
     held = answered(rows[:documents], "fp32, held out")
     clock.lap("baseline")
+    rounded = variants.prepare(row, checkpoint, loaded, baseline.max_length) / WEIGHTS
     with tempfile.TemporaryDirectory() as place:
-        native.export(checkpoint, Path(place), None)
+        native.export(checkpoint, Path(place), None, rounded)
         encoder = Encoder(Path(place) / WEIGHTS, **row.options)
     clock.lap("export")
     search = Search(encoder, loaded, checkpoint.problem_type, limit)
@@ -363,7 +364,7 @@ def rescue(
         seconds=clock.laps,
     )
     if holds:
-        build_folder(output, partial(_fill, rescued, row, checkpoint, baseline.max_length))
+        build_folder(output, partial(_fill, rescued, row, baseline, rounded))
     return rescued
 
 
@@ -414,10 +415,11 @@ def ask(baseline: Cell, rows: "pd.DataFrame", what: str) -> Documents:
     return Documents(rows, encodings, logits)
 
 
-def _fill(rescued: Rescued, variant: Variant, checkpoint: Checkpoint, max_length: int, stage: Path) -> None:
-    """Write the artefact and the record of why to `stage`."""
-    variants.write_artefact(variant, checkpoint, stage, None, max_length)
-    native.export(checkpoint, stage, rescued.kept)
+def _fill(rescued: Rescued, variant: Variant, baseline: Cell, rounded: Path, stage: Path) -> None:
+    """Write the artefact, with the int8 weights of the file `rounded`, and the record of why to `stage`."""
+    checkpoint = baseline.checkpoint
+    variants.write_artefact(variant, checkpoint, stage, baseline.suite.dataset, baseline.max_length)
+    native.export(checkpoint, stage, rescued.kept, rounded)
     record = asdict(rescued) | {"machine": machine.identity(*variant.packages)}
     (stage / REPORT).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     seal(stage)

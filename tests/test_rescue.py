@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from qbert import dataset as datasets
-from qbert import rescue, training
+from qbert import rescue, training, variants
 from qbert.artefact import Artefact
 from qbert.checkpoint import Checkpoint
 from qbert.cli import main
@@ -21,7 +21,7 @@ from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
 from qbert.rescue import Product
 from qbert.suite import Cell, Suite
-from qbert.variants import native
+from qbert.variants import VARIANTS, native
 from qbert.variants.native.encoder import WEIGHTS, Encoder
 
 pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
@@ -135,6 +135,20 @@ def test_the_product_that_was_made_fragile_is_kept_and_no_other(
     assert max(map(len, done.stdout.splitlines()[:6])) <= 80
 
 
+def test_weights_that_were_rounded_by_least_squares_stay_so(
+    arguments: Callable[..., list[str]], news: Dataset, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(main, arguments(3000, "--max-f1-drop", 0.05, "--variant", "int8-native-calibrated"))
+    assert done.exit_code == 0, done.stderr
+    model = Checkpoint.open(tmp_path / "fragile")
+    rounded = load_file(variants.prepare(VARIANTS["int8-native-calibrated"], model, news, 32) / WEIGHTS)
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    int8 = [name for name, tensor in written.items() if tensor.dtype == np.int8]
+    assert all(np.array_equal(written[name], rounded[name]) for name in int8)
+    kept = Artefact.open(tmp_path / "out").load().evidence["kept_ops"]
+    assert len(int8) + len(kept) == sum(tensor.dtype == np.int8 for tensor in rounded.values())
+
+
 def test_where_int8_holds_the_guard_nothing_is_kept(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     done = CliRunner().invoke(main, arguments(1, "--max-f1-drop", 0.05))
     assert done.exit_code == 0, done.stderr
@@ -176,7 +190,7 @@ def test_an_interrupted_run_asks_the_baseline_for_nothing_twice(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--variant", "fp32"), "variant fp32 has no products to keep: name one of int8-native, int8-native-vnni"),
+        (("--variant", "fp32"), "variant fp32 has no products to keep: name one of int8-native, int8-native-cal"),
         (("--max-f1-drop", 0), "0.0 is not in the range 0<x<=1"),
         (("--max-f1-drop", 0.0001), "cannot show that F1 drops by 0.0001 at most, even if no answer changes"),
         (("--documents", 20), "20 held-out documents cannot show that F1 drops by 0.01 at most"),

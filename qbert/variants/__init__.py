@@ -248,6 +248,17 @@ for row in (
         unsupported=native.unsupported,
     ),
     Variant(
+        "int8-native-calibrated",
+        "qbert",
+        "int8",
+        native.load,
+        native.export_calibrated,
+        calibrated=True,
+        needs="AVX2 or ARM's dot products, a C++ compiler",
+        unsupported=native.unsupported,
+        default=False,  # differs from int8-native only in how its weights are rounded
+    ),
+    Variant(
         "int8-native-vnni",
         "qbert",
         "int8",

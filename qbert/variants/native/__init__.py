@@ -1,11 +1,11 @@
-"""qbert's own int8: a scale for each token's activations and for each output's weights, without calibration.
+"""qbert's own int8: a scale for each token's activations and for each output's weights.
 
-`convert` writes the quantized weights, `encoder` runs them, `compiler` compiles the C++ sources here. Each header
-explains its own part; docs/native.md lists them.
+`convert` writes the quantized weights, `rounding` fits them to calibration texts where that is asked for, `encoder`
+runs them, `compiler` compiles the C++ sources here. Each header explains its own part; docs/native.md lists them.
 """
 
 from qbert.variants.native.compiler import unsupported
-from qbert.variants.native.convert import export
+from qbert.variants.native.convert import export, export_calibrated
 from qbert.variants.native.encoder import load
 
-__all__ = ["export", "load", "unsupported"]
+__all__ = ["export", "export_calibrated", "load", "unsupported"]

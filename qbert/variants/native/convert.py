@@ -1,7 +1,8 @@
-"""Quantize a checkpoint's weights for the native encoder: one step for each output, without calibration."""
+"""Quantize a checkpoint's weights for the native encoder, in steps of one size for each output."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qbert.errors import CannotRunError
+from qbert.tokenizer import Encoding
 from qbert.variants import families
+from qbert.variants.native import rounding
 from qbert.variants.native.compiler import load_library
-from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry, Kept
+from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry, Kept, header
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Checkpoint
@@ -23,15 +26,16 @@ COUNT_FROM_PADDING = ("camembert", "roberta", "xlm-roberta")
 SPELLINGS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
 
-def export(checkpoint: "Checkpoint", folder: Path, kept: Kept = ()) -> None:
+def export(checkpoint: "Checkpoint", folder: Path, kept: Kept = (), rounded: Path | None = None) -> None:
     """Write the weights of `checkpoint` to `folder`: products in int8, word embeddings in bf16, the rest in fp32.
 
-    The products `kept` are in bf16; None writes every product in int8 and in bf16.
+    The products `kept` are in bf16; None writes every product in int8 and in bf16. Numbers are rounded to the nearest
+    step; or the int8 weights are those of the file `rounded`, which an export of the same checkpoint wrote.
 
     Raises:
         InputError: its architecture or activation is unknown.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import load_file, save_file
 
     load_library()  # compiled now rather than at the first load
     config = checkpoint.config
@@ -40,15 +44,7 @@ def export(checkpoint: "Checkpoint", folder: Path, kept: Kept = ()) -> None:
     if activation not in ACTIVATIONS:
         raise CannotRunError(f"int8-native knows the activations {', '.join(ACTIVATIONS)}, not {activation!r}")
     weights = {name: tensor.numpy() for name, tensor in checkpoint.load().state_dict().items()}
-    prefix = checkpoint.skeleton.base_model_prefix
-
-    def checkpoint_name(name: str) -> str:
-        """Return what the checkpoint calls our module `name`."""
-        if name.startswith("layers."):
-            _, number, module = name.split(".")
-            return f"{prefix}.{family.body['layers']}.{number}.{family.body[module]}"
-        return family.head.get(name) or f"{prefix}.{family.body[name]}"
-
+    checkpoint_name = partial(_module_name, checkpoint)
     words = weights[f"{checkpoint_name('embeddings.word')}.weight"]
     types = weights.get(f"{checkpoint_name('embeddings.type')}.weight", ())
     geometry = Geometry(
@@ -70,7 +66,37 @@ def export(checkpoint: "Checkpoint", folder: Path, kept: Kept = ()) -> None:
         name: _tensor(name, kind, shape, weights, checkpoint_name)
         for name, (kind, shape) in geometry.tensors(kept).items()
     }
+    if rounded:
+        tensors |= {name: tensor for name, tensor in load_file(rounded).items() if name in tensors}
     save_file(tensors, folder / WEIGHTS, metadata(geometry, kept))
+
+
+def export_calibrated(checkpoint: "Checkpoint", folder: Path, calibration: Sequence[Encoding]) -> None:
+    """Write what `export` does, with int8 weights that are rounded by least squares over the texts `calibration`.
+
+    Raises:
+        InputError: its architecture or activation is unknown.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    export(checkpoint, folder)
+    geometry, _ = header(folder / WEIGHTS)
+    tensors = load_file(folder / WEIGHTS)
+    modules = {name: _module_name(checkpoint, name) for name in geometry.products()}
+    weights = checkpoint.load().state_dict()
+    for name, squares in rounding.squares_of(checkpoint, modules, calibration).items():
+        weight, step = weights[f"{modules[name]}.weight"].numpy(), tensors[f"{name}.step"]
+        tensors[f"{name}.weight"] = rounding.least_squares(weight, step[:, None], squares).astype(np.int8)
+    save_file(tensors, folder / WEIGHTS, metadata(geometry))
+
+
+def _module_name(checkpoint: "Checkpoint", name: str) -> str:
+    """Return what `checkpoint` calls our module `name`."""
+    family, prefix = families.of(checkpoint, "int8-native"), checkpoint.skeleton.base_model_prefix
+    if name.startswith("layers."):
+        _, number, module = name.split(".")
+        return f"{prefix}.{family.body['layers']}.{number}.{family.body[module]}"
+    return family.head.get(name) or f"{prefix}.{family.body[name]}"
 
 
 def metadata(geometry: Geometry, kept: Kept = ()) -> dict[str, str]:

@@ -134,7 +134,7 @@ class Encoder:
 
         self.native = load_library(kernel)
         try:
-            self.geometry, self.stored = _header(path)
+            self.geometry, self.stored = header(path)
             self.kept = frozenset(self.stored or ())
             """The products that are not int8."""
             self._read(path)
@@ -213,7 +213,7 @@ def _number(product: str) -> int:
     return PRODUCTS.index(product.rpartition(".")[2])
 
 
-def _header(path: Path) -> tuple[Geometry, Kept]:
+def header(path: Path) -> tuple[Geometry, Kept]:
     """Read sizes and kept products from the header of `path`; check them, and every tensor's type and shape."""
     from safetensors import safe_open
 
