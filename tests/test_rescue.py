@@ -4,25 +4,26 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import fragile
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
 from qbert import dataset as datasets
-from qbert import rescue, training
+from qbert import training
 from qbert.artefact import Artefact
 from qbert.checkpoint import Checkpoint
 from qbert.cli import main
 from qbert.dataset import Dataset
 from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
-from qbert.rescue import Product
+from qbert.rescue import judging, run, search
+from qbert.rescue.native import NativeMixes
+from qbert.rescue.search import Product
 from qbert.suite import Cell, Suite
 from qbert.variants import native
-from qbert.variants.native.encoder import WEIGHTS, Encoder
 
 pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
 
@@ -30,14 +31,14 @@ pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupp
 @given(st.integers(1, 300), st.integers(0, 400))
 def test_the_fewest_are_found_in_few_trials(count: int, needed: int) -> None:
     tried: list[int] = []
-    found = rescue.fewest(count, lambda number: tried.append(number) or number >= needed)  # type: ignore[func-returns-value]
+    found = search.fewest(count, lambda number: tried.append(number) or number >= needed)  # type: ignore[func-returns-value]
     assert found == (max(needed, 1) if needed <= count else None)
     assert len(tried) <= 2 + np.log2(count)
 
 
 def test_products_are_in_the_order_of_error_saved_for_each_second() -> None:
     products = [Product("a", 1, 0, 1), Product("b", 3, 0, 4), Product("c", 1, 0, 0.5), Product("d", 0, 0, 1)]
-    assert [product.name for product in rescue.in_order(products)] == ["c", "a", "b", "d"]
+    assert [product.name for product in search.in_order(products)] == ["c", "a", "b", "d"]
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))
@@ -45,16 +46,16 @@ def test_prices_are_smooth_and_above_0(by_multiplications: float, by_weights: fl
     generator = np.random.default_rng(seed)
     work = {str(n): (float(n % 5 + 1) * (n % 3 + 1), float(n % 3 + 1)) for n in range(12)}
     true = {name: by_multiplications * a + by_weights * b for name, (a, b) in work.items()}
-    found = rescue.prices(true, work)
+    found = search.prices(true, work)
     assert found == pytest.approx(true, rel=1e-6, abs=1e-9) or not any(true.values())
-    noisy = rescue.prices({name: value + generator.normal() for name, value in true.items()}, work)
+    noisy = search.prices({name: value + generator.normal() for name, value in true.items()}, work)
     assert min(noisy.values()) > 0
 
 
 def test_what_is_the_same_for_all_labels_is_no_error() -> None:
     logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    assert rescue.squared_error(logits + np.float32(4), logits) == pytest.approx(0, abs=1e-9)
-    assert rescue.squared_error(logits + np.array([[3, 0, 0]], np.float32), logits) == pytest.approx(6)
+    assert judging.squared_errors(logits + np.float32(4), logits) == pytest.approx(0, abs=1e-9)
+    assert judging.squared_errors(logits + np.array([[3, 0, 0]], np.float32), logits) == pytest.approx(6)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([SINGLE_LABEL, MULTI_LABEL]), st.floats(0.01, 3))
@@ -62,7 +63,7 @@ def test_a_change_within_the_margin_changes_no_answer(seed: int, problem_type: s
     generator = np.random.default_rng(seed)
     before = generator.normal(size=(50, 4)).astype(np.float32)
     after = (before + size * generator.normal(size=(50, 4))).astype(np.float32)
-    within = rescue.changes(after, before, problem_type) < rescue.margins(before, problem_type)
+    within = judging.changes(after, before, problem_type) < judging.margins(before, problem_type)
     assert (predicted(before, problem_type) == predicted(after, problem_type))[within].all()
 
 
@@ -72,23 +73,6 @@ FRAGILE = "layers.0.output"
 def baseline(checkpoint: Checkpoint, dataset: Dataset, max_length: int) -> Cell:
     suite = Suite(dataset, [str(checkpoint.folder)], max_lengths=[max_length])
     return suite.cell(next(iter(suite.models)), max_length, "fp32")
-
-
-def fragile(checkpoint: Checkpoint, folder: Path, factor: float) -> Path:
-    """Write a checkpoint with the same answers, where in one product 8 bits are too few.
-
-    Most of its inputs are made `factor` times as large by the product before, and its weights for them as small.
-    """
-    for path in checkpoint.folder.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(folder / "model.safetensors")
-    layer = "bert.encoder.layer.0.attention"
-    most = np.arange(checkpoint.config.hidden_size) % 16 > 0
-    for part in ("weight", "bias"):
-        tensors[f"{layer}.self.value.{part}"][most] *= np.float32(factor)
-    tensors[f"{layer}.output.dense.weight"][:, most] /= np.float32(factor)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +89,12 @@ def arguments(taught: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[...
     """What makes a checkpoint that is fragile by a factor, and returns the arguments of the command for it."""
 
     def make(factor: float, *more: object) -> list[str]:
-        (tmp_path / "fragile").mkdir()
-        model = fragile(taught, tmp_path / "fragile", factor)
+        model = fragile.write(taught.folder, tmp_path / "fragile", factor)
         named = {"--model": model, "--dataset": news.folder, "--output": tmp_path / "out", "--max-length": 32}
         # Its own answers are the labels, so that each answer that int8 changes is a mistake.
         rows = datasets.load("news_mini").test
         rows = rows[~rows["text"].isin(news.test["text"])]
-        answers = rescue.ask(baseline(taught, news, 32), rows, "fp32").baseline.argmax(axis=1)
+        answers = judging.ask(baseline(taught, news, 32), rows, "fp32").baseline.argmax(axis=1)
         rows.assign(label=answers).to_csv(tmp_path / "held-out.csv", index=False)
         named["--validation"] = tmp_path / "held-out.csv"
         return ["rescue", *(str(word) for pair in named.items() for word in pair), *map(str, more)]
@@ -124,7 +107,7 @@ def test_the_product_that_was_made_fragile_is_kept_and_no_other(
 ) -> None:
     done = CliRunner().invoke(main, arguments(3000, "--max-f1-drop", 0.05))
     assert done.exit_code == 0, done.stderr
-    record = json.loads((tmp_path / "out" / rescue.REPORT).read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / "out" / run.REPORT).read_text(encoding="utf-8"))
     assert f"with 1 product in {record['precision']} ({FRAGILE}) the guard holds" in done.stdout
     assert record["kept"] == [FRAGILE]
     assert record["plain_at_most"] > 0.05 >= record["chosen_at_most"]
@@ -153,30 +136,32 @@ def test_where_nothing_holds_the_guard_the_exit_code_is_1(arguments: Callable[..
 def test_documents_that_are_not_asked_again_would_have_answered_the_same(
     taught: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
-    (tmp_path / "fragile").mkdir()
-    checkpoint = Checkpoint.open(fragile(taught, tmp_path / "fragile", 100))
-    native.export(checkpoint, tmp_path, None)
-    documents = rescue.ask(baseline(checkpoint, news, 32), news.train, "fp32")
-    search = rescue.Search(Encoder(tmp_path / WEIGHTS), news, checkpoint.problem_type, 0.02)
-    judge = search.judge_near(documents, search.logits([], documents.encodings))
-    for kept in ([], search.names[:3], [FRAGILE], search.names):
-        of_all, at_most = search.compare(documents, search.logits(kept, documents.encodings))
-        near, near_at_most = judge(kept)
-        assert (near.f1_drop, near.flips, near_at_most) == (of_all.f1_drop, of_all.flips, at_most)
+    checkpoint = Checkpoint.open(fragile.write(taught.folder, tmp_path / "fragile", 100))
+    documents = judging.ask(baseline(checkpoint, news, 32), news.train, "all")
+    found = search.Search(NativeMixes(checkpoint))
+    guard = judging.Judge(news, checkpoint.problem_type, 0.02)
+    near = guard.near(documents, found.logits([], documents.encodings))
+    assert 0 < len(near.numbers) < len(documents)
+    for kept in ([], found.names[:3], [FRAGILE], found.names):
+        of_all = guard.judge(documents, found.logits(kept, documents.encodings))
+        assert near.judge(found.logits(kept, near.encodings)) == of_all
 
 
 def test_an_interrupted_run_asks_the_baseline_for_nothing_twice(
     trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = rescue.ask(baseline(trained, news, 30), news.test, "fp32")
+    first = judging.ask(baseline(trained, news, 30), news.test, "fp32")
     monkeypatch.setattr(Cell, "text_classifier", lambda _: pytest.fail("asked again"))
-    assert np.array_equal(rescue.ask(baseline(trained, news, 30), news.test, "fp32").baseline, first.baseline)
+    assert np.array_equal(judging.ask(baseline(trained, news, 30), news.test, "fp32").baseline, first.baseline)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--variant", "fp32"), "variant fp32 has no products to keep: name one of int8-native, int8-native-vnni"),
+        (
+            ("--variant", "int8-dynamic"),
+            "no products to keep: name one of int8-onnxruntime, int8-openvino, int8-bf16-openvino, int8-native, int8-",
+        ),
         (("--max-f1-drop", 0), "0.0 is not in the range 0<x<=1"),
         (("--max-f1-drop", 0.0001), "cannot show that F1 drops by 0.0001 at most, even if no answer changes"),
         (("--documents", 20), "20 held-out documents cannot show that F1 drops by 0.01 at most"),
@@ -192,9 +177,9 @@ def test_a_mistake_is_one_sentence(arguments: Callable[..., list[str]], more: tu
 def test_documents_to_choose_by_are_new_to_calibration_and_to_the_test_split(news: Dataset, tmp_path: Path) -> None:
     small = datasets.Dataset(news.folder, news.label_names, news.train[:80], news.test, news.sha256)
     with pytest.raises(InputError, match=r"train\.csv has 80 rows, too few .* \(--validation\)"):
-        small.to_choose_by(None, rescue.CALIBRATION_DOCUMENTS, None)
-    rows, said = news.to_choose_by(None, rescue.CALIBRATION_DOCUMENTS, news.sha256)
-    assert not set(news.calibration(rescue.CALIBRATION_DOCUMENTS).index) & set(rows.index)
+        small.to_choose_by(None, run.CALIBRATION_DOCUMENTS, None)
+    rows, said = news.to_choose_by(None, run.CALIBRATION_DOCUMENTS, news.sha256)
+    assert not set(news.calibration(run.CALIBRATION_DOCUMENTS).index) & set(rows.index)
     assert not rows.index.is_monotonic_increasing, "in random order: a file may be sorted by label"
     assert "which the model was trained on" in said
     path = tmp_path / "more.csv"
