@@ -94,7 +94,8 @@ class _Validation:
         if len(numbers) < len(self.encodings):
             return float(values.mean()), values.tolist()
         judged = self.near.judge(logits)
-        return min(0.0, self.near.guard.limit - judged.at_most), values.tolist()
+        missed_by = max(0.0, judged.at_most - self.near.guard.limit)
+        return 1.0 - missed_by, values.tolist()  # 1 where the guard holds: NNCF divides by that of fp32
 
 
 def control(smoothed: Any, sample: Sequence[Encoding], validation: _Validation) -> Any:  # noqa: ANN401  openvino.Models
