@@ -1,18 +1,26 @@
 """`qbert rescue` keeps the products whose int8 costs the answers, and no others."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fragile
+import nncf
 import numpy as np
+import onnx
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from qbert import dataset as datasets
-from qbert import training
+from qbert import training, variants
 from qbert.artefact import Artefact
 from qbert.checkpoint import Checkpoint
 from qbert.cli import main
@@ -21,11 +29,27 @@ from qbert.errors import InputError
 from qbert.labels import MULTI_LABEL, SINGLE_LABEL, predicted
 from qbert.rescue import judging, run, search
 from qbert.rescue.native import NativeMixes
+from qbert.rescue.onnxruntime import OnnxMixes
+from qbert.rescue.openvino import AccuracyControl
 from qbert.rescue.search import Product
 from qbert.suite import Cell, Suite
-from qbert.variants import native
+from qbert.variants import native, onnxruntime, openvino
+from qbert.variants.build import calibration_encodings
 
-pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
+needs_native = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
+needs_bf16 = pytest.mark.skipif(bool(openvino.lacks_bf16()), reason=openvino.lacks_bf16() or "it runs here")
+VARIANTS = [
+    pytest.param("int8-native", "layers.0.output", marks=needs_native),
+    pytest.param(
+        "int8-onnxruntime", "/model/bert/encoder/layer.0/attention/output/dense/MatMul", marks=pytest.mark.slow
+    ),
+    pytest.param(
+        "int8-openvino",
+        "__module.bert.encoder.layer.0.attention.output.dense/aten::linear/MatMul",
+        marks=pytest.mark.slow,
+    ),
+]
+"""Each with its name of the product that fragile.py makes fragile."""
 
 
 @given(st.integers(1, 300), st.integers(0, 400))
@@ -67,9 +91,6 @@ def test_a_change_within_the_margin_changes_no_answer(seed: int, problem_type: s
     assert (predicted(before, problem_type) == predicted(after, problem_type))[within].all()
 
 
-FRAGILE = "layers.0.output"
-
-
 def baseline(checkpoint: Checkpoint, dataset: Dataset, max_length: int) -> Cell:
     suite = Suite(dataset, [str(checkpoint.folder)], max_lengths=[max_length])
     return suite.cell(next(iter(suite.models)), max_length, "fp32")
@@ -102,29 +123,44 @@ def arguments(taught: Checkpoint, news: Dataset, tmp_path: Path) -> Callable[...
     return make
 
 
+def test_a_fragile_checkpoint_answers_as_before(taught: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(fragile.write(taught.folder, tmp_path / "fragile", 300, layers=(0, 1)))
+    before, after = (judging.ask(baseline(one, news, 32), news.test, "fp32").baseline for one in (taught, checkpoint))
+    assert not np.array_equal(after, before)
+    assert np.abs(after - before).max() < 1e-3
+
+
+@pytest.mark.parametrize(("variant", "name"), VARIANTS)
 def test_the_product_that_was_made_fragile_is_kept_and_no_other(
-    arguments: Callable[..., list[str]], tmp_path: Path
+    variant: str, name: str, arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    done = CliRunner().invoke(main, arguments(3000, "--max-f1-drop", 0.05))
+    done = CliRunner().invoke(main, arguments(3000, "--max-f1-drop", 0.05, "--variant", variant))
     assert done.exit_code == 0, done.stderr
     record = json.loads((tmp_path / "out" / run.REPORT).read_text(encoding="utf-8"))
-    assert f"with 1 product in {record['precision']} ({FRAGILE}) the guard holds" in done.stdout
-    assert record["kept"] == [FRAGILE]
+    assert record["kept"] == [name]
+    assert f"with 1 product in {record['precision']} ({name}) the guard holds" in " ".join(done.stdout.split())
     assert record["plain_at_most"] > 0.05 >= record["chosen_at_most"]
-    artefact = Artefact.open(tmp_path / "out")
-    evidence = artefact.load().evidence
-    assert evidence["kept_ops"] == [FRAGILE]
-    assert evidence["quantized_ops"] == len(record["products"]) - 1
+    evidence = Artefact.open(tmp_path / "out").load().evidence
+    assert evidence["kept_ops"] == [name]
+    assert evidence["kept_precision"] == {"fp32": "float32", "bf16": "bfloat16"}[record["precision"]]
+    assert evidence["quantized_ops"] == record["every"] - 1
     assert max(map(len, done.stdout.splitlines()[:6])) <= 80
+    answered = CliRunner().invoke(main, ["predict", "--model", str(tmp_path / "out"), "球队赢得比赛"])
+    assert answered.exit_code == 0, answered.stderr
 
 
-def test_where_int8_holds_the_guard_nothing_is_kept(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, arguments(1, "--max-f1-drop", 0.05))
+@pytest.mark.parametrize(("variant", "name"), VARIANTS)
+def test_where_int8_holds_the_guard_nothing_is_kept(
+    variant: str, name: str, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(main, arguments(1, "--max-f1-drop", 0.05, "--variant", variant))
     assert done.exit_code == 0, done.stderr
     assert "int8 holds the guard already, so no product is kept" in done.stdout
+    assert name not in done.stdout
     assert "kept_ops" not in Artefact.open(tmp_path / "out").load().evidence
 
 
+@needs_native
 def test_where_nothing_holds_the_guard_the_exit_code_is_1(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
     # Between products are halves: numbers beyond 65504 are lost whatever the products are.
     done = CliRunner().invoke(main, arguments(1e7, "--max-f1-drop", 0.05))
@@ -133,6 +169,24 @@ def test_where_nothing_holds_the_guard_the_exit_code_is_1(arguments: Callable[..
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+@needs_bf16
+def test_an_accuracy_control_that_ends_without_the_guard_writes_nothing(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    # NNCF judges in fp32, where a number added to the logits of all labels changes no answer; in bf16 it does.
+    named = arguments(1, "--max-f1-drop", 0.05, "--variant", "int8-bf16-openvino")
+    weights = tmp_path / "fragile" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["classifier.bias"] += np.float32(1000)
+    save_file(tensors, weights, {"format": "pt"})
+    done = CliRunner().invoke(main, named)
+    assert done.exit_code == 1, done.stderr
+    assert "Nothing holds the guard: with 13 products of 13 in int8, F1 drops by" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@needs_native
 def test_documents_that_are_not_asked_again_would_have_answered_the_same(
     taught: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
@@ -142,7 +196,7 @@ def test_documents_that_are_not_asked_again_would_have_answered_the_same(
     guard = judging.Judge(news, checkpoint.problem_type, 0.02)
     near = guard.near(documents, found.logits([], documents.encodings))
     assert 0 < len(near.numbers) < len(documents)
-    for kept in ([], found.names[:3], [FRAGILE], found.names):
+    for kept in ([], found.names[:3], ["layers.0.output"], found.names):
         of_all = guard.judge(documents, found.logits(kept, documents.encodings))
         assert near.judge(found.logits(kept, near.encodings)) == of_all
 
@@ -155,6 +209,67 @@ def test_an_interrupted_run_asks_the_baseline_for_nothing_twice(
     assert np.array_equal(judging.ask(baseline(trained, news, 30), news.test, "fp32").baseline, first.baseline)
 
 
+def test_a_mix_is_the_graph_that_quantization_with_nodes_left_out_gives(trained: Checkpoint, tmp_path: Path) -> None:
+    fused, whole, excluded = (tmp_path / f"{name}.onnx" for name in ("fused", "whole", "excluded"))
+    onnxruntime.fuse(trained, trained.load(attn_implementation="eager"), fused)
+    onnxruntime.quantize(fused, whole)
+    mixes = OnnxMixes(trained)
+    names = mixes.names
+    assert len(names) == onnxruntime.classifier(whole).evidence["quantized_ops"]
+    for kept in ((), names[:1], names[1:4], names[::2], names):
+        onnxruntime.quantize(fused, excluded, kept)
+        expected, found = onnx.load(excluded).graph, mixes.graph(kept).graph
+        assert (found.input, found.output) == (expected.input, expected.output)
+        # Nodes may be in any order in which each comes after those that it reads.
+        assert sorted(map(str, found.node)) == sorted(map(str, expected.node))
+        weights = [
+            {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer} for graph in (found, expected)
+        ]
+        assert weights[0].keys() == weights[1].keys()
+        for name, weight in weights[0].items():
+            assert weight.dtype == weights[1][name].dtype
+            assert np.array_equal(weight, weights[1][name])
+
+
+@pytest.mark.slow
+def test_smoothed_and_then_quantized_is_the_variant_itself(taught: Checkpoint, news: Dataset) -> None:
+    cell = replace(baseline(taught, news, 32), variant=variants.get("int8-openvino"))
+    texts = judging.ask(cell.baseline_cell, news.test, "fp32")
+    calibration = calibration_encodings(taught, news)
+    smoothed = AccuracyControl(taught, cell.folder, calibration, "f32").smoothed
+    sample = openvino.measured(calibration)
+    again = nncf.quantize(
+        smoothed,
+        nncf.Dataset(sample),
+        advanced_parameters=openvino.parameters(-1),
+        **openvino.settings(smoothed, len(sample)),
+    )
+    run = openvino.runner(openvino.compile_model(again, "f32"))
+    assert np.array_equal(np.concatenate([*map(run, texts.encodings)]), judging.answers(cell, news.test, "int8"))
+
+
+@pytest.mark.slow
+def test_a_killed_search_leaves_nothing_and_asks_int8_for_nothing_twice(
+    arguments: Callable[..., list[str]], tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    command = [sys.executable, "-m", "qbert", *arguments(3000, "--max-f1-drop", 0.05, "--variant", "int8-onnxruntime")]
+    environment = os.environ | {"QBERT_CACHE": str(tmp_path / "cache")}
+    documents = len(pd.read_csv(tmp_path / "held-out.csv"))
+
+    def asked() -> int:
+        files = (tmp_path / "cache" / "answers").glob("int8-onnxruntime-*")
+        return sum(line.startswith("[") for file in files for line in file.read_text().splitlines())
+
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: asked() == documents, seconds=120)
+        process.kill()
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "fragile", "held-out.csv"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "with 1 product in fp32" in done.stdout
+    assert asked() == documents + json.loads((tmp_path / "out" / run.REPORT).read_text())["test"]["documents"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -162,6 +277,7 @@ def test_an_interrupted_run_asks_the_baseline_for_nothing_twice(
             ("--variant", "int8-dynamic"),
             "no products to keep: name one of int8-onnxruntime, int8-openvino, int8-bf16-openvino, int8-native, int8-",
         ),
+        (("--variant", "fp32-onnxruntime"), "variant fp32-onnxruntime has no products to keep"),
         (("--max-f1-drop", 0), "0.0 is not in the range 0<x<=1"),
         (("--max-f1-drop", 0.0001), "cannot show that F1 drops by 0.0001 at most, even if no answer changes"),
         (("--documents", 20), "20 held-out documents cannot show that F1 drops by 0.01 at most"),

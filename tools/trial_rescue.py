@@ -7,7 +7,7 @@ Both judge by the same held-out rows: qbert by the upper end of the drop's inter
 documentation calls it, by the drop. For each checkpoint and guard it prints the F1 drop on the test split of plain
 int8; how many products were kept in float, of how many; with them, drop and flips on the test split, and the latency
 beside plain int8 of the same runtime (calls in turn); and the seconds of the search, from fp32's answers on. Plain int8
-was made before; NNCF's seconds include that, since it makes it itself.
+was made before; NNCF's seconds include that, since it makes it itself. `nncf-unsmoothed` is NNCF's without SmoothQuant.
 """
 
 import argparse
@@ -27,28 +27,16 @@ from qbert import dataset as datasets
 from qbert.artefact import Artefact
 from qbert.cache import cache_dir
 from qbert.labels import predicted
-from qbert.latency import time_call
-from qbert.machine import one_core
 from qbert.rescue import judging
 from qbert.rescue.openvino import int8_products
+from qbert.rescue.search import timed
 from qbert.suite import baseline_of
 from qbert.terminal import silent
 from qbert.variants import openvino
 
-TURNS = 40
+NNCF: dict[str, Callable[[], Any]] = {"nncf": lambda: None, "nncf-unsmoothed": lambda: openvino.parameters(alpha=-1)}
+"""Its parameters: as it comes, and without SmoothQuant, from which its accuracy control does not recover."""
 COLUMNS = ("checkpoint", "guard", "search", "plain", "kept", "of", "drop", "flips", "latency", "search s")
-
-
-def ratio(changed: Any, plain: Any, encoding: Any) -> float:
-    """Return the median of the latency of `changed` over that of `plain`, called in turn."""
-    ratios = []
-    with one_core():
-        for _ in range(TURNS):
-            for classifier in (plain, changed):
-                classifier(encoding)
-            before, after = (time_call(classifier, encoding) for classifier in (plain, changed))
-            ratios.append(after / before)
-    return float(np.median(ratios))
 
 
 class Checked:
@@ -109,7 +97,7 @@ def ours(checked: Checked, guard: float, variant: str) -> tuple[object, ...]:
         return plain, len(rescued.kept), every, found, flips, rescued.latency_ratio, search
 
 
-def nncf_control(checked: Checked, guard: float) -> tuple[object, ...]:
+def nncf_control(checked: Checked, guard: float, parameters: Any = None) -> tuple[object, ...]:
     """Return a row's figures from NNCF's quantize_with_accuracy_control, as its documentation calls it."""
     openvino.module()
     import nncf
@@ -126,14 +114,23 @@ def nncf_control(checked: Checked, guard: float) -> tuple[object, ...]:
     settings, calibration = openvino.settings(model, len(sample)), nncf.Dataset(sample)
     start = time.monotonic()
     validation = nncf.Dataset(list(range(len(checked.held))))
-    changed = nncf.quantize_with_accuracy_control(model, calibration, validation, validate, max_drop=guard, **settings)
+    changed = nncf.quantize_with_accuracy_control(
+        model,
+        calibration,
+        validation,
+        validate,
+        max_drop=guard,
+        advanced_quantization_parameters=parameters,
+        **settings,
+    )
     seconds = time.monotonic() - start
-    plain = nncf.quantize(model, calibration, **settings)
+    plain = nncf.quantize(model, calibration, advanced_parameters=parameters, **settings)
     before, after = (openvino.classifier(openvino.compile_model(one, "f32")) for one in (plain, changed))
     every, left = (len(int8_products(one)) for one in (plain, changed))
     found, flips = checked.drop(after)
-    latency = ratio(after, before, checked.test.median)
-    return checked.drop(before)[0], every - left, every, found, flips, latency, seconds
+    after_s, before_s = timed(lambda kept: after if kept else before, checked.test.median, [["some"], []]).T
+    ratio = float(np.median(after_s / before_s))
+    return checked.drop(before)[0], every - left, every, found, flips, ratio, seconds
 
 
 def main() -> None:
@@ -144,20 +141,18 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2000, help="held-out rows")
     parser.add_argument("--validation", type=Path, help="file of held-out rows; default: of train.csv")
     parser.add_argument("--variants", default="int8-native,int8-onnxruntime,int8-openvino", help="to be rescued")
-    parser.add_argument("--without-nncf", action="store_true")
+    parser.add_argument("--nncf", default=",".join(NNCF), help="ways to call it; empty: none")
     options = parser.parse_args()
-    names = list(filter(None, options.variants.split(",")))
+    names, ways = (list(filter(None, given.split(","))) for given in (options.variants, options.nncf))
     lines = [("{:14}{:>7} {:16}" + "{:>9}" * 7).format(*COLUMNS)]
     for source in options.sources:
         checked = Checked(source, options.documents, options.validation, names)
         for guard in map(float, options.guards.split(",")):
             searches: dict[str, Callable[[], tuple[object, ...]]] = {
                 name: partial(ours, checked, guard, name) for name in names
-            }
-            if not options.without_nncf:
-                searches["nncf"] = partial(nncf_control, checked, guard)
+            } | {way: partial(nncf_control, checked, guard, NNCF[way]()) for way in ways}
             for name, search in searches.items():
-                with silent() if name == "nncf" else contextlib.nullcontext():
+                with silent() if name in ways else contextlib.nullcontext():
                     figures = search()
                 shown = [f"{figure:.4f}" if isinstance(figure, float) else str(figure) for figure in figures]
                 folder = checked.checkpoint.folder.name

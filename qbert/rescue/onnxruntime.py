@@ -47,30 +47,44 @@ class OnnxMixes:
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Export `checkpoint` in both precisions."""
         import onnx
+        from onnxruntime.quantization.onnx_model import ONNXModel
 
         self._place = tempfile.TemporaryDirectory()  # removed with this object
         self._path = Path(self._place.name) / onnxruntime.GRAPH
         with silent():  # exporters print advice
             onnxruntime.fuse(checkpoint, checkpoint.load(attn_implementation="eager"), self._path)
+            floats = ONNXModel(onnx.load(self._path))
+            of_all_tokens = {node.name for node in floats.nodes()}
+            floats.replace_gemm_with_matmul()  # as quantization does first; exporters write Gemm of a single row alone
+            floats.save_model_to_file(str(self._path))
             onnxruntime.quantize(self._path, self._path.with_name(INT8))
-        self._fused, self._int8 = onnx.load(self._path), onnx.load(self._path.with_name(INT8))
-        shapes = {tensor.name: tuple(tensor.dims) for tensor in self._fused.graph.initializer}
+        self._fused, self._int8 = floats.model, onnx.load(self._path.with_name(INT8))
         rest = {node.name for node in self._int8.graph.node}
-        products = [node for node in self._fused.graph.node if node.op_type in onnxruntime.TO_QUANTIZE]
-        self._shapes = {node.name: shapes[node.input[1]] for node in products if node.name not in rest}
+        weights = {tensor.name: tuple(tensor.dims) for tensor in self._fused.graph.initializer}
+        self._shapes = {
+            node.name: (*weights[node.input[1]], node.name in of_all_tokens)
+            for node in self._fused.graph.node
+            if node.op_type in onnxruntime.TO_QUANTIZE and node.name not in rest
+        }
+        """Inputs and outputs of each product, and whether it sees all tokens."""
         self.names: list[str] = list(self._shapes)
         self._sessions: OrderedDict[frozenset[str], Run] = OrderedDict()
 
     def groups(self) -> list[list[str]]:
-        """Return the products of one shape: all see all tokens."""
-        return [
-            [name for name in self.names if self._shapes[name] == shape]
-            for shape in dict.fromkeys(self._shapes.values())
-        ]
+        """Return the products of one shape."""
+        shapes = dict.fromkeys(self._shapes.values())
+        return [[name for name in self.names if self._shapes[name] == shape] for shape in shapes]
 
     def work(self, tokens: int) -> Work:
         """Return each product's multiplications for a text of so many tokens, and its weights."""
-        return {name: (float(a * b * tokens), float(a * b)) for name, (a, b) in self._shapes.items()}
+        return {
+            name: (float(inputs * outputs * (tokens if every else 1)), float(inputs * outputs))
+            for name, (inputs, outputs, every) in self._shapes.items()
+        }
+
+    def graph(self, kept: Collection[str]) -> Any:  # noqa: ANN401  an onnx.ModelProto
+        """Return the graph with the products `kept` in fp32."""
+        return mix(self._fused, self._int8, kept)
 
     def classifier(self, kept: Collection[str]) -> Run:
         """Return what runs the session with the products `kept` in fp32."""
@@ -78,8 +92,8 @@ class OnnxMixes:
         if key not in self._sessions:
             if len(self._sessions) == SESSIONS:
                 self._sessions.popitem(last=False)
-            graph = mix(self._fused, self._int8, key).SerializeToString()
-            self._sessions[key] = onnxruntime.runner(onnxruntime.open_session(graph))
+            session = onnxruntime.open_session(self.graph(key).SerializeToString())
+            self._sessions[key] = onnxruntime.runner(session)
         self._sessions.move_to_end(key)
         return self._sessions[key]
 

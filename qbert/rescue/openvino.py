@@ -41,7 +41,7 @@ class AccuracyControl:
         self._sample = openvino.measured(calibration)
         with silent():  # conversion prints advice
             model = openvino.convert(checkpoint, checkpoint.load())
-            self._smoothed = openvino.smoothed(model, self._sample, self._alpha)
+            self.smoothed = openvino.smoothed(model, self._sample, self._alpha)
         self._runs: dict[frozenset[str], Run] = {}
 
     def choose(self, guard: Judge, calibration: Documents, held: Documents, plain: Logits, lap: Lap) -> Choice:  # noqa: ARG002  it has the variant's own
@@ -50,7 +50,7 @@ class AccuracyControl:
         validation = _Validation(guard.near(held, plain))
         with progress("NNCF's accuracy control, pass", 2 * len(names)) as advance:
             validation.advance = advance
-            graph = control(self._smoothed, self._sample, validation)
+            graph = control(self.smoothed, self._sample, validation)
         rest = set(int8_products(graph))
         kept = tuple(name for name in names if name not in rest)
         self._graphs[frozenset(kept)] = graph
