@@ -27,6 +27,7 @@ from qbert import dataset as datasets
 from qbert.artefact import Artefact
 from qbert.cache import cache_dir
 from qbert.labels import predicted
+from qbert.machine import one_core
 from qbert.rescue import judging
 from qbert.rescue.openvino import int8_products
 from qbert.rescue.search import timed
@@ -125,7 +126,8 @@ def nncf_control(checked: Checked, guard: float, parameters: Any = None) -> tupl
     )
     seconds = time.monotonic() - start
     plain = nncf.quantize(model, calibration, advanced_parameters=parameters, **settings)
-    before, after = (openvino.classifier(openvino.compile_model(one, "f32")) for one in (plain, changed))
+    with one_core():  # the threads of a compiled model stay on the cores of the one that compiles it
+        before, after = (openvino.classifier(openvino.compile_model(one, "f32")) for one in (plain, changed))
     every, left = (len(int8_products(one)) for one in (plain, changed))
     found, flips = checked.drop(after)
     after_s, before_s = timed(lambda kept: after if kept else before, checked.test.median, [["some"], []]).T

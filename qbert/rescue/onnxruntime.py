@@ -1,6 +1,6 @@
 """Mixes of int8-onnxruntime: a session for each; its graph is put together of the fp32 and the int8 one.
 
-ONNX Runtime's `quantize_dynamic` with nodes to exclude gives the same graph, and takes ten times as long.
+ONNX Runtime's `quantize_dynamic` with nodes to exclude gives the same graph, and takes eight times as long (MiniLM).
 """
 
 import tempfile

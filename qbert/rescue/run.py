@@ -21,7 +21,7 @@ from qbert.rescue.onnxruntime import OnnxMixes
 from qbert.rescue.openvino import AccuracyControl
 from qbert.rescue.search import Choice, Lap, Product, Run, Search, timed
 from qbert.suite import Cell, baseline_of
-from qbert.terminal import progress
+from qbert.terminal import progress, say
 from qbert.variants import VARIANTS, Variant, native, onnxruntime, openvino
 from qbert.variants.build import calibration_encodings
 
@@ -152,6 +152,7 @@ def rescue(
     if plain.at_most > limit:
         calibration = ask(baseline, loaded.calibration(CALIBRATION_DOCUMENTS), "calibration")
         clock.lap("baseline")
+        say(f"{row.name} does not hold the guard: preparing the search over its products")
         rescuer = RESCUERS[row.export](cell)
         clock.lap("export")
         choice = rescuer.choose(guard, calibration, held, plain_logits, clock.lap)
