@@ -1,14 +1,18 @@
 """`qbert rescue` beside NNCF's accuracy control on the same checkpoint: what each keeps, and what that costs.
 
-    python tools/trial_rescue.py CHECKPOINT:DATASET [CHECKPOINT:DATASET ...]
+    python tools/fragile.py model fragile --factor 300
+    python tools/trial_rescue.py fragile:reviews --validation unseen.csv --variants int8-native,int8-openvino
 
-Both judge by the same held-out training rows: qbert by the upper end of the drop's interval, NNCF by the drop. It
-prints, for each checkpoint and guard, the F1 drop on the test split of plain int8 and of what was kept, the latency
-beside plain int8 of the same runtime (calls in turn), and the seconds that the search took, from fp32's answers on.
+Both judge by the same held-out rows: qbert by the upper end of the drop's interval, NNCF's accuracy control, as its
+documentation calls it, by the drop. For each checkpoint and guard it prints the F1 drop on the test split of plain
+int8; how many products were kept in float, of how many; with them, drop and flips on the test split, and the latency
+beside plain int8 of the same runtime (calls in turn); and the seconds of the search, from fp32's answers on. Plain int8
+was made before; NNCF's seconds include that, since it makes it itself. `nncf-unsmoothed` is NNCF's without SmoothQuant.
 """
 
 import argparse
 import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -18,57 +22,45 @@ from typing import Any
 
 import numpy as np
 
-from qbert import accuracy, rescue
+from qbert import accuracy, kept_answers, rescue, variants
 from qbert import dataset as datasets
 from qbert.artefact import Artefact
+from qbert.cache import cache_dir
 from qbert.labels import predicted
-from qbert.latency import time_call
 from qbert.machine import one_core
+from qbert.rescue import judging
+from qbert.rescue.openvino import int8_products
+from qbert.rescue.search import timed
 from qbert.suite import baseline_of
 from qbert.terminal import silent
 from qbert.variants import openvino
 
-TURNS = 40
+NNCF: dict[str, Callable[[], Any]] = {"nncf": lambda: None, "nncf-unsmoothed": lambda: openvino.parameters(alpha=-1)}
+"""Its parameters: as it comes, and without SmoothQuant, from which its accuracy control does not recover."""
 COLUMNS = ("checkpoint", "guard", "search", "plain", "kept", "of", "drop", "flips", "latency", "search s")
-
-
-def ratio(changed: Any, plain: Any, encoding: Any) -> float:
-    """Return the median of the latency of `changed` over that of `plain`, called in turn."""
-    ratios = []
-    with one_core():
-        for _ in range(TURNS):
-            for classifier in (plain, changed):
-                classifier(encoding)
-            before, after = (time_call(classifier, encoding) for classifier in (plain, changed))
-            ratios.append(after / before)
-    return float(np.median(ratios))
 
 
 class Checked:
     """A checkpoint with its dataset and the documents that both searches judge by."""
 
-    def __init__(self, source: str, documents: int) -> None:
+    def __init__(self, source: str, documents: int, validation: Path | None, names: Iterable[str]) -> None:
         folder, _, dataset = source.partition(":")
         self.source, self.dataset = folder, datasets.load(dataset)
-        baseline = baseline_of(folder, self.dataset)
-        self.checkpoint = baseline.checkpoint
-        calibration = self.dataset.calibration(rescue.CALIBRATION_DOCUMENTS)
-        held, _ = self.dataset.to_choose_by(None, rescue.CALIBRATION_DOCUMENTS, None)
-        self.calibration, self.held, self.test = (
-            rescue.ask(baseline, rows, what)
-            for rows, what in (
-                (calibration, "calibration"),
-                (held[:documents], "held out"),
-                (self.dataset.test, "test"),
-            )
+        self.documents, self.validation = documents, validation
+        self.baseline = baseline_of(folder, self.dataset)
+        self.checkpoint = self.baseline.checkpoint
+        for name in names:
+            _ = self.baseline.suite.cell(self.baseline.model.name, self.baseline.max_length, name).folder
+        held, _ = self.dataset.to_choose_by(validation, variants.CALIBRATION_DOCUMENTS, None)
+        self.held, self.test = (
+            judging.ask(self.baseline, rows, what)
+            for rows, what in ((held[:documents], "held out"), (self.dataset.test, "test"))
         )
 
     def drop(self, classifier: Any) -> tuple[float, int]:
         """Return the F1 drop and the flips on the test split."""
         logits = np.concatenate([classifier(encoding) for encoding in self.test.encodings])
-        labels = self.dataset.indicators(self.test.rows)
-        before, after = (predicted(array, self.checkpoint.problem_type) for array in (self.test.baseline, logits))
-        comparison = accuracy.compare(labels, before, after)
+        comparison = judging.Judge(self.dataset, self.checkpoint.problem_type, 0).judge(self.test, logits).comparison
         return comparison.f1_drop, comparison.flips
 
     def f1(self, logits: Any, rows: Iterable[int]) -> float:
@@ -78,51 +70,69 @@ class Checked:
         return accuracy.compare(labels, answers, answers).f1
 
 
-def ours(checked: Checked, guard: float, documents: int, variant: str) -> tuple[object, ...]:
-    """Return a row's figures from what `qbert rescue` does."""
+def ours(checked: Checked, guard: float, variant: str) -> tuple[object, ...]:
+    """Return a row's figures from what `qbert rescue` does, which knows fp32's answers alone."""
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "out"
+        folder, known = Path(place) / "out", Path(place) / "answers"
+        known.mkdir()
+        for path in (cache_dir() / "answers").glob("fp32-*"):
+            shutil.copy(path, known)
+        kept_answers.cache_dir = lambda: Path(place)
         rescued = rescue.rescue(
-            checked.source, str(checked.dataset.folder), guard, folder, variant=variant, documents=documents
+            checked.source,
+            str(checked.dataset.folder),
+            guard,
+            folder,
+            variant=variant,
+            documents=checked.documents,
+            validation=checked.validation,
         )
+        kept_answers.cache_dir = cache_dir
         search = sum(rescued.seconds.get(step, 0.0) for step in ("export", "plain", "sensitivity", "search"))
+        plain = rescued.plain_test.f1_drop if rescued.plain_test else float("nan")
         if not rescued.holds:
-            return "", "none", len(rescued.products), "", "", rescued.latency_ratio, search
+            return plain, "none", rescued.every, "", "", rescued.latency_ratio, search
         classifier = Artefact.open(folder).load()
         found, flips = checked.drop(classifier)
-        plain = rescued.plain_test.f1_drop if rescued.plain_test else float("nan")
         every = len(classifier.evidence.get("kept_ops", ())) + classifier.evidence["quantized_ops"]
         return plain, len(rescued.kept), every, found, flips, rescued.latency_ratio, search
 
 
-def nncf_control(checked: Checked, guard: float) -> tuple[object, ...]:
+def nncf_control(checked: Checked, guard: float, parameters: Any = None) -> tuple[object, ...]:
     """Return a row's figures from NNCF's quantize_with_accuracy_control, as its documentation calls it."""
     openvino.module()
     import nncf
 
-    model = openvino._convert(checked.checkpoint, checked.checkpoint.load())  # noqa: SLF001
-    numbers = list(range(len(checked.held)))
+    model = openvino.convert(checked.checkpoint, checked.checkpoint.load())
+    texts = checked.dataset.training_texts(variants.CALIBRATION_DOCUMENTS)
+    sample = [checked.baseline.encoder(*text, max_length=checked.baseline.max_length) for text in texts]
 
     def validate(compiled: Any, rows: Iterable[int]) -> tuple[float, None]:
         asked = [int(row) for row in rows]
-        run = openvino.classifier(compiled)
+        run = openvino.runner(compiled)
         return checked.f1(np.concatenate([run(checked.held.encodings[row]) for row in asked]), asked), None
 
-    common = {"model_type": nncf.ModelType.TRANSFORMER, "subset_size": len(checked.calibration)}
-    scope = nncf.IgnoredScope(names=[openvino._logits_layer(model)])  # noqa: SLF001
-    calibration = nncf.Dataset(checked.calibration.encodings)
+    settings, calibration = openvino.settings(model, len(sample)), nncf.Dataset(sample)
     start = time.monotonic()
+    validation = nncf.Dataset(list(range(len(checked.held))))
     changed = nncf.quantize_with_accuracy_control(
-        model, calibration, nncf.Dataset(numbers), validate, max_drop=guard, ignored_scope=scope, **common
+        model,
+        calibration,
+        validation,
+        validate,
+        max_drop=guard,
+        advanced_quantization_parameters=parameters,
+        **settings,
     )
     seconds = time.monotonic() - start
-    plain = nncf.quantize(model, calibration, ignored_scope=scope, **common)
-    hint = "bf16" if not openvino.lacks_bf16() else "f32"
-    before, after = (openvino.classifier(openvino.compile_model(one, hint)) for one in (plain, changed))
-    quantized = [classifier.evidence["quantized_ops"] for classifier in (before, after)]
+    plain = nncf.quantize(model, calibration, advanced_parameters=parameters, **settings)
+    with one_core():  # the threads of a compiled model stay on the cores of the one that compiles it
+        before, after = (openvino.classifier(openvino.compile_model(one, "f32")) for one in (plain, changed))
+    every, left = (len(int8_products(one)) for one in (plain, changed))
     found, flips = checked.drop(after)
-    latency = ratio(after, before, rescue.median(checked.test.encodings))
-    return checked.drop(before)[0], quantized[0] - quantized[1], quantized[0], found, flips, latency, seconds
+    after_s, before_s = timed(lambda kept: after if kept else before, checked.test.median, [["some"], []]).T
+    ratio = float(np.median(after_s / before_s))
+    return checked.drop(before)[0], every - left, every, found, flips, ratio, seconds
 
 
 def main() -> None:
@@ -131,24 +141,26 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", metavar="CHECKPOINT:DATASET")
     parser.add_argument("--guards", default="0.005,0.01")
     parser.add_argument("--documents", type=int, default=2000, help="held-out rows")
-    parser.add_argument("--variants", default="int8-native", help="of int8-native, to be rescued")
-    parser.add_argument("--without-nncf", action="store_true")
+    parser.add_argument("--validation", type=Path, help="file of held-out rows; default: of train.csv")
+    parser.add_argument("--variants", default="int8-native,int8-onnxruntime,int8-openvino", help="to be rescued")
+    parser.add_argument("--nncf", default=",".join(NNCF), help="ways to call it; empty: none")
     options = parser.parse_args()
-    print(("{:14}{:>7} {:16}" + "{:>9}" * 7).format(*COLUMNS))
+    names, ways = (list(filter(None, given.split(","))) for given in (options.variants, options.nncf))
+    lines = [("{:14}{:>7} {:16}" + "{:>9}" * 7).format(*COLUMNS)]
     for source in options.sources:
-        checked = Checked(source, options.documents)
+        checked = Checked(source, options.documents, options.validation, names)
         for guard in map(float, options.guards.split(",")):
             searches: dict[str, Callable[[], tuple[object, ...]]] = {
-                name: partial(ours, checked, guard, options.documents, name) for name in options.variants.split(",")
-            }
-            if not options.without_nncf:
-                searches["nncf"] = partial(nncf_control, checked, guard)
+                name: partial(ours, checked, guard, name) for name in names
+            } | {way: partial(nncf_control, checked, guard, NNCF[way]()) for way in ways}
             for name, search in searches.items():
-                with silent() if name == "nncf" else contextlib.nullcontext():
+                with silent() if name in ways else contextlib.nullcontext():
                     figures = search()
                 shown = [f"{figure:.4f}" if isinstance(figure, float) else str(figure) for figure in figures]
                 folder = checked.checkpoint.folder.name
-                print(f"{folder:14}{guard:>7g} {name:16}" + "".join(f"{figure:>9}" for figure in shown), flush=True)
+                lines.append(f"{folder:14}{guard:>7g} {name:16}" + "".join(f"{figure:>9}" for figure in shown))
+                print(lines[-1], flush=True)
+    print("\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,13 @@ SHOWN = 6  # names of products, in the sentence
     help="How far F1 may drop.",
 )
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
-@click.option("--variant", default="int8-native", show_default=True, metavar="NAME", help="One of int8-native's.")
+@click.option(
+    "--variant",
+    default="int8-native",
+    show_default=True,
+    metavar="NAME",
+    help="int8-native, int8-onnxruntime, int8-openvino, or one of their kind.",
+)
 @click.option(
     "--validation",
     type=options.FILE,
@@ -70,9 +76,9 @@ def rescue(
 ) -> None:
     """Write MODEL in int8 with those few products in float that the F1 guard needs.
 
-    Products are kept in bf16, in fp32 on a processor without bf16, those first that save most error for the time that
-    they cost. The test split is read once, at the end. If the guard does not hold with all of them kept, nothing is
-    written, and the exit code is 1.
+    Products are kept in bf16, in fp32 where the runtime or the processor has no bf16, those first that save most error
+    for the time that they cost; with OpenVINO, NNCF's accuracy control chooses. The test split is read once, at the
+    end. If the guard does not hold with all of them kept, nothing is written, and the exit code is 1.
     """
     from qbert import rescue as rescuing
     from qbert.results import tables
@@ -108,7 +114,7 @@ def _table(rescued: "Rescued") -> "Group":
     drawn.add_column("latency\nto int8", justify="right")
     rows = [("all int8", 0, rescued.plain, rescued.plain_at_most, rescued.plain_test, 1.0)]
     if rescued.kept:
-        what = "rescued" if rescued.holds else "none int8"
+        what = "rescued" if rescued.holds else "nearest" if len(rescued.kept) < rescued.every else "none int8"
         mix = (what, len(rescued.kept), rescued.chosen, rescued.chosen_at_most, rescued.test, rescued.latency_ratio)
         rows.append(mix)
     for what, kept, held, at_most, test, ratio in rows:
@@ -125,8 +131,10 @@ def _sentence(rescued: "Rescued", output: Path) -> str:
     """Return what was found, in one sentence."""
     if not rescued.holds:
         over = rescued.chosen_at_most - rescued.limit
+        left = rescued.every - len(rescued.kept)
+        kept = f"{counted(left, 'product')} of {rescued.every} in int8" if left else "no product in int8"
         return (
-            f"Nothing holds the guard: with no product in int8, F1 drops by {rescued.chosen.f1_drop:.4f}, and by up to "
+            f"Nothing holds the guard: with {kept}, F1 drops by {rescued.chosen.f1_drop:.4f}, and by up to "
             f"{over:.4f} more than {rescued.limit:g}; judge by more documents (--documents) or raise the limit."
         )
     if rescued.test is None:  # not when the guard holds

@@ -13,6 +13,7 @@ from qbert.cache import build_kept, cache_dir, seal
 from qbert.errors import CannotRunError, InputError, reason
 from qbert.record import write_record
 from qbert.terminal import say, silent
+from qbert.tokenizer import Encoding
 from qbert.variants import eager, readme
 from qbert.variants.base import Classifier, Variant, qualified
 
@@ -122,10 +123,7 @@ def _export(
 ) -> None:
     export, options = variant.export or eager.export, _options(variant, checkpoint, max_length)
     if dataset is not None and variant.calibrated:
-        options["calibration"] = [
-            checkpoint.encoder(*text, max_length=checkpoint.max_length)
-            for text in dataset.training_texts(_documents(checkpoint))
-        ]
+        options["calibration"] = calibration_encodings(checkpoint, dataset)
     try:
         with silent():  # exporters print bars, advice, and graphs that they cannot convert
             export(checkpoint, folder, **options)
@@ -136,6 +134,12 @@ def _export(
     checkpoint.config.save_pretrained(folder)
     _name_labels(folder / "config.json", checkpoint)
     checkpoint.encoder.tokenizer.save_pretrained(folder)
+
+
+def calibration_encodings(checkpoint: "Checkpoint", dataset: "Dataset") -> list[Encoding]:
+    """Return the training documents of `dataset` that calibrated variants of `checkpoint` are calibrated on."""
+    texts = dataset.training_texts(_documents(checkpoint))
+    return [checkpoint.encoder(*text, max_length=checkpoint.max_length) for text in texts]
 
 
 def _name_labels(path: Path, checkpoint: "Checkpoint") -> None:

@@ -8,7 +8,7 @@ import collections
 import functools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ EVIDENCE = "evidence.json"
 OPSET = 18
 LENGTH = "length"
 FUSED = ("Attention", "QAttention", "BiasGelu", "Gelu", "SkipLayerNormalization", "EmbedLayerNormalization")
+TO_QUANTIZE = ("MatMul", "Attention")
 QUANTIZED = ("QAttention", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat")
 FUSIBLE = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 """The architectures of which the optimizer fuses every layer; others run as they were exported."""
@@ -49,48 +50,57 @@ def export_trimmed(checkpoint: "Checkpoint", folder: Path, *, int8: bool, max_le
 
 
 def _export(checkpoint: "Checkpoint", model: Any, folder: Path, *, int8: bool, max_length: int | None = None) -> None:  # noqa: ANN401  a torch module
-    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
-    from onnxruntime.transformers import optimizer
-
-    config = checkpoint.config
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        exported, fused = Path(work) / "exported.onnx", Path(work) / "fused.onnx"
-        _trace(checkpoint, model, exported)
-        optimized = optimizer.optimize_model(
-            str(exported),
-            model_type="bert",
-            num_heads=config.num_attention_heads,
-            hidden_size=config.hidden_size,
-            opt_level=0,  # a session does the other optimizations when it loads the graph
-        )
-        if max_length:  # after the optimizer, which does not recognize attention of a fixed length
-            make_dim_param_fixed(optimized.model.graph, LENGTH, max_length)
-        optimized.save_model_to_file(str(fused if int8 else folder / GRAPH))
+        fused = Path(work) / "fused.onnx" if int8 else folder / GRAPH
+        fuse(checkpoint, model, fused, max_length)
         if int8:
-            _quantize(fused, folder / GRAPH)
-        evidence = _count(folder / GRAPH, Path(work) / "running.onnx")
+            quantize(fused, folder / GRAPH)
+    evidence = note_evidence(folder)
     attention = evidence["fused_ops"].get("Attention", 0) + evidence["fused_ops"].get("QAttention", 0)
-    fusible = config.num_hidden_layers - (max_length is not None)  # a trimmed last layer's attention is not fused
-    if config.model_type in FUSIBLE and attention != fusible:
+    fusible = checkpoint.config.num_hidden_layers - (max_length is not None)  # a trimmed last layer's is not fused
+    if checkpoint.config.model_type in FUSIBLE and attention != fusible:
         raise CannotRunError(
             f"ONNX Runtime's optimizer fused the attention of {attention} of {fusible} layers of "
             f"{checkpoint.folder}, which is slower than it has to be: take another release of onnxruntime or torch"
         )
-    (folder / EVIDENCE).write_text(json.dumps(evidence), encoding="utf-8")
 
 
-def _quantize(fused: Path, quantized: Path) -> None:
-    """Quantize the weights of `fused` to signed int8 with a scale per output channel; activations, when it runs."""
+def fuse(checkpoint: "Checkpoint", model: Any, path: Path, max_length: int | None = None) -> None:  # noqa: ANN401  a torch module
+    """Write the fused graph of `model`, made from `checkpoint`, to `path`: for one length, if that is given."""
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+    from onnxruntime.transformers import optimizer
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+        exported = Path(work) / "exported.onnx"
+        _trace(checkpoint, model, exported)
+        optimized = optimizer.optimize_model(
+            str(exported),
+            model_type="bert",
+            num_heads=checkpoint.config.num_attention_heads,
+            hidden_size=checkpoint.config.hidden_size,
+            opt_level=0,  # a session does the other optimizations when it loads the graph
+        )
+        if max_length:  # after the optimizer, which does not recognize attention of a fixed length
+            make_dim_param_fixed(optimized.model.graph, LENGTH, max_length)
+        optimized.save_model_to_file(str(path))
+
+
+def quantize(fused: Path, quantized: Path, kept: Iterable[str] = ()) -> None:
+    """Quantize the weights of `fused` to signed int8 with a scale per output channel; activations, when it runs.
+
+    The nodes `kept` stay as they are.
+    """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantize_dynamic(
         fused,
         quantized,
-        op_types_to_quantize=["MatMul", "Attention"],
+        op_types_to_quantize=list(TO_QUANTIZE),
         per_channel=True,
         weight_type=QuantType.QInt8,
         reduce_range=machine.saturates(),
+        nodes_to_exclude=list(kept),
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
     )
 
@@ -111,6 +121,16 @@ def _trace(checkpoint: "Checkpoint", model: Any, path: Path) -> None:  # noqa: A
             opset_version=OPSET,
             dynamo=False,
         )
+
+
+def note_evidence(folder: Path, kept: Collection[str] = ()) -> dict[str, Any]:
+    """Write, and return, the counts of the operations of the graph in `folder`, and the products `kept` in fp32."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        evidence = _count(folder / GRAPH, Path(place) / "running.onnx")
+    if kept:
+        evidence |= {"kept_ops": sorted(kept), "kept_precision": "float32"}
+    (folder / EVIDENCE).write_text(json.dumps(evidence), encoding="utf-8")
+    return evidence
 
 
 def _count(graph: Path, running: Path) -> dict[str, Any]:
@@ -147,7 +167,15 @@ def classifier(graph: Path) -> Classifier:
 
 
 def _classifier(session: Any, evidence: dict[str, Any]) -> Classifier:  # noqa: ANN401  an InferenceSession
-    threads = session.get_session_options().intra_op_num_threads
+    return Classifier.counted(
+        runner(session),
+        evidence | {"precision": "float32", "threads": session.get_session_options().intra_op_num_threads},
+        concurrent=True,  # ONNX Runtime, "Thread safety": Run of one session may be called from several threads
+    )
+
+
+def runner(session: Any) -> "Callable[[Encoding], npt.NDArray[np.float32]]":  # noqa: ANN401  an InferenceSession
+    """Return the function from an encoding to logits, `(1, num_labels)`, that `session` is."""
     inputs = [node.name for node in session.get_inputs()]  # without ineffective ones, as DeBERTa's token types
     length = session.get_inputs()[0].shape[1]  # a name, where it is variable
 
@@ -156,11 +184,7 @@ def _classifier(session: Any, evidence: dict[str, Any]) -> Classifier:  # noqa: 
             encoding = trimmed.padded(encoding, length)
         return session.run(None, {name: encoding[name] for name in inputs})[0]  # type: ignore[no-any-return]
 
-    return Classifier.counted(
-        run,
-        evidence | {"precision": "float32", "threads": threads},
-        concurrent=True,  # ONNX Runtime, "Thread safety": Run of one session may be called from several threads
-    )
+    return run
 
 
 def open_session(graph: Path | bytes, running: Path | None = None, threads: int = 1) -> Any:  # noqa: ANN401  an InferenceSession

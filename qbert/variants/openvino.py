@@ -2,10 +2,12 @@
 
 import collections
 import functools
+import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from qbert import machine
@@ -27,33 +29,38 @@ FORMER_GRAPH = "model.xml"
 PRODUCTS = {"FullyConnected", "MatMul", "ScaledDotProductAttention"}
 ALPHAS = (0.95, 0.7)
 """SmoothQuant's alphas to try: NNCF's default, and one that suits other models (MiniLM on SST-2: half the flips)."""
+ALPHA = ["qbert", "alpha"]
+"""Where a quantized graph says which of them it has."""
+KEPT = "kept.json"
+"""Names the products that `qbert rescue` kept in float, and says in which precision."""
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 def export(checkpoint: "Checkpoint", folder: Path) -> None:
     """Write the graph of `checkpoint` in fp32."""
-    _save(_convert(checkpoint, checkpoint.load()), folder)
+    save(convert(checkpoint, checkpoint.load()), folder)
 
 
 def export_trimmed(checkpoint: "Checkpoint", folder: Path, *, max_length: int) -> None:
     """Write the trimmed graph of `checkpoint` in fp32, for `max_length` tokens."""
-    _save(_convert(checkpoint, trimmed.trim(checkpoint)), folder, max_length)
+    save(convert(checkpoint, trimmed.trim(checkpoint)), folder, max_length)
 
 
 def export_int8(checkpoint: "Checkpoint", folder: Path, *, calibration: Sequence[Encoding]) -> None:
     """Write the quantized graph of `checkpoint`."""
-    _save(_quantize(checkpoint, _convert(checkpoint, checkpoint.load()), calibration), folder)
+    save(_quantize(checkpoint, convert(checkpoint, checkpoint.load()), calibration), folder)
 
 
 def export_int8_trimmed(
     checkpoint: "Checkpoint", folder: Path, *, calibration: Sequence[Encoding], max_length: int
 ) -> None:
     """Write the trimmed and quantized graph of `checkpoint` for `max_length` tokens."""
-    model = _quantize(checkpoint, _convert(checkpoint, trimmed.trim(checkpoint)), calibration)
-    _save(model, folder, max_length)
+    model = _quantize(checkpoint, convert(checkpoint, trimmed.trim(checkpoint)), calibration)
+    save(model, folder, max_length)
 
 
-def _save(model: Any, folder: Path, max_length: int | None = None) -> None:  # noqa: ANN401  an openvino.Model
+def save(model: Any, folder: Path, max_length: int | None = None) -> None:  # noqa: ANN401  an openvino.Model
+    """Write `model` to `folder`, with a variable length unless it is to have one."""
     if max_length:
         model.reshape({port.get_any_name(): [1, max_length] for port in model.inputs})
     module().save_model(model, folder / GRAPH, compress_to_fp16=False)
@@ -62,45 +69,75 @@ def _save(model: Any, folder: Path, max_length: int | None = None) -> None:  # n
 def _quantize(checkpoint: "Checkpoint", model: Any, calibration: Sequence[Encoding]) -> Any:  # noqa: ANN401  openvino.Models
     """Return `model`, the graph of `checkpoint`, quantized with the ranges of activations measured on `calibration`.
 
-    NNCF needs `model_type` TRANSFORMER. Without it, it also quantizes parts of attention that lose too much precision,
-    for 3 % of speed (MiniLM on SST-2: 134 of 872 labels flipped instead of 3). Before it quantizes, it moves outliers
-    of activations into the weights; how far is best depends on the model. So every third document of `calibration` is
-    held out, and of the graphs for ALPHAS the one whose logits of these documents are nearest to fp32's is kept.
+    Before NNCF quantizes, it moves outliers of activations into the weights; how far is best depends on the model. So
+    every third document of `calibration` is held out, and of the graphs for ALPHAS the one whose logits of these
+    documents are nearest to fp32's is kept. Its own alpha is noted in it.
 
     Source: Xiao et al. 2023, "SmoothQuant", section 4, on the migration strength alpha.
     """
     module()
     import nncf
     import numpy as np
+
+    def quantize(alpha: float) -> Any:  # noqa: ANN401  an openvino.Model
+        sample = measured(calibration)
+        candidate = nncf.quantize(
+            model, nncf.Dataset(sample), advanced_parameters=parameters(alpha), **settings(model, len(sample))
+        )
+        candidate.set_rt_info(str(alpha), ALPHA)
+        return candidate
+
+    def logits(model: Any) -> "npt.NDArray[np.float32]":  # noqa: ANN401  an openvino.Model
+        return np.concatenate([*map(runner(compile_model(model, "f32")), calibration[::3])])
+
+    # For an untrained model any alpha will do.
+    candidates = [quantize(alpha) for alpha in (ALPHAS if checkpoint.trained else ALPHAS[:1])]
+    expected = logits(model)
+    return min(candidates, key=lambda candidate: float(np.abs(logits(candidate) - expected).mean()))
+
+
+def measured(calibration: Sequence[Encoding]) -> list[Encoding]:
+    """Return those documents of `calibration` on which ranges are measured: two of three."""
+    return [encoding for row, encoding in enumerate(calibration) if row % 3]
+
+
+def settings(model: Any, documents: int) -> dict[str, Any]:  # noqa: ANN401  an openvino.Model
+    """Return the arguments with which NNCF quantizes `model` by so many documents, `parameters` aside.
+
+    NNCF needs `model_type` TRANSFORMER. Without it, it also quantizes parts of attention that lose too much precision,
+    for 3 % of speed (MiniLM on SST-2: 134 of 872 labels flipped instead of 3).
+    """
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    return {
+        "model_type": nncf.ModelType.TRANSFORMER,
+        "ignored_scope": nncf.IgnoredScope(names=[_logits_layer(model)]),
+        "subset_size": documents,
+    }
+
+
+def parameters(alpha: float) -> Any:  # noqa: ANN401  NNCF's AdvancedQuantizationParameters
+    """Return NNCF's advanced parameters; outliers move into the weights by `alpha`, or not where it is negative."""
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,
         AdvancedSmoothQuantParameters,
         OverflowFix,
     )
 
-    nncf.set_log_level(logging.ERROR)
-    held_out, sample = calibration[::3], [encoding for row, encoding in enumerate(calibration) if row % 3]
+    return AdvancedQuantizationParameters(
+        overflow_fix=OverflowFix.ENABLE if machine.saturates() else OverflowFix.FIRST_LAYER,  # NNCF's default
+        smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha),
+    )
 
-    def quantize(alpha: float) -> Any:  # noqa: ANN401  an openvino.Model
-        return nncf.quantize(
-            model,
-            nncf.Dataset(sample),
-            model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(names=[_logits_layer(model)]),
-            subset_size=len(sample),
-            advanced_parameters=AdvancedQuantizationParameters(
-                overflow_fix=OverflowFix.ENABLE if machine.saturates() else OverflowFix.FIRST_LAYER,  # NNCF's default
-                smooth_quant_alphas=AdvancedSmoothQuantParameters(matmul=alpha),
-            ),
-        )
 
-    def logits(model: Any) -> "npt.NDArray[np.float32]":  # noqa: ANN401  an openvino.Model
-        return np.concatenate([*map(_runner(compile_model(model, "f32")), held_out)])
+def smoothed(model: Any, sample: Sequence[Encoding], alpha: float) -> Any:  # noqa: ANN401  openvino.Models
+    """Return `model` in fp32 with outliers moved into the weights: what NNCF quantizes, as a graph of its own."""
+    import nncf
 
-    # For an untrained model any alpha will do.
-    candidates = [quantize(alpha) for alpha in (ALPHAS if checkpoint.trained else ALPHAS[:1])]
-    expected = logits(model)
-    return min(candidates, key=lambda candidate: float(np.abs(logits(candidate) - expected).mean()))
+    nothing = {"ignored_scope": nncf.IgnoredScope(patterns=[".*"], validate=False)}
+    arguments = settings(model, len(sample)) | nothing
+    return nncf.quantize(model, nncf.Dataset(sample), advanced_parameters=parameters(alpha), **arguments)
 
 
 def _logits_layer(model: Any) -> str:  # noqa: ANN401  an openvino.Model
@@ -123,14 +160,16 @@ def load(folder: Path, *, hint: str, threads: int = 1) -> Classifier:
     graph = folder / GRAPH
     if not graph.exists() and (folder / FORMER_GRAPH).exists():
         graph = folder / FORMER_GRAPH
+    kept = folder / KEPT
     try:
-        return classifier(compile_model(graph, hint, threads))
-    except RuntimeError as error:
+        noted = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+        return classifier(compile_model(graph, hint, threads), noted)
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"{graph} is damaged ({reason(error, -1)}): make it again with qbert quantize") from error
 
 
-def classifier(compiled: Any) -> Classifier:  # noqa: ANN401  a CompiledModel
-    """Return a classifier of `compiled`, whose inputs are named like the arrays of an encoding."""
+def classifier(compiled: Any, noted: Mapping[str, Any] = MappingProxyType({})) -> Classifier:  # noqa: ANN401  a CompiledModel
+    """Return a classifier of `compiled`, whose inputs are named like an encoding's arrays; its evidence has `noted`."""
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     nodes = [
         {key: value.astype(str) for key, value in node.get_rt_info().items()}
@@ -139,8 +178,9 @@ def classifier(compiled: Any) -> Classifier:  # noqa: ANN401  a CompiledModel
     products = collections.Counter(node["runtimePrecision"] for node in nodes if node["layerType"] in PRODUCTS)
     fused = collections.Counter(node["layerType"] for node in nodes if "," in node["originalLayersNames"])
     return Classifier.counted(
-        _runner(compiled),
+        runner(compiled),
         {
+            **noted,
             "fused_ops": dict(fused),
             "matrix_products": dict(products),
             "precision": PRECISIONS.get(hint, hint),
@@ -161,7 +201,8 @@ def compile_model(model: Any, hint: str, threads: int = 1) -> Any:  # noqa: ANN4
     return module().Core().compile_model(model, "CPU", settings)
 
 
-def _runner(compiled: Any) -> "Callable[[Encoding], npt.NDArray[np.float32]]":  # noqa: ANN401  a CompiledModel
+def runner(compiled: Any) -> "Callable[[Encoding], npt.NDArray[np.float32]]":  # noqa: ANN401  a CompiledModel
+    """Return the function from an encoding to logits, `(1, num_labels)`, that `compiled` is."""
     request = compiled.create_infer_request()
     length = compiled.inputs[0].partial_shape[1]
 
@@ -189,7 +230,7 @@ def module() -> Any:  # noqa: ANN401
     return openvino
 
 
-def _convert(checkpoint: "Checkpoint", model: Any) -> Any:  # noqa: ANN401  a torch module, and an openvino.Model
+def convert(checkpoint: "Checkpoint", model: Any) -> Any:  # noqa: ANN401  a torch module, and an openvino.Model
     """Return the graph of `model`, made from `checkpoint`, with a variable length."""
     openvino = module()
     example = dict(zip(checkpoint.encoder.inputs, eager.example(checkpoint), strict=True))
