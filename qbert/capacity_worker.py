@@ -175,11 +175,12 @@ class Worker:
         """
         start, alike, seconds = time.perf_counter(), 0, []
         for text in {self._count(*text): text for text in self._texts[:LENGTHS_OF]}.values():
-            if alike == ALIKE or time.perf_counter() - start > LENGTHS_S:
-                break
             first, second = self._seconds(text), self._seconds(text)
             seconds.append(second)
             alike = alike + 1 if first < LONGER * second else 0
+            slow = second >= CACHES_FILLED_S
+            if alike == (1 if slow else ALIKE) or time.perf_counter() - start > LENGTHS_S:
+                break
         return seconds
 
     def _seconds(self, text: tuple[str, ...]) -> float:
@@ -234,20 +235,27 @@ class Worker:
     def pss_bytes(self) -> int | None:
         """Return this process's memory, in which a page that n processes share counts as 1/n; None if not known.
 
-        What a fork has from the process that forked is its own, as if it had imported it.
+        What a fork shares with the process that forked counts as the fork's own, as if it had imported it.
         """
         try:
-            return sum(map(_pss_bytes, [os.getpid(), *([os.getppid()] if self._forked else [])]))
+            own = _memory(os.getpid())["Pss"]
+            if self._forked:
+                forked = _memory(os.getppid())
+                own += forked["Pss"] - forked["Private_Clean"] - forked["Private_Dirty"]
         except OSError:
             return None
+        return own
 
     def _fill(self) -> None:
         self._classify(*self._texts[next(self._fillers)])
 
 
-def _pss_bytes(process: int) -> int:
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+def _memory(process: int) -> dict[str, int]:
+    """Return the bytes of each kind of memory that `process` has."""
+    lines = (
+        Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+    )  # the first is of addresses
+    return {kind.rstrip(":"): int(size) * 1024 for kind, size, _ in map(str.split, lines)}
 
 
 def _check_threads() -> None:

@@ -31,6 +31,8 @@ SLOW_IMPORTS = {
     "transformers": ("transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
 }
 """What a package imports only when it is asked for: 5 s of a core for PyTorch's variants."""
+SET_MEANWHILE = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+"""Environment variables that pytest and PyTorch set between cells, and that change nothing in a worker."""
 _WAITING: dict[str, list[children.Answering]] = {}
 """Those of the last cell, by what they have imported: the next one may be of the same runtime."""
 
@@ -100,7 +102,7 @@ class Crew:
         """Start the workers, or let those go on that a cell of the same runtime has left; end those of another."""
         path = os.pathsep.join(entry for entry in sys.path if entry)
         modules = [name for package in self._cell.variant.to_load for name in SLOW_IMPORTS.get(package, (package,))]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        environment = {name: value for name, value in os.environ.items() if name not in SET_MEANWHILE}
         self._kind = json.dumps([modules, path, environment])
         self._children = _WAITING.pop(self._kind, [])
         for child in [*self._children[self.workers :], *itertools.chain(*_WAITING.values())]:
