@@ -26,6 +26,7 @@ from qbert import accuracy
 from qbert import dataset as datasets
 from qbert.checkpoint import Checkpoint
 from qbert.labels import predicted
+from qbert.rescue.judging import squared_errors
 from qbert.tokenizer import Encoding
 from qbert.variants import CALIBRATION_DOCUMENTS, families, native
 from qbert.variants.native import rounding
@@ -195,12 +196,6 @@ def rungs(
         yield f"least squares, seed {seed}", Rung(every(squares))
 
 
-def squared(logits: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return each document's squared change, as rescue.squared_error has its mean."""
-    difference = logits.astype(np.float64) - reference
-    return np.asarray(((difference - difference.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
-
-
 def ratio_interval(errors: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Return the 95 % interval of the ratio of the means, by bootstrap over documents."""
     drawn = np.random.default_rng(0).integers(len(errors), size=(RESAMPLES, len(errors)))
@@ -230,7 +225,7 @@ def trial(source: str, options: argparse.Namespace) -> None:
     base: npt.NDArray[np.float64] | None = None
 
     def line(name: str, logits: npt.NDArray[np.float32]) -> None:
-        errors = squared(logits, reference)
+        errors = squared_errors(logits, reference)
         found = accuracy.compare(labels, before, predicted(logits, checkpoint.problem_type))
         ratio = ""
         if base is not None:
@@ -252,7 +247,7 @@ def trial(source: str, options: argparse.Namespace) -> None:
         logits = simulation.run(rung, encodings)
         line(name, logits)
         if base is None:
-            base = squared(logits, reference)
+            base = squared_errors(logits, reference)
 
 
 def main() -> None:
