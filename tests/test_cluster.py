@@ -155,20 +155,22 @@ def test_a_cluster_that_is_none_is_a_mistake(address: str, told: str, monkeypatc
 @pytest.mark.filterwarnings("error:Port")
 def test_a_cluster_of_this_machine_takes_no_port_of_others_and_listens_to_it_alone() -> None:
     psutil = pytest.importorskip("psutil")  # distributed needs it
+
+    def listening() -> set[tuple[str, int]]:
+        here = psutil.Process()
+        processes = (here, *here.children(recursive=True))
+        found = [connection for process in processes for connection in process.net_connections()]
+        return {tuple(one.laddr) for one in found if one.status == psutil.CONN_LISTEN}
+
     with socket.socket() as other:
         with contextlib.suppress(OSError):  # somebody has it already
             other.bind(("127.0.0.1", 8787))  # Dask's dashboard
         other.listen()
+        before = listening()  # other tests' clusters
         with cluster.connect("local:1"):
-            process = psutil.Process()
-            listening = [
-                connection.laddr.ip
-                for each in (process, *process.children(recursive=True))
-                for connection in each.net_connections()
-                if connection.status == psutil.CONN_LISTEN
-            ]
-    assert len(listening) > 1
-    assert set(listening) == {"127.0.0.1"}
+            new = listening() - before
+    assert len(new) > 1
+    assert {address for address, _ in new} == {"127.0.0.1"}
 
 
 def shard(start: int, texts: list[tuple[str, ...]]) -> team.Shard:
