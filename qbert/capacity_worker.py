@@ -252,9 +252,7 @@ class Worker:
 
 def _memory(process: int) -> dict[str, int]:
     """Return the bytes of each kind of memory that `process` has."""
-    lines = (
-        Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
-    )  # the first is of addresses
+    _, *lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return {kind.rstrip(":"): int(size) * 1024 for kind, size, _ in map(str.split, lines)}
 
 

@@ -494,12 +494,12 @@ def worker(trained: Checkpoint, news: Dataset) -> Any:
 def test_a_worker_times_what_it_built(worker: Any) -> None:
     prepared = worker.ask("prepare", model="tiny", max_length=64, variant="fp32")
     cost = worker.ask("build", cell="a", model="tiny", load=prepared["load"])
-    for _ in range(30):  # again where a neighbour had the core
+    for _ in range(5):  # again where a neighbour had the core
         plain, slowed = [], []
         for _ in range(9):
             plain.append(worker.ask("time", cell="a", cost_s=cost, slowdown=0.0))
             slowed.append(worker.ask("time", cell="a", cost_s=cost, slowdown=0.2))
-        ratio = sorted(two / one for one, two in zip(plain, slowed, strict=True))[4]
+        ratio = min(slowed) / min(plain)  # the least of each, which neighbours have delayed least
         if 1.1 < ratio < 1.4:
             break
     assert 1.1 < ratio < 1.4
