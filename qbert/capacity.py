@@ -4,6 +4,7 @@ Blocks alternate in which one worker classifies its texts alone, the others idle
 the same minutes.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -12,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qbert import accuracy, audit, queueing, stats
 from qbert import cores as machine_cores
+from qbert.capacity_worker import SETTLE_S
 from qbert.crew import PATIENCE_S, Crew
 from qbert.errors import InputError
 from qbert.stats import CONFIDENCE
@@ -22,6 +25,7 @@ from qbert.stats import CONFIDENCE
 if TYPE_CHECKING:
     from qbert.cores import Cores
     from qbert.suite import Cell
+    from qbert.tokenizer import Encoder
 
 PAIRS = 8  # of blocks, alone and loaded; where a text takes long, the fewest with which the interval is finite
 LATENCY_LIMIT_S = 0.05
@@ -127,6 +131,18 @@ def representative(rows: Sequence[tuple[str, ...]], count: int) -> list[int]:
     return [int(row) for row in np.random.default_rng(0).permutation(chosen)]
 
 
+def alike(rows: Sequence[tuple[str, ...]], shape: tuple[int, int, int]) -> npt.NDArray[np.int64]:
+    """Return the numbers of representative texts, `(blocks, workers, texts)`: all workers of a block have equal lengths.
+
+    So they finish at about the same time, and their rates can be compared.
+    """
+    blocks, workers, texts = shape
+    by_length = sorted(representative(rows, math.prod(shape)), key=lambda row: sum(map(len, rows[row])))
+    rng = np.random.default_rng(0)
+    sets = rng.permuted(np.array(by_length).reshape(-1, workers), axis=1)
+    return rng.permutation(sets).reshape(blocks, texts, workers).swapaxes(1, 2)
+
+
 def measure(
     cell: "Cell", load: Load, *, cores: "Cores | None" = None, patience_s: float = PATIENCE_S
 ) -> tuple[list[float], dict[str, Any]]:
@@ -161,7 +177,7 @@ def measure(
         "answers_compared": compared,
         "traffic": load.source,
         "traffic_sha256": load.sha256,
-        "traffic_tokens": token_counts(cell, load.rows),
+        "traffic_tokens": token_counts(cell.encoder, cell.max_length, tuple(load.rows)),
         "capacity_notes": cores.notes(full.workers, threads),
     }
     if pss_bytes is not None:
@@ -185,16 +201,21 @@ def _point(measured: Measured, limit_s: float) -> dict[str, Any]:
 
 def _measure(crew: Crew, load: Load, workers: int, answers: "Answers") -> Measured:
     """Let `workers` of `crew` be busy in pairs of blocks; in the other block of a pair one of them works alone."""
-    pairs = PAIRS if 2 * PAIRS * crew.cost_s <= load.seconds else stats.min_sample_size(CONFIDENCE)
-    each = max(1, round(load.seconds / (2 * pairs * crew.cost_s)), -(-load.min_rounds // (pairs * workers)))
-    texts = np.array(representative(load.rows, pairs * workers * each)).reshape(pairs, workers, each).tolist()
+    blocks_s = max(0.0, (1 - RESTED_SHARE) * load.seconds - 2 * PAIRS * SETTLE_S)
+    pairs = PAIRS if 2 * PAIRS * crew.cost_s <= blocks_s else stats.min_sample_size(CONFIDENCE)
+    each = max(1, round(blocks_s / (2 * pairs * crew.cost_s)), -(-load.min_rounds // (pairs * workers)))
+    texts = alike(load.rows, (pairs, workers, each))
     measured = Measured(workers, [[] for _ in range(workers)], [0.0] * workers)
     all_work = workers == crew.workers
     alone_too = workers > 1 and all_work
+    rate = queueing.HALF * crew.workers / crew.cost_s
+    rests = all_work and crew.cost_s < WAKING_S
+    rested = representative(load.rows, max(10, round(RESTED_SHARE * load.seconds / 2 * rate))) if rests else []
     rested_s: list[float] = []
-    for pair, of_workers in enumerate(texts):
-        if all_work and pair % (pairs // 2) == 1 and crew.cost_s < WAKING_S:
-            rested_s += _rested(crew, load, pair)
+    crew.see_lengths({worker: [*texts[:, worker].ravel().tolist(), *rested] for worker in range(workers)})
+    for pair, of_workers in enumerate(texts.tolist()):
+        if rests and pair % (pairs // 2) == 1:
+            rested_s += crew.serve(rate, rested, seed=pair)[:, 1].tolist()
         # Each worker in turn, and each begins as often alone as loaded.
         one, loaded_first = pair % workers, (pair + pair // workers) % 2
         blocks = [dict(enumerate(of_workers))]
@@ -224,14 +245,6 @@ def slowdown(rested_s: Sequence[float], busy_s: Sequence[float]) -> float:
     from scipy.stats import trim_mean
 
     return float(trim_mean(rested_s, 0.1) / trim_mean(busy_s, 0.1))
-
-
-def _rested(crew: Crew, load: Load, seed: int) -> list[float]:
-    """Return the seconds of texts that come at random, without their wait, from one of two such stretches."""
-    rate = queueing.HALF * crew.workers / crew.cost_s
-    count = max(20, round(RESTED_SHARE * load.seconds / 2 * rate))
-    seconds: list[float] = crew.serve(rate, representative(load.rows, count), seed)[:, 1].tolist()
-    return seconds
 
 
 class Answers:
@@ -271,10 +284,11 @@ class Answers:
         return len(given)
 
 
-def token_counts(cell: "Cell", rows: Sequence[tuple[str, ...]]) -> dict[str, int]:
+@functools.lru_cache(maxsize=8)
+def token_counts(encoder: "Encoder", max_length: int, rows: tuple[tuple[str, ...], ...]) -> dict[str, int]:
     """Return how many tokens the texts of `rows` have as they are served: 5, 50 and 95 % of them at most so many."""
     sample = [rows[number] for number in representative(rows, min(TOKENIZED, len(rows)))]
-    counts = [cell.encoder(*text, max_length=cell.max_length)["input_ids"].shape[1] for text in sample]
+    counts = [encoder(*text, max_length=max_length)["input_ids"].shape[1] for text in sample]
     return {f"p{percent}": int(np.percentile(counts, percent, method="nearest")) for percent in (5, 50, 95)}
 
 

@@ -5,6 +5,7 @@ import fcntl
 import gc
 import importlib
 import itertools
+import math
 import mmap
 import operator
 import os
@@ -19,17 +20,16 @@ import numpy.typing as npt
 from qbert import children
 from qbert.artefact import Artefact
 from qbert.errors import CannotRunError, InputError, sentence
+from qbert.tokenizer import Encoding
 
 WARM_UP_S = 0.2
-WARM_UP_TEXTS = 2
-# OpenVINO's int8 compiles kernels at the first text of each length, 50 to 100 ms of a MiniLM on an Intel Xeon: without
-# this, most of the timed texts did, and it seemed to serve 195 texts a second where it serves 349.
-LENGTHS_S = 3.0
-LENGTHS_OF = 1_000  # texts that are looked at
-LONGER = 1.5  # times as long as the second, a first text did more than its work
+# OpenVINO's int8 compiles kernels at the first text of each length, 50 to 100 ms of a MiniLM on an Intel Xeon: if these
+# were timed, it would seem to serve 195 texts a second where it serves 349.
+LONGER = 1.3  # times as long as the second, a first text did more than its work
 ALIKE = 3  # lengths in a row whose first text did not: this runtime does not compile
-SETTLE_S = 0.03  # as in qbert.latency: the first texts after a pause find the caches and the clock of others
-CACHES_FILLED_S = 0.2  # a longer text refills the caches by itself
+SETTLE_S = 0.02  # the first texts after a pause find the caches and the clock of others
+LONG_S = 0.2  # a text that takes longer says enough of its runtime by its first time
+FILLER_TOKENS = 32  # at most: all wait for the last filler
 RUNNING, FINISHED = 1, 2
 """The stages of a worker in a block, on the board."""
 
@@ -87,10 +87,12 @@ class Worker:
     def __init__(self) -> None:
         """Start with nothing loaded."""
         self._classify: Callable[..., npt.NDArray[np.float32]] = np.zeros
-        self._count: Callable[..., int] = len
+        self._encode: Callable[..., Encoding] = dict
         self._texts: list[tuple[str, ...]] = []
         self._fillers: Iterator[int] = iter(())
-        self._settling = 0
+        self._max_length = self._settling = 0
+        self._seen: set[int] = set()
+        self._alike = 0
         self._forked = False
 
     def fork(self, modules: Sequence[str]) -> None:
@@ -143,12 +145,13 @@ class Worker:
         """
         self._texts = [tuple(text) for text in texts]
         self._fillers = itertools.cycle(range(len(self._texts)))
+        self._max_length = max_length
         tokenizer = Artefact(**dict(artefact, folder=Path(artefact["folder"])))
         try:
             load = operator.attrgetter(variant["name"])(importlib.import_module(variant["module"]))
             classifier = load(Path(variant["folder"]), **variant["options"])
-            self._classify = lambda *text: classifier(tokenizer.encoder(*text, max_length=max_length))
-            self._count = lambda *text: tokenizer.encoder(*text, max_length=max_length)["input_ids"].shape[1]
+            self._encode = tokenizer.encoder
+            self._classify = lambda *text, max_length=max_length: classifier(self._encode(*text, max_length=max_length))
             self._fill()
         except InputError:
             raise
@@ -160,28 +163,41 @@ class Worker:
         return dict(classifier.evidence)
 
     def warm_up(self) -> float:
-        """Classify texts, of each length if need be, for WARM_UP_S; return the median seconds of the later half."""
-        seconds = self._see_each_length()
-        while sum(seconds) < WARM_UP_S or len(seconds) < WARM_UP_TEXTS:
-            seconds.append(self._seconds(self._texts[next(self._fillers)]))
-        cost_s = float(np.median(seconds[len(seconds) // 2 :]))
-        self._settling = 0 if cost_s >= CACHES_FILLED_S else max(1, round(SETTLE_S / cost_s))
-        return cost_s
+        """Classify texts for WARM_UP_S, one of middle length first; return the median seconds of the later half."""
+        by_length = sorted(self._texts, key=lambda text: sum(map(len, text)))
+        texts = itertools.chain([by_length[len(by_length) // 2]], itertools.cycle(self._texts))
+        seconds: list[float] = []
+        start = time.perf_counter()
+        while not seconds or time.perf_counter() - start < WARM_UP_S:
+            seconds.append(self._twice(next(texts)))
+        start = time.perf_counter()
+        self._fill()
+        self._settling = math.ceil(SETTLE_S / (time.perf_counter() - start))
+        return float(np.median(seconds[len(seconds) // 2 :]))
 
-    def _see_each_length(self) -> list[float]:
-        """Classify a text of each number of tokens twice, unless its runtime does not mind which is the first.
+    def see_lengths(self, texts: Sequence[int]) -> None:
+        """Classify one of each length of `texts`, by number, unless the runtime does not mind which is the first.
 
-        Return the seconds of the second times.
+        They are the fillers from now on.
         """
-        start, alike, seconds = time.perf_counter(), 0, []
-        for text in {self._count(*text): text for text in self._texts[:LENGTHS_OF]}.values():
-            first, second = self._seconds(text), self._seconds(text)
-            seconds.append(second)
-            alike = alike + 1 if first < LONGER * second else 0
-            slow = second >= CACHES_FILLED_S
-            if alike == (1 if slow else ALIKE) or time.perf_counter() - start > LENGTHS_S:
+        self._fillers = itertools.cycle(texts)
+        for number in texts:
+            if self._alike >= ALIKE:
                 break
-        return seconds
+            if self._tokens(self._texts[number]) not in self._seen:
+                self._twice(self._texts[number])
+
+    def _twice(self, text: tuple[str, ...]) -> float:
+        """Classify `text` twice; return the seconds of the second time, and see whether a new length took longer."""
+        first, second = self._seconds(text), self._seconds(text)
+        if (tokens := self._tokens(text)) not in self._seen:
+            self._seen.add(tokens)
+            says = ALIKE if second >= LONG_S else 1
+            self._alike = self._alike + says if first < LONGER * second else 0
+        return second
+
+    def _tokens(self, text: tuple[str, ...]) -> int:
+        return int(self._encode(*text, max_length=self._max_length)["input_ids"].shape[1])
 
     def _seconds(self, text: tuple[str, ...]) -> float:
         start = time.perf_counter()
@@ -191,8 +207,8 @@ class Worker:
     def block(self, texts: Sequence[int], worker: int, workers: Sequence[int], board: str) -> dict[str, Any]:
         """Classify `texts`, by number, as `worker`, while all `workers` are busy.
 
-        Nobody's clock starts before all are busy, and nobody rests before all have finished: the texts in between are
-        not timed.
+        Nobody's clock starts before all are busy, and nobody rests before all have finished: the fillers in between
+        are not timed.
         """
         shared = Board(Path(board))
         for _ in range(self._settling):
@@ -247,7 +263,8 @@ class Worker:
         return own
 
     def _fill(self) -> None:
-        self._classify(*self._texts[next(self._fillers)])
+        """Classify the next filler."""
+        self._classify(*self._texts[next(self._fillers)], max_length=min(FILLER_TOKENS, self._max_length))
 
 
 def _memory(process: int) -> dict[str, int]:

@@ -73,6 +73,11 @@ class Answering:
         """Return the descriptor on which its answer, or its end, shows."""
         return self._stdout.fileno()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the child runs no more."""
+        return self._process.poll() is not None
+
     def send(self, do: str, **arguments: Any) -> None:  # noqa: ANN401  whatever JSON holds
         """Send a request; `receive` waits for its answer."""
         unsent = memoryview(json.dumps({"do": do} | arguments).encode() + b"\n")

@@ -72,8 +72,6 @@ class Crew:
             self._board = stack.enter_context(contextlib.closing(Board(self._board_path, self.workers)))
             stack.callback(self._end)
             self._start()
-            pins = {n: {"processors": self._cores.of_worker(n, self.threads)} for n in range(self.workers)}
-            self.ask("pin", pins, LOADING_S)
             loading = {
                 "variant": dict(self._cell.loading),
                 "artefact": _artefact(self._cell, place),
@@ -99,20 +97,25 @@ class Crew:
                 self._children.clear()
 
     def _start(self) -> None:
-        """Start the workers, or let those go on that a cell of the same runtime has left; end those of another."""
+        """Start and pin the workers, or let those go on that a cell of the same runtime has left; end the others."""
         path = os.pathsep.join(entry for entry in sys.path if entry)
         modules = [name for package in self._cell.variant.to_load for name in SLOW_IMPORTS.get(package, (package,))]
         environment = {name: value for name, value in os.environ.items() if name not in SET_MEANWHILE}
         self._kind = json.dumps([modules, path, environment])
-        self._children = _WAITING.pop(self._kind, [])
-        for child in [*self._children[self.workers :], *itertools.chain(*_WAITING.values())]:
-            child.end()
+        of_its_kind = [child for child in _WAITING.get(self._kind, []) if not child.has_ended]
+        self._children = of_its_kind[: self.workers]
+        for child in itertools.chain(*_WAITING.values()):
+            if child not in self._children:
+                child.end()
         _WAITING.clear()
-        del self._children[self.workers :]
         stderr = None if os.environ.get(TRACEBACK) else subprocess.DEVNULL
         while len(self._children) < self.workers:
             command = sys.executable, "-m", "qbert.capacity_worker"
             self._children.append(children.Answering(*command, path=path, stderr=stderr))
+        # Before they import PyTorch, whose OpenMP has as many threads as there are processors then: on one core they
+        # wait for each other, and int8-dynamic of BERT-base took 3.7 s to load instead of 1.3.
+        pins = {n: {"processors": self._cores.of_worker(n, self.threads)} for n in range(self.workers)}
+        self.ask("pin", pins, LOADING_S)
         if FORKS:
             self.ask("fork", self._all(modules=modules), LOADING_S)
 
@@ -131,6 +134,12 @@ class Crew:
         for answer in answers.values():
             accuracy.check_finite(np.array(answer["logits"], dtype=np.float32), self._cell.name)
         return answers
+
+    def see_lengths(self, texts: Mapping[int, Sequence[int]]) -> None:
+        """Let each worker of `texts` classify its texts, by number, as far as a first text of a length takes longer."""
+        expected_s = 2 * self.cost_s * max(map(len, texts.values()))
+        wanted = {worker: {"texts": list(numbers)} for worker, numbers in texts.items()}
+        self.ask("see_lengths", wanted, self._patience_s + 10 * expected_s)
 
     def serve(self, rate: float, texts: Sequence[int], seed: int = 0) -> npt.NDArray[np.float64]:
         """Let all workers answer requests for `texts`, by number, that arrive at random, `rate` a second on average.

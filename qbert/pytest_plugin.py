@@ -6,6 +6,7 @@ begin with `--qbert-`, and its hooks do not affect other tests and their benchma
 
 import contextlib
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -287,19 +288,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
     from qbert import variants
 
-    trained_only, longest_only = (
+    trained_only, own_process = (
         metafunc.definition.get_closest_marker(marker) is not None for marker in ("trained_models", "own_process")
     )
     suite = suite_of(metafunc.config)
     chosen = variants.select(settings_of(metafunc.config).variant_list)
     if metafunc.definition.get_closest_marker("also_threads"):
         chosen += _with_threads(metafunc.config, chosen)
-    for model in suite.models.values():
-        if model.trained or not trained_only:
-            for max_length in [max(suite.max_lengths)] if longest_only else suite.max_lengths:
-                for variant in chosen:
-                    name = f"{model.name}-{max_length}-{variant.name}"
-                    yield pytest.param(model.name, max_length, variant.name, id=name)
+    models = [model.name for model in suite.models.values() if model.trained or not trained_only]
+    lengths = [max(suite.max_lengths)] if own_process else suite.max_lengths
+    names = [variant.name for variant in chosen]
+    cells = list(itertools.product(models, lengths, names))
+    if own_process:  # so that those of one runtime follow each other: qbert.crew starts processes for all of them
+        cells.sort(key=lambda cell: names.index(cell[-1]))
+    for model, max_length, variant in cells:
+        yield pytest.param(model, max_length, variant, id=f"{model}-{max_length}-{variant}")
 
 
 def _with_threads(config: pytest.Config, chosen: "list[Variant]") -> "list[Variant]":

@@ -12,7 +12,7 @@ LOADS = (*(tenth / 10 for tenth in range(1, 10)), 0.95)
 """The rates of a curve, as shares of the capacity. Nobody should run closer to it: at 0.95 a rate that is 3 % higher
 than expected doubles the wait."""
 QUEUES = 100
-REQUESTS = 5_000
+REQUESTS = 3_000
 HALF = 0.5
 """The share of the capacity at which it is measured how much longer a text takes that finds its worker rested."""
 WARM_UP = 0.25  # the share of a queue's requests that it takes to forget that it was empty at first
@@ -21,10 +21,23 @@ BATCHES = 20
 
 @dataclass(frozen=True)
 class Stay:
-    """The 99th percentile of waiting plus service at each of some rates, and its standard error, both in seconds."""
+    """How long requests stay, waiting plus service, in independent queues."""
 
-    p99_s: Array
-    error_s: Array
+    seconds: Array
+    """Of each request: `(rates, queues, requests)`."""
+    percent: float
+
+    @property
+    def p99_s(self) -> Array:
+        """The percentile, by default the 99th, at each rate."""
+        return np.asarray(np.percentile(self.seconds.reshape(len(self.seconds), -1), self.percent, axis=1))
+
+    @property
+    def error_s(self) -> Array:
+        """Its standard error, from batches of the queues."""
+        batches = np.array_split(self.seconds, min(BATCHES, self.seconds.shape[1]), axis=1)
+        each = np.array([Stay(batch, self.percent).p99_s for batch in batches])
+        return np.asarray(each.std(axis=0, ddof=1) / np.sqrt(len(each)))
 
 
 def capacity(services_s: Sequence[Sequence[float]]) -> float:
@@ -43,12 +56,10 @@ def simulate(
 ) -> Stay:
     """Return how long requests stay at each of `rates` in queues that have forgotten that they were empty at first.
 
-    The standard error is of the queues, which are independent. The arguments are those of `stays`.
+    The arguments are those of `stays`.
     """
     kept = stays(services_s, rates, slowdown, queues, requests)[int(WARM_UP * requests) :]
-    batches = np.array_split(kept, min(BATCHES, queues), axis=2)
-    each = np.array([np.percentile(batch, percent, axis=(0, 2)) for batch in batches])
-    return Stay(np.percentile(kept, percent, axis=(0, 2)), each.std(axis=0, ddof=1) / np.sqrt(len(each)))
+    return Stay(np.moveaxis(kept, 0, 2), percent)
 
 
 def stays(
@@ -71,9 +82,11 @@ def stays(
     rng = np.random.default_rng(0)
     counts = np.array([len(times) for times in services_s])
     times_s = np.zeros((len(counts), counts.max()))
+    starts = counts.max() * np.arange(len(counts))[:, None]
     for row, times in zip(times_s, services_s, strict=True):
         row[: len(times)] = times
-    free = np.zeros((len(rates), queues, len(counts)))
+    free = np.zeros((len(counts), len(rates), queues))
+    of_queue = np.arange(len(rates) * queues).reshape(len(rates), queues)
     now = np.zeros((len(rates), queues))
     each_rate = np.asarray(rates, dtype=float)[:, None]
     mean_gap = 1 / each_rate
@@ -82,12 +95,12 @@ def stays(
     stay = np.empty((requests, *now.shape))
     for number in range(requests):
         now += mean_gap * rng.standard_exponential(queues)
-        first = free.argmin(axis=2)
-        share = rng.random(queues)
-        freed = np.take_along_axis(free, first[..., None], 2)[..., 0]
-        service = longer * times_s[first, (share * counts[first]).astype(np.intp)]
-        end = np.maximum(now, freed) + service
-        np.put_along_axis(free, first[..., None], end[..., None], 2)
+        first = free.argmin(axis=0)
+        texts = starts + (counts[:, None] * rng.random(queues)).astype(np.intp)
+        service = longer * times_s.take(texts)[first, np.arange(queues)]
+        place = first * of_queue.size + of_queue
+        end = np.maximum(now, free.take(place)) + service
+        free.put(place, end)
         stay[number] = end - now
     return stay
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import trial_capacity
 
-from qbert import capacity, children, cores, dataset, variants
+from qbert import capacity, children, cores, dataset, stats, variants
 from qbert.capacity_worker import FINISHED, RUNNING, Board
 from qbert.checkpoint import Checkpoint
 from qbert.cores import Cores
@@ -81,7 +81,7 @@ def test_what_two_workers_serve(cell: Cell, load: capacity.Load) -> None:
     assert found["workers"] == len(found["worker_shares"]) == 2
     assert found["half_load_slowdown"] > 0
     assert sum(found["worker_shares"]) == pytest.approx(1)
-    assert len(rounds) % (2 * capacity.PAIRS) == 0
+    assert len(rounds) == 2 * stats.min_sample_size(stats.CONFIDENCE)
     assert found["loaded_p50_s"] == pytest.approx(np.median(rounds))
     assert found["loaded_worst_s"] == max(rounds)
     assert 0.3 < found["texts_per_s"] / (2 / np.mean(rounds)) < 1.5
@@ -138,10 +138,14 @@ def test_a_cell_leaves_its_processes_without_its_model_to_the_next_of_its_runtim
         again = crew.pss_bytes()
     monkeypatch.setenv("QBERT_TRIED", "1")  # which a library may read when it is imported
     with Crew(cell, load.rows, 1, HERE) as crew:
-        assert not started(crew) & first
+        assert not (idle := started(crew)) & first
+    for process in idle:
+        os.kill(process, signal.SIGKILL)
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
     with pytest.raises(KeyboardInterrupt), Crew(cell, load.rows, 1, HERE) as crew:
+        assert not (last := started(crew)) & idle, "what has ended meanwhile is replaced"
         raise KeyboardInterrupt
-    assert not any(Path(f"/proc/{process}").exists() for process in first | started(crew))
+    assert not any(Path(f"/proc/{process}").exists() for process in first | idle | last)
     monkeypatch.setattr("qbert.crew.FORKS", False)
     with Crew(cell, load.rows, 2, HERE) as crew:
         alone = crew.pss_bytes()
@@ -205,6 +209,18 @@ def test_what_a_runtime_does_at_the_first_text_of_a_length_is_over_before_the_cl
     assert max(capacity.measure(cell, load)[0]) < 0.2
 
 
+def test_of_a_runtime_that_compiles_nothing_not_every_length_is_seen(
+    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SUMS.format(line="time.sleep(0.05)")
+    cell = suite.cell("tiny", 16, own(tmp_path, monkeypatch, "plain", module))
+    rows = [("球 " * words,) for words in range(1, 11)]
+    with Crew(cell, rows, 1, HERE) as crew:
+        start = time.monotonic()
+        crew.see_lengths({0: range(10)})
+        assert time.monotonic() - start < 2 * 0.05 * 10
+
+
 def test_a_stall_of_the_machine_is_not_a_rests_cost() -> None:
     busy_s = [0.01, 0.012] * 20
     assert capacity.slowdown([*busy_s[1:], 0.5], busy_s) == pytest.approx(1.0, abs=0.02)
@@ -224,6 +240,16 @@ def test_a_few_texts_are_as_long_as_all() -> None:
     assert np.mean([len(rows[row][0]) for row in chosen]) == pytest.approx(500, rel=0.01)
     every = capacity.representative(rows[:7], 21)
     assert sorted(every) == sorted([*range(7)] * 3)
+
+
+def test_the_texts_of_a_block_are_as_long_for_each_worker() -> None:
+    rows = [("x" * (1 + number),) for number in np.random.default_rng(3).permutation(1000)]
+    texts = capacity.alike(rows, (8, 2, 3))
+    assert texts.shape == (8, 2, 3)
+    assert sorted(texts.flat) == sorted(capacity.representative(rows, 48))
+    lengths = np.vectorize(lambda row: len(rows[row][0]))(texts)
+    assert np.abs(np.diff(lengths, axis=1)).max() < 30, "as for neighbours, of which 48 share 1,000"
+    assert 0.2 < (lengths[:, 0] > lengths[:, 1]).mean() < 0.8, "each has the longer one as often"
 
 
 def test_an_answer_that_is_not_the_accuracy_pass_s_fails(

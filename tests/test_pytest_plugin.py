@@ -462,6 +462,13 @@ def test_a_variant_comes_from_outside(quick: list[object], outside: Path, tmp_pa
     assert by_itself.returncode == 0, by_itself.stdout
 
 
+def test_cells_that_run_in_processes_of_their_own_are_in_the_order_of_their_runtimes(tmp_path: Path) -> None:
+    ids = collected("--variants", "fp32,int8-dynamic", "-k", "capacity or latency", cwd=tmp_path)
+    names = {kind: [name.partition("[")[2] for name in ids if kind in name] for kind in ("capacity", "latency")}
+    assert [name.partition("-384-")[2] for name in names["capacity"]] == ["fp32]"] * 2 + ["int8-dynamic]"] * 2
+    assert [name[:9] for name in names["latency"]] == ["bert-tiny"] * 6 + ["bert-base"] * 6
+
+
 def collected(*arguments: object, cwd: Path) -> list[str]:
     done = bench("--collect-only", "-q", *arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr

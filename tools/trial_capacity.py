@@ -62,6 +62,7 @@ def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: fl
     rng = np.random.default_rng(1)
     with Crew(cell, rows, workers, cores.here()) as crew:
         texts = max(2, round(KNOWING * seconds / STRETCHES / 2 / crew.cost_s))
+        crew.see_lengths(dict.fromkeys(range(workers), range(len(rows))))
         before = Known(crew, rows, texts, seed=0)
         for load in LOADS:
             driven, simulated, rates, requests = [], [], [], 0
