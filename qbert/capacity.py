@@ -132,15 +132,16 @@ def representative(rows: Sequence[tuple[str, ...]], count: int) -> list[int]:
 
 
 def alike(rows: Sequence[tuple[str, ...]], shape: tuple[int, int, int]) -> npt.NDArray[np.int64]:
-    """Return the numbers of representative texts, `(blocks, workers, texts)`: all workers of a block have equal lengths.
+    """Return the numbers of representative texts, `(blocks, workers, texts)`.
 
-    So they finish at about the same time, and their rates can be compared.
+    The workers of a block have texts of the same lengths, so that they finish at about the same time and their rates
+    can be compared; but each in its own order.
     """
     blocks, workers, texts = shape
     by_length = sorted(representative(rows, math.prod(shape)), key=lambda row: sum(map(len, rows[row])))
     rng = np.random.default_rng(0)
     sets = rng.permuted(np.array(by_length).reshape(-1, workers), axis=1)
-    return rng.permutation(sets).reshape(blocks, texts, workers).swapaxes(1, 2)
+    return rng.permuted(rng.permutation(sets).reshape(blocks, texts, workers).swapaxes(1, 2), axis=2)
 
 
 def measure(

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,9 @@ import numpy.typing as npt
 from qbert import children
 from qbert.artefact import Artefact
 from qbert.errors import CannotRunError, InputError, sentence
-from qbert.tokenizer import Encoding
+
+if TYPE_CHECKING:
+    from qbert.tokenizer import Encoding
 
 WARM_UP_S = 0.2
 # OpenVINO's int8 compiles kernels at the first text of each length, 50 to 100 ms of a MiniLM on an Intel Xeon: if these

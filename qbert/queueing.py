@@ -17,6 +17,7 @@ HALF = 0.5
 """The share of the capacity at which it is measured how much longer a text takes that finds its worker rested."""
 WARM_UP = 0.25  # the share of a queue's requests that it takes to forget that it was empty at first
 BATCHES = 20
+IN_A_ROW = 50  # service times of a worker: many more than a slow moment has, and few enough to draw many such rows
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ def capacity(services_s: Sequence[Sequence[float]]) -> float:
     return float(sum(1 / np.mean(times) for times in services_s))
 
 
+def longer(rates: npt.ArrayLike, most: float, slowdown: float) -> Array:
+    """Return how many times as long a text takes at each of `rates` as at `most`, the capacity, where no worker rests.
+
+    At HALF of the capacity, and below, it is `slowdown`; from there it falls in a line to 1.
+    """
+    return 1 + (slowdown - 1) * np.clip((1 - np.asarray(rates, dtype=float) / most) / (1 - HALF), 0, 1)
+
+
 def simulate(
     services_s: Sequence[Sequence[float]],
     rates: Sequence[float],
@@ -71,18 +80,19 @@ def stays(
 ) -> Array:
     """Return the seconds of waiting plus service of Poisson arrivals, `(requests, rates, queues)`, from an empty queue.
 
-    The workers serve in the order of arrival. A worker's service times are drawn from its own in `services_s`, where it
-    was never idle. At HALF of the capacity, and below, they are `slowdown` times as long; from there to the capacity
-    they approach them in a line. All rates see the same requests, so that a curve has no noise of its own from one rate
-    to the next.
+    The workers serve in the order of arrival. A worker's service times are its own in `services_s`, where it was never
+    idle: IN_A_ROW in their order, from a random place on, which is the same for all workers, and so on (a moving-block
+    bootstrap, Kuensch 1989); while a worker rests, so many are left out as it had served. So slow moments, which make a
+    queue long, last as long as they did. A worker that rests takes longer. All rates see the same requests, so that a
+    curve has no noise of its own from one rate to the next.
 
     Source: Kiefer and Wolfowitz 1955, "On the theory of queues with many servers": the vector of the times at which
     each worker becomes free, advanced by one request at a time.
     """
     rng = np.random.default_rng(0)
     counts = np.array([len(times) for times in services_s])
+    pace = np.array([1 / np.mean(times) for times in services_s])
     times_s = np.zeros((len(counts), counts.max()))
-    starts = counts.max() * np.arange(len(counts))[:, None]
     for row, times in zip(times_s, services_s, strict=True):
         row[: len(times)] = times
     free = np.zeros((len(counts), len(rates), queues))
@@ -90,16 +100,19 @@ def stays(
     now = np.zeros((len(rates), queues))
     each_rate = np.asarray(rates, dtype=float)[:, None]
     mean_gap = 1 / each_rate
-    rested = np.clip((1 - each_rate / capacity(services_s)) / (1 - HALF), 0, 1)
-    longer = 1 + (slowdown - 1) * rested
+    factor = longer(each_rate, capacity(services_s), slowdown)
     stay = np.empty((requests, *now.shape))
     for number in range(requests):
+        if number % (IN_A_ROW * len(counts)) == 0:
+            moment = np.repeat((counts[:, None] * rng.random(queues))[:, None], len(rates), axis=1)
         now += mean_gap * rng.standard_exponential(queues)
         first = free.argmin(axis=0)
-        texts = starts + (counts[:, None] * rng.random(queues)).astype(np.intp)
-        service = longer * times_s.take(texts)[first, np.arange(queues)]
         place = first * of_queue.size + of_queue
-        end = np.maximum(now, free.take(place)) + service
+        freed = free.take(place)
+        at = moment.take(place) + np.maximum(now - freed, 0) * pace[first]
+        moment.put(place, at + 1)
+        service = factor * times_s[first, at.astype(np.intp) % counts[first]]
+        end = np.maximum(now, freed) + service
         free.put(place, end)
         stay[number] = end - now
     return stay

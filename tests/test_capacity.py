@@ -138,13 +138,15 @@ def test_a_cell_leaves_its_processes_without_its_model_to_the_next_of_its_runtim
         again = crew.pss_bytes()
     monkeypatch.setenv("QBERT_TRIED", "1")  # which a library may read when it is imported
     with Crew(cell, load.rows, 1, HERE) as crew:
-        assert not (idle := started(crew)) & first
+        idle = started(crew)
+    assert not idle & first
     for process in idle:
         os.kill(process, signal.SIGKILL)
         os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
-    with pytest.raises(KeyboardInterrupt), Crew(cell, load.rows, 1, HERE) as crew:
-        assert not (last := started(crew)) & idle, "what has ended meanwhile is replaced"
+    with contextlib.suppress(KeyboardInterrupt), Crew(cell, load.rows, 1, HERE) as crew:
+        last = started(crew)
         raise KeyboardInterrupt
+    assert not last & idle, "what has ended meanwhile is replaced"
     assert not any(Path(f"/proc/{process}").exists() for process in first | idle | last)
     monkeypatch.setattr("qbert.crew.FORKS", False)
     with Crew(cell, load.rows, 2, HERE) as crew:
@@ -210,7 +212,7 @@ def test_what_a_runtime_does_at_the_first_text_of_a_length_is_over_before_the_cl
 
 
 def test_of_a_runtime_that_compiles_nothing_not_every_length_is_seen(
-    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = SUMS.format(line="time.sleep(0.05)")
     cell = suite.cell("tiny", 16, own(tmp_path, monkeypatch, "plain", module))

@@ -9,10 +9,14 @@ from scipy import optimize
 
 from qbert import queueing
 
-EXPONENTIAL = (-np.log1p(-(np.arange(20_000) + 0.5) / 20_000)).tolist()
-"""Service times with a mean of one second, as M/M/k has them."""
 QUEUES = {"queues": 800, "requests": 10_000}
 SIGMAS = 4  # standard errors; of ten comparisons one is beyond by chance in 1,600
+
+
+def exponential(workers: int) -> list[list[float]]:
+    """Return for each worker service times with a mean of one second, as M/M/k has them."""
+    times = -np.log1p(-(np.arange(500_000) + 0.5) / 500_000)
+    return np.random.default_rng(7).permuted(np.tile(times, (workers, 1)), axis=1).tolist()
 
 
 def stay_in_mmk(workers: int, rate: float, percent: float) -> float:
@@ -64,17 +68,17 @@ def test_constant_services_before_one_worker_wait_as_known() -> None:
 @pytest.mark.parametrize("workers", [1, 2, 8])
 def test_exponential_services_wait_as_known(workers: int) -> None:
     rates = [load * workers for load in (0.3, 0.5, 0.8)]
-    check([EXPONENTIAL] * workers, rates, lambda rate, percent: stay_in_mmk(workers, rate, percent))
+    check(exponential(workers), rates, lambda rate, percent: stay_in_mmk(workers, rate, percent))
 
 
 def test_a_wrong_answer_would_be_noticed() -> None:
     with pytest.raises(AssertionError):
-        check([EXPONENTIAL], [0.5], lambda rate, percent: 1.05 * stay_in_mmk(1, rate, percent))
+        check(exponential(1), [0.5], lambda rate, percent: 1.05 * stay_in_mmk(1, rate, percent))
 
 
 def test_the_curve_ascends_and_the_defaults_are_near_enough() -> None:
     rates = [load * 2 for load in queueing.LOADS]
-    stay = queueing.simulate([EXPONENTIAL] * 2, rates)
+    stay = queueing.simulate(exponential(2), rates)
     known = np.array([stay_in_mmk(2, rate, 99) for rate in rates])
     assert (np.diff(stay.p99_s) > 0).all()
     assert (np.abs(stay.p99_s / known - 1) < np.where(np.array(rates) < 1.7, 0.05, 0.2)).all()
@@ -90,6 +94,13 @@ def test_texts_take_longer_the_more_their_worker_rests() -> None:
     rates = [0.001, 0.5, 0.75, 1.0]
     alone = [queueing.stays([[1.0]], [rate], 3.0, 10, 1)[0, 0, 0] for rate in rates]
     assert alone == pytest.approx([3.0, 3.0, 2.0, 1.0])
+
+
+def test_slow_moments_last_as_long_as_they_did() -> None:
+    mixed = ([1.0] * 9 + [2.0]) * 20
+    in_a_row = [1.0] * 180 + [2.0] * 20
+    short, long = (queueing.simulate([times] * 2, [1.4], queues=200).p99_s[0] for times in (mixed, in_a_row))
+    assert long > 1.5 * short
 
 
 def test_the_highest_rate_within_a_limit_lies_between_its_neighbours() -> None:
