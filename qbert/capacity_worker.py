@@ -30,7 +30,7 @@ WARM_UP_S = 0.2
 LONGER = 1.3  # times as long as the second, a first text did more than its work
 ALIKE = 3  # lengths in a row whose first text did not: this runtime does not compile
 SETTLE_S = 0.02  # the first texts after a pause find the caches and the clock of others
-LONG_S = 0.2  # a text that takes longer says enough of its runtime by its first time
+LONG_S = 0.2  # a text that takes longer is not classified twice if the runtime compiled nothing for a few tokens
 FILLER_TOKENS = 32  # at most: all wait for the last filler
 RUNNING, FINISHED = 1, 2
 """The stages of a worker in a block, on the board."""
@@ -166,15 +166,14 @@ class Worker:
 
     def warm_up(self) -> float:
         """Classify texts for WARM_UP_S, one of middle length first; return the median seconds of the later half."""
-        by_length = sorted(self._texts, key=lambda text: sum(map(len, text)))
-        texts = itertools.chain([by_length[len(by_length) // 2]], itertools.cycle(self._texts))
+        middle = sorted(self._texts, key=lambda text: sum(map(len, text)))[len(self._texts) // 2]
+        filler_s = self._twice(middle, min(FILLER_TOKENS - 1, self._max_length))  # no filler had this length so far
+        self._settling = math.ceil(SETTLE_S / filler_s)
+        texts = itertools.chain([middle], itertools.cycle(self._texts))
         seconds: list[float] = []
         start = time.perf_counter()
         while not seconds or time.perf_counter() - start < WARM_UP_S:
-            seconds.append(self._twice(next(texts)))
-        start = time.perf_counter()
-        self._fill()
-        self._settling = math.ceil(SETTLE_S / (time.perf_counter() - start))
+            seconds.append(self._twice(next(texts), self._max_length))
         return float(np.median(seconds[len(seconds) // 2 :]))
 
     def see_lengths(self, texts: Sequence[int]) -> None:
@@ -186,24 +185,27 @@ class Worker:
         for number in texts:
             if self._alike >= ALIKE:
                 break
-            if self._tokens(self._texts[number]) not in self._seen:
-                self._twice(self._texts[number])
+            if self._tokens(self._texts[number], self._max_length) not in self._seen:
+                self._twice(self._texts[number], self._max_length)
 
-    def _twice(self, text: tuple[str, ...]) -> float:
+    def _twice(self, text: tuple[str, ...], max_length: int) -> float:
         """Classify `text` twice; return the seconds of the second time, and see whether a new length took longer."""
-        first, second = self._seconds(text), self._seconds(text)
-        if (tokens := self._tokens(text)) not in self._seen:
+        first = self._seconds(text, max_length)
+        if first >= LONG_S and self._alike:
+            self._alike = ALIKE
+            return first
+        second = self._seconds(text, max_length)
+        if (tokens := self._tokens(text, max_length)) not in self._seen:
             self._seen.add(tokens)
-            says = ALIKE if second >= LONG_S else 1
-            self._alike = self._alike + says if first < LONGER * second else 0
+            self._alike = self._alike + 1 if first < LONGER * second else 0
         return second
 
-    def _tokens(self, text: tuple[str, ...]) -> int:
-        return int(self._encode(*text, max_length=self._max_length)["input_ids"].shape[1])
+    def _tokens(self, text: tuple[str, ...], max_length: int) -> int:
+        return int(self._encode(*text, max_length=max_length)["input_ids"].shape[1])
 
-    def _seconds(self, text: tuple[str, ...]) -> float:
+    def _seconds(self, text: tuple[str, ...], max_length: int) -> float:
         start = time.perf_counter()
-        self._classify(*text)
+        self._classify(*text, max_length=max_length)
         return time.perf_counter() - start
 
     def block(self, texts: Sequence[int], worker: int, workers: Sequence[int], board: str) -> dict[str, Any]:

@@ -95,8 +95,8 @@ def stays(
     times_s = np.zeros((len(counts), counts.max()))
     for row, times in zip(times_s, services_s, strict=True):
         row[: len(times)] = times
-    free = np.zeros((len(counts), len(rates), queues))
-    of_queue = np.arange(len(rates) * queues).reshape(len(rates), queues)
+    free = np.zeros((len(rates), queues, len(counts)))
+    places = np.arange(free.size).reshape(free.shape)[..., 0]
     now = np.zeros((len(rates), queues))
     each_rate = np.asarray(rates, dtype=float)[:, None]
     mean_gap = 1 / each_rate
@@ -104,14 +104,15 @@ def stays(
     stay = np.empty((requests, *now.shape))
     for number in range(requests):
         if number % (IN_A_ROW * len(counts)) == 0:
-            moment = np.repeat((counts[:, None] * rng.random(queues))[:, None], len(rates), axis=1)
+            moment = np.tile(rng.random((queues, 1)) * counts, (len(rates), 1, 1))
         now += mean_gap * rng.standard_exponential(queues)
-        first = free.argmin(axis=0)
-        place = first * of_queue.size + of_queue
+        first = free.argmin(axis=2)
+        place = places + first
         freed = free.take(place)
-        at = moment.take(place) + np.maximum(now - freed, 0) * pace[first]
+        at = moment.take(place) + np.maximum(now - freed, 0) * pace.take(first)
         moment.put(place, at + 1)
-        service = factor * times_s[first, at.astype(np.intp) % counts[first]]
+        text = at.astype(np.intp) % counts.take(first)
+        service = factor * times_s.take(first * times_s.shape[1] + text)
         end = np.maximum(now, freed) + service
         free.put(place, end)
         stay[number] = end - now
