@@ -249,7 +249,9 @@ def test_the_texts_of_a_block_are_as_long_for_each_worker() -> None:
     texts = capacity.alike(rows, (8, 2, 3))
     assert texts.shape == (8, 2, 3)
     assert sorted(texts.flat) == sorted(capacity.representative(rows, 48))
-    lengths = np.vectorize(lambda row: len(rows[row][0]))(texts)
+    in_order = np.vectorize(lambda row: len(rows[row][0]))(texts)
+    assert (in_order[:, 0].argsort(axis=1) != in_order[:, 1].argsort(axis=1)).any(), "each in its own order"
+    lengths = np.sort(in_order, axis=2)
     assert np.abs(np.diff(lengths, axis=1)).max() < 30, "as for neighbours, of which 48 share 1,000"
     assert 0.2 < (lengths[:, 0] > lengths[:, 1]).mean() < 0.8, "each has the longer one as often"
 
