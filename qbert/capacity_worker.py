@@ -92,7 +92,7 @@ class Worker:
         self._encode: Callable[..., Encoding] = dict
         self._texts: list[tuple[str, ...]] = []
         self._fillers: Iterator[int] = iter(())
-        self._max_length = self._settling = 0
+        self._max_length = self._filler_length = self._settling = 0
         self._seen: set[int] = set()
         self._alike = 0
         self._forked = False
@@ -147,14 +147,14 @@ class Worker:
         """
         self._texts = [tuple(text) for text in texts]
         self._fillers = itertools.cycle(range(len(self._texts)))
-        self._max_length = max_length
+        self._max_length, self._filler_length = max_length, min(FILLER_TOKENS, max_length)
         tokenizer = Artefact(**dict(artefact, folder=Path(artefact["folder"])))
         try:
             load = operator.attrgetter(variant["name"])(importlib.import_module(variant["module"]))
             classifier = load(Path(variant["folder"]), **variant["options"])
             self._encode = tokenizer.encoder
             self._classify = lambda *text, max_length=max_length: classifier(self._encode(*text, max_length=max_length))
-            self._fill()
+            self._twice(self._texts[0], self._filler_length)
         except InputError:
             raise
         except Exception as error:  # each runtime raises its own, without a common class
@@ -167,7 +167,7 @@ class Worker:
     def warm_up(self) -> float:
         """Classify texts for WARM_UP_S, one of middle length first; return the median seconds of the later half."""
         middle = sorted(self._texts, key=lambda text: sum(map(len, text)))[len(self._texts) // 2]
-        filler_s = self._twice(middle, min(FILLER_TOKENS - 1, self._max_length))  # no filler had this length so far
+        filler_s = self._twice(middle, self._filler_length - 1)  # another length than at first, if it is long enough
         self._settling = math.ceil(SETTLE_S / filler_s)
         texts = itertools.chain([middle], itertools.cycle(self._texts))
         seconds: list[float] = []
@@ -268,7 +268,7 @@ class Worker:
 
     def _fill(self) -> None:
         """Classify the next filler."""
-        self._classify(*self._texts[next(self._fillers)], max_length=min(FILLER_TOKENS, self._max_length))
+        self._classify(*self._texts[next(self._fillers)], max_length=self._filler_length)
 
 
 def _memory(process: int) -> dict[str, int]:

@@ -214,13 +214,13 @@ def test_what_a_runtime_does_at_the_first_text_of_a_length_is_over_before_the_cl
 def test_of_a_runtime_that_compiles_nothing_not_every_length_is_seen(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = SUMS.format(line="time.sleep(0.05)")
+    module = SUMS.format(line="time.sleep(0.1)")
     cell = suite.cell("tiny", 16, own(tmp_path, monkeypatch, "plain", module))
     rows = [("球 " * words,) for words in range(1, 11)]
     with Crew(cell, rows, 1, HERE) as crew:
         start = time.monotonic()
         crew.see_lengths({0: range(10)})
-        assert time.monotonic() - start < 2 * 0.05 * 10
+        assert time.monotonic() - start < 0.9, "of ten lengths, each twice, most are left out"
 
 
 def test_a_stall_of_the_machine_is_not_a_rests_cost() -> None:

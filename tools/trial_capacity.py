@@ -45,7 +45,6 @@ class Found:
     """`off` of those stretches in which the machine kept its pace."""
     steady: int
     """How many of STRETCHES these were."""
-    requests: int
 
 
 class Known:
@@ -71,7 +70,7 @@ def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: fl
         crew.see_lengths(dict.fromkeys(range(workers), range(len(rows))))
         before = Known(crew, rows, texts, seed=0)
         for load in LOADS:
-            driven, simulated, paces, rates, requests = [], [], [], [], 0
+            driven, simulated, paces, rates = [], [], [], []
             for stretch in range(STRETCHES):
                 rate = load * before.capacity
                 count = max(100, round(rate * (1 - KNOWING) * seconds / STRETCHES))
@@ -85,7 +84,6 @@ def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: fl
                 driven.append(float(np.percentile(served[:, 0], 99)))
                 simulated.append(float(np.median(np.percentile(stay[:, 0], 99, axis=0))))
                 rates.append(rate)
-                requests += count
                 before = after
             logs = np.log(driven) - np.log(simulated)
             off, low, high = stats.signed_rank_interval(logs, stats.CONFIDENCE)
@@ -97,7 +95,6 @@ def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: fl
                 float(np.median(driven)),
                 *(float(np.expm1(end)) for end in (off, low, high, np.median(steady) if len(steady) else np.nan)),
                 len(steady),
-                requests,
             )
 
 
@@ -113,14 +110,14 @@ def main() -> None:
     options = parser.parse_args()
     suite = Suite(dataset.load(options.dataset), [options.model], max_lengths=[options.max_length])
     (model,) = suite.models
-    echo("variant          load   rate  simulated, driven p99 ms  off, 95 %              at its pace")
+    echo("variant          load   rate  p99 ms, driven off, 95 %                at its pace")
     for variant in options.variants.split(","):
         cell = suite.cell(model, options.max_length, variant)
         for one in drive(cell, dataset.text_rows(suite.dataset.test), options.workers, options.seconds):
             off = f"{one.off:+6.1%} {one.off_low:+6.1%} to {one.off_high:+6.1%}"
-            p99_ms = f"{one.simulated_s * 1e3:10.2f} {one.driven_s * 1e3:13.2f}"
+            p99_ms = f"{one.simulated_s * 1e3:7.2f} {one.driven_s * 1e3:7.2f}"
             steady = f"{one.off_steady:+6.1%} of {one.steady}"
-            echo(f"{variant:16} {one.load:4.0%} {one.rate:6.1f} {p99_ms}  {off}  {steady}")
+            echo(f"{variant:16} {one.load:4.0%} {one.rate:6.1f} {p99_ms} {off} {steady}")
 
 
 if __name__ == "__main__":
