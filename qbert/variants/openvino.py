@@ -4,7 +4,9 @@ import collections
 import functools
 import json
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +28,9 @@ GRAPH = "openvino_model.xml"
 """The name that optimum-intel uses."""
 FORMER_GRAPH = "model.xml"
 """Its name in artefacts of earlier versions."""
+BINDING = "HWLOC_THISSYSTEM"
+"""The environment variable that says whether the library hwloc may bind threads to processors."""
+_FIRST_USE = threading.Lock()
 PRODUCTS = {"FullyConnected", "MatMul", "ScaledDotProductAttention"}
 ALPHAS = (0.95, 0.7)
 """SmoothQuant's alphas to try: NNCF's default, and one that suits other models (MiniLM on SST-2: half the flips)."""
@@ -193,6 +198,7 @@ def classifier(compiled: Any, noted: Mapping[str, Any] = MappingProxyType({})) -
 def compile_model(model: Any, hint: str, threads: int = 1) -> Any:  # noqa: ANN401  a path or a model of OpenVINO; a compiled one
     """Return `model` compiled for so many threads and one call at a time, computing in `hint`: `f32` or `bf16`."""
     settings = {
+        "ENABLE_CPU_PINNING": False,  # else all processes compute on the first processor that they might use
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": hint,  # its default is bf16 wherever the processor has it
         "NUM_STREAMS": 1,
@@ -221,12 +227,28 @@ def lacks_bf16() -> str:
     return "this processor has no bf16 instructions that OpenVINO uses (AVX512-BF16 or AMX)"
 
 
+@functools.cache
 def module() -> Any:  # noqa: ANN401
-    """Return the module openvino, imported without telemetry: OpenVINO and NNCF run without that package."""
+    """Return the module openvino, which leaves threads on the processors that their affinity masks allow.
+
+    It is imported without telemetry: OpenVINO and NNCF run without that package.
+
+    Source: hwloc's manual, "Environment Variables": where HWLOC_THISSYSTEM is 0, hwloc binds nothing. Else TBB would
+    bind a thread during each call to all processors that the process might use when OpenVINO was first used.
+    """
     not_installed: Any = None  # as an entry of sys.modules
     sys.modules.setdefault("openvino_telemetry", not_installed)
     import openvino
 
+    with _FIRST_USE:
+        before = os.environ.get(BINDING)
+        os.environ[BINDING] = "0"
+        try:
+            openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")  # reads the variable, once for the process
+        finally:  # other programs that this process starts may bind
+            del os.environ[BINDING]
+            if before is not None:
+                os.environ[BINDING] = before
     return openvino
 
 
