@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from msgspec import Struct
 
+from qbert import forks
 from qbert.errors import InputError, reason
 from qbert.labels import SINGLE_LABEL, ProblemType
 from qbert.parse import read_json
@@ -103,7 +104,7 @@ class Artefact:
 
     def encoder(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        with self._lock:  # the length is a state of the tokenizer, which another thread might change
+        with forks.call(), self._lock:  # the length is a state of the tokenizer, which another thread might change
             self.tokenizer.no_padding()
             self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
             tokens = self.tokenizer.encode(text, text_pair)

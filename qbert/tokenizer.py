@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from qbert import forks
 from qbert.errors import InputError, reason
 from qbert.terminal import quiet_transformers
 
@@ -63,7 +64,7 @@ class Encoder:
 
     def __call__(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
         """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
-        with self._lock:  # the length is a state of the tokenizer, which another thread might change
+        with forks.call(), self._lock:  # the length is a state of the tokenizer, which another thread might change
             tokens = self.tokenizer(text, text_pair, truncation=True, max_length=max_length, verbose=False)
         return {name: np.array([tokens[name]], dtype=np.int64) for name in self.inputs}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qbert import forks
 from qbert.errors import EXTRAS, pip_install
 
 if TYPE_CHECKING:
@@ -57,10 +58,11 @@ class Classifier:
 
     def __call__(self, encoding: "Encoding") -> "npt.NDArray[np.float32]":
         """Return the logits, `(1, num_labels)`, of one encoding."""
-        if self.concurrent:
-            return self.run(encoding)
-        with self._lock:
-            return np.array(self.run(encoding))  # a copy: the next call may overwrite the array
+        with forks.call():
+            if self.concurrent:
+                return self.run(encoding)
+            with self._lock:
+                return np.array(self.run(encoding))  # a copy: the next call may overwrite the array
 
 
 @dataclass(frozen=True)
