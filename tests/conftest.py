@@ -2,8 +2,11 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -115,6 +118,35 @@ def wait_until() -> Callable[..., None]:
             time.sleep(0.05)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[[Path], AbstractContextManager[str]]:
+    """Serve an artefact as the example does, by two processes; the address."""
+
+    @contextmanager
+    def serve(artefact: Path) -> Iterator[str]:
+        root = Path(__file__).parents[1]
+        variables = {"QBERT_MODEL": str(artefact), "PYTHONPATH": str(root), "PORT": "0", "WORKERS": "2"}
+        log = artefact.parent / "log.txt"
+        command = [sys.executable, str(root / "examples" / "processes.py")]
+        with (
+            log.open("w") as said,
+            subprocess.Popen(
+                command, env=os.environ | variables, stdout=subprocess.PIPE, stderr=said, text=True
+            ) as process,
+        ):
+            try:
+                address = process.stdout.readline().strip()
+                while log.read_text().count("startup complete") < 2:
+                    assert process.poll() is None, log.read_text()
+                    time.sleep(0.05)
+                yield address
+            finally:
+                process.terminate()
+        assert "Traceback" not in log.read_text()
+
+    return serve
 
 
 @pytest.fixture

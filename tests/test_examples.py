@@ -3,9 +3,9 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -31,29 +31,10 @@ def served(trained: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Tex
 
 
 @pytest.fixture(scope="module")
-def service(served: TextClassifier) -> Iterator[str]:
+def service(served: TextClassifier, serving: Callable[[Path], AbstractContextManager[str]]) -> Iterator[str]:
     """The address of a running service of two processes."""
-    variables = {"QBERT_MODEL": str(served.folder), "PYTHONPATH": str(ROOT), "PORT": "0", "WORKERS": "2"}
-    log = served.folder.parent / "log.txt"
-    with (
-        log.open("w") as said,
-        subprocess.Popen(
-            [sys.executable, str(EXAMPLES / "processes.py")],
-            env=os.environ | variables,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-        ) as process,
-    ):
-        try:
-            address = process.stdout.readline().strip()
-            while log.read_text().count("startup complete") < 2:
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.05)
-            yield address
-        finally:
-            process.terminate()
-    assert "Traceback" not in log.read_text()
+    with serving(served.folder) as address:
+        yield address
 
 
 LONGEST = "a" * 10_000
