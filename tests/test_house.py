@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "errors",
-    "record sources children labels",
+    "record sources children labels git",
     "terminal parse",
     "cache cores machine queueing stats tokenizer",
     "checkpoint dataset",
