@@ -19,6 +19,7 @@ from qbert import dataset as datasets
 from qbert import training
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.git import names_of_a_repository
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
@@ -85,8 +86,8 @@ def own_cache(shared: Path) -> None:
     os.environ["QBERT_CACHE"] = str(shared / "cache")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HOME"] = str(shared / "hub")
-    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
-        del os.environ[name]
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST") or name in names_of_a_repository()]:
+        del os.environ[name]  # so that a git of a test's is not that of the hook which runs the tests
     torch.set_num_threads(1)  # trainings of small models: what runs beside them has the other cores
 
 

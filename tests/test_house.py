@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "errors",
-    "record sources children labels forks",
+    "record sources children labels forks git",
     "terminal parse",
     "cache cores machine queueing stats tokenizer",
     "checkpoint dataset",

@@ -16,6 +16,7 @@ from filelock import FileLock
 from qbert import children
 from qbert.dataset import FILES
 from qbert.errors import CannotRunError, InputError
+from qbert.git import GitError, run_git
 
 CELL = ("cell", "model", "max_length", "variant")
 CHECKPOINT = ("config.json", "*.safetensors")
@@ -131,6 +132,7 @@ class Commit:
 
     ref: str
     """The user's name for it."""
+    sha: str
     repository: Path
     tree: Path
 
@@ -156,7 +158,8 @@ class Commit:
     def _submodule(self, relative: Path) -> Path | None:
         """Return the submodule that contains the path `relative` to this commit's tree; None if none does."""
         listed = {
-            path: git("-C", str(self.tree), "ls-files", "--stage", str(path)) for path in (relative, *relative.parents)
+            path: git("ls-tree", "--full-tree", self.sha, "--", str(path))
+            for path in (relative, *relative.parents[:-1])
         }
         return next((path for path, line in listed.items() if line and line.startswith(SUBMODULE)), None)
 
@@ -189,24 +192,30 @@ def commit(ref: str) -> Iterator[Commit]:
     """Check out `ref` of the current repository into a temporary folder, which is removed at the end.
 
     Raises:
-        InputError: there is no repository, or no such commit.
+        InputError: there is no repository, or no such commit, or it cannot be checked out.
     """
-    root = git("rev-parse", "--show-toplevel")
-    if not root:
-        raise InputError("--base-ref needs a git repository, and there is none here")
-    sha = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-    if not sha:
+    try:
+        root = run_git("rev-parse", "--show-toplevel")
+    except GitError as error:
+        raise InputError(f"--base-ref needs a git repository, and here git says: {error}") from error
+    try:
+        sha = run_git("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}")
+    except GitError as error:
         deepen = "git fetch --unshallow" if git("rev-parse", "--is-shallow-repository") == "true" else "git fetch"
-        raise InputError(f"--base-ref {ref} is no commit of this repository: fetch it ({deepen}), or name another")
+        raise InputError(
+            f"--base-ref {ref} is no commit of this repository ({error}): fetch it ({deepen}), or name another"
+        ) from error
     _remove_leftover_trees()
     with tempfile.TemporaryDirectory(prefix=FOLDER) as name:
         folder = Path(name).resolve()
         with FileLock(folder / LOCK):
             tree = folder / TREE
             try:
-                if git("worktree", "add", "--detach", str(tree), sha) is None:
-                    raise InputError(f"git cannot check {ref} out into {tree}")
-                yield Commit(ref, Path(root).resolve(), tree)
+                try:
+                    run_git("worktree", "add", "--quiet", "--detach", str(tree), sha)
+                except GitError as error:
+                    raise InputError(f"git cannot check {ref} out into {tree}: {error}") from error
+                yield Commit(ref, sha, Path(root).resolve(), tree)
             finally:
                 git("worktree", "remove", "--force", "--force", str(tree))
 
@@ -216,16 +225,19 @@ FOLDER, TREE, LOCK = "qbert-base-", "tree", "lock"
 
 
 def _remove_leftover_trees() -> None:
-    """Remove checkouts of this repository's commits that killed gates have left."""
+    """Remove checkouts of this repository's commits that killed gates have left; no worktree of the person's."""
     for line in (git("worktree", "list", "--porcelain") or "").splitlines():
         tree = Path(line.removeprefix("worktree "))
         folder = tree.parent
-        if tree.name != TREE or not folder.name.startswith(FOLDER) or not (folder / LOCK).is_file():
+        if tree.name != TREE or not folder.name.startswith(FOLDER):
+            continue
+        if not (folder / LOCK).is_file():
+            if not tree.exists():
+                git("worktree", "remove", "--force", "--force", str(tree))
             continue
         with contextlib.suppress(OSError), FileLock(folder / LOCK, timeout=0):  # a Timeout is an OSError
             git("worktree", "remove", "--force", "--force", str(tree))
             shutil.rmtree(folder, ignore_errors=True)
-    git("worktree", "prune")  # forgets worktrees whose folders are gone
 
 
 @contextlib.contextmanager
@@ -296,10 +308,9 @@ def module_path(repository: Path | None) -> tuple[str, ...]:
 def git(*arguments: str) -> str | None:
     """Return git's output; None if it fails."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607
-    except FileNotFoundError:
+        return run_git(*arguments)
+    except GitError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def tree_here() -> Path | None:
