@@ -250,13 +250,14 @@ class Checkpoint:
     @cached_property
     def skeleton(self) -> Any:  # noqa: ANN401  a torch module, and torch is not imported here for its name alone
         """The classifier of this configuration without its weights (on torch's meta device)."""
+        config = self.config
         import torch
 
         try:
             with torch.device("meta"), quiet_transformers():
                 from transformers import AutoModelForSequenceClassification
 
-                return AutoModelForSequenceClassification.from_config(self.config)
+                return AutoModelForSequenceClassification.from_config(config)
         except InputError:
             raise
         except Exception as error:  # each architecture raises its own
