@@ -337,7 +337,7 @@ def flipped(
     )
 
     def names(indicators: Indicators) -> str:
-        return "|".join(dataset.label_names[label] for label in np.flatnonzero(indicators))
+        return "|".join(dataset.names[label] for label in np.flatnonzero(indicators))
 
     return [
         {

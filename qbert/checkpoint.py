@@ -3,19 +3,20 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from msgspec import Meta, Struct
 
 from qbert.errors import InputError, reason
-from qbert.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+from qbert.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType, matched
 from qbert.parse import read_json
 from qbert.record import RECORD, Rows
-from qbert.terminal import quiet_transformers
+from qbert.tensors import Fit, Tensor, read_headers
+from qbert.terminal import echo, quiet_transformers
 from qbert.tokenizer import Encoder, check_length
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ CLASSIFIER = "ForSequenceClassification"
 """How the names of architectures for text classification end."""
 BODIES = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "ForConditionalGeneration")
 """How the names of architectures end that can be timed and fine-tuned, with a head of random weights."""
+OUTPUTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "chunk_size_feed_forward": 0}
+"""What config.json may say of the form of a model's outputs, and of how it saves memory, as it is needed here.
+
+No answer depends on it.
+"""
+MOST_NAMED = 8
+"""Labels that a sentence names: more hide what it says."""
 ATTENTIONS = (None, "eager", "sdpa")  # for others transformers may fetch kernels from the hub
 
 TOKENIZER_FILES = (
@@ -49,7 +57,7 @@ class Configuration(Struct):
     architectures: list[str] | None = None
     problem_type: ProblemType | None = None
     num_labels: Width | None = None
-    id2label: dict[int, str | int] | None = None
+    id2label: dict[int, str | int | float | bool] | None = None
     hidden_size: Width | None = None
     embedding_size: Width | None = None
     dim: Width | None = None
@@ -66,7 +74,6 @@ class Configuration(Struct):
     n_heads: Depth | None = None
     vocab_size: Rows | None = None
     max_position_embeddings: Rows | None = None
-    output_attentions: bool = False
     quantization_config: Any = None
 
 
@@ -140,6 +147,9 @@ class Checkpoint:
             checkpoint._check_head()
         # The properties below raise on damage: better here than in the middle of a run.
         checkpoint._check_size()
+        checkpoint.fit.check(new_head=as_base or not checkpoint.trained)
+        if checkpoint.fit.said:
+            _say_once(f"{folder}: {checkpoint.fit.said}")
         tokens = max(checkpoint.encoder.tokenizer.get_vocab().values(), default=0) + 1
         known = getattr(checkpoint.config, "vocab_size", tokens)  # models of characters have none
         if tokens > known:
@@ -187,7 +197,7 @@ class Checkpoint:
     def configuration(self) -> Configuration:
         """The checked keys of config.json."""
         path = self.folder / "config.json"
-        configuration = read_json(path, Configuration, "is it a BERT-like model's?")
+        configuration = read_json(path, Configuration, "correct that value, if it is a BERT-like model's")
         if configuration.quantization_config is not None:
             raise InputError(f"{path}: the weights are quantized already: give the checkpoint that they were made of")
         return configuration
@@ -196,32 +206,34 @@ class Checkpoint:
     def config(self) -> Any:  # noqa: ANN401  transformers has one class an architecture
         """The configuration, as transformers reads it; no code from the folder is run."""
         _ = self.configuration  # checks its sizes
-        from transformers import AutoConfig
-
         path = self.folder / "config.json"
-        try:
-            with quiet_transformers():
-                config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # what transformers raises depends on the value
-            raise InputError(f"{path} cannot be used ({reason(error)}): is it a BERT-like model's?") from error
+        options = {"local_files_only": True, "trust_remote_code": False, **OUTPUTS}
+        with quiet_transformers():
+            from transformers import AutoConfig
+
+            try:
+                config = AutoConfig.from_pretrained(self.folder, **options)
+            except Exception as error:  # what transformers raises depends on the value
+                raise InputError(f"{path} cannot be used ({reason(error)}): is it a BERT-like model's?") from error
         for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
             if (attention := getattr(part, "_attn_implementation", None)) not in ATTENTIONS:
                 raise InputError(f"{path} asks for the attention {attention!r}: change it to 'sdpa' or 'eager'")
         return config
 
     @cached_property
-    def weights(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor in the safetensors files, read from their headers."""
-        from safetensors import SafetensorError, safe_open
+    def stored(self) -> dict[str, Tensor]:
+        """Every tensor in the safetensors files by its name, read from their headers."""
+        return read_headers(self.weight_files)
 
-        shapes: dict[str, tuple[int, ...]] = {}
-        for path in self.weight_files:
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            except (OSError, SafetensorError) as error:
-                raise InputError(f"{path} is damaged ({error}): copy or download it again") from error
-        return shapes
+    @property
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor in the safetensors files."""
+        return {name: tensor.shape for name, tensor in self.stored.items()}
+
+    @cached_property
+    def fit(self) -> Fit:
+        """How the tensors in the files become the weights of the classifier."""
+        return Fit(self.folder, self.stored, self.skeleton)
 
     @property
     def weight_files(self) -> list[Path]:
@@ -238,13 +250,14 @@ class Checkpoint:
     @cached_property
     def skeleton(self) -> Any:  # noqa: ANN401  a torch module, and torch is not imported here for its name alone
         """The classifier of this configuration without its weights (on torch's meta device)."""
+        config = self.config
         import torch
 
         try:
             with torch.device("meta"), quiet_transformers():
                 from transformers import AutoModelForSequenceClassification
 
-                return AutoModelForSequenceClassification.from_config(self.config)
+                return AutoModelForSequenceClassification.from_config(config)
         except InputError:
             raise
         except Exception as error:  # each architecture raises its own
@@ -260,9 +273,8 @@ class Checkpoint:
     @property
     def trained(self) -> bool:
         """Whether the classification head was trained; else its weights are missing or random."""
-        body = self.skeleton.base_model_prefix + "."
-        head = {name for name in self.expected_weights if not name.startswith(body)}
-        return head <= set(self.weights) and not self.record.get("untrained", False)
+        without_head = any(not name.startswith(self.fit.body) for name in self.fit.lacking)
+        return not without_head and not self.record.get("untrained", False)
 
     def check_trained(self, name: str) -> None:
         """Raise InputError where the head was not trained; the message calls the model `name`."""
@@ -337,12 +349,16 @@ class Checkpoint:
         """
         import torch
 
+        new_head = "num_labels" in options
+        self.fit.check(new_head=new_head or not self.trained)
         torch.manual_seed(seed)
         arguments = {
+            "key_mapping": self.fit.renamed or None,
             "dtype": torch.float32,
             "use_safetensors": True,
             "local_files_only": True,
             "trust_remote_code": False,
+            **OUTPUTS,
             "ignore_mismatched_sizes": True,  # _check_weights reports them by name
         }
         try:
@@ -358,7 +374,7 @@ class Checkpoint:
             raise InputError(
                 f"{self.folder}: weights and config.json do not fit ({reason(error)}): save both again"
             ) from error
-        self._check_weights(report, new_head="num_labels" in options)
+        self._check_weights(report, new_head=new_head)
         for name, tensor in model.state_dict().items():
             # Minimum and maximum are nan where one of the numbers is: twice as fast as testing each number.
             if tensor.is_floating_point() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
@@ -366,14 +382,12 @@ class Checkpoint:
         return model.eval()
 
     def _check_weights(self, report: dict[str, Any], *, new_head: bool) -> None:
-        """Raise InputError where the file has other tensors than the model of config.json; `report` is from loading.
+        """Raise InputError where the file has tensors that do not fit config.json; `report` is from loading.
 
-        A file without a trained head may lack the pooler or have another head: only layers of the body are compared.
+        A file without a trained head may have another one: only layers of the body are compared.
         """
-        body = self.skeleton.base_model_prefix + "."
-        lacking, surplus = set(report["missing_keys"]), set(report["unexpected_keys"])
+        body, surplus = self.fit.body, set(report["unexpected_keys"])
         if new_head or not self.trained:
-            lacking = _layers(lacking, self.weights, body)
             surplus = _layers(surplus, self.expected_weights, body)
         elif surplus:
             unused = self._body_weights
@@ -384,8 +398,6 @@ class Checkpoint:
                     f"{self.folder}: weights and config.json do not fit ({name} is {tuple(in_file)} and "
                     f"{tuple(in_model)}): save both again"
                 )
-        if lacking:
-            raise InputError(f"{self.folder}: the weights lack {min(lacking)}, which config.json has: save both again")
         if surplus:
             raise InputError(
                 f"{self.folder}: the weights have {min(surplus)}, which config.json lacks: save both again"
@@ -400,8 +412,12 @@ class Checkpoint:
         with torch.device("meta"), quiet_transformers():
             return set(AutoModel.from_config(self.config).state_dict())
 
-    def check_labels(self, dataset: "Dataset") -> None:
-        """Raise InputError where the labels of this checkpoint are not the dataset's."""
+    def label_order(self, dataset: "Dataset") -> tuple[int, ...]:
+        """Return the dataset's id of each label of this checkpoint, by their names; the caller is told what is what.
+
+        Raises:
+            InputError: the labels are not the dataset's, or it is not clear which is which.
+        """
         if dataset.multi_label and self.problem_type != MULTI_LABEL:
             raise InputError(
                 f"{self.folder} gives a text one label and the dataset {dataset.name} any number (column 'labels'): "
@@ -412,17 +428,32 @@ class Checkpoint:
                 f"{self.folder} tells {self.num_labels} labels apart and the dataset {dataset.name} has "
                 f"{len(dataset.label_names)}: give the dataset it was trained on"
             )
-        own = {str(name): int(label) for label, name in (self.config.id2label or {}).items()}
-        theirs = {name: label for label, name in enumerate(dataset.label_names)}
-        if own.keys() == theirs.keys() and own != theirs:
+        order = matched(self.labels, dataset.label_names)
+        if order is None:
             raise InputError(
-                f"{self.folder} and the dataset {dataset.name} number the same labels differently "
-                f"({own} and {theirs}): change label.json or config.json"
+                f"{self.folder} has the labels {_listed(self.labels)} and the dataset {dataset.name} has "
+                f"{_listed(dataset.label_names)}: give them the same names, in config.json or label.json"
             )
+        named = [dataset.label_names[label] for label in order]
+        if order != tuple(range(len(order))) or list(self.labels) != named:
+            pairs = [f"{own} is {name}" for own, name in zip(self.labels, named, strict=True)]
+            _say_once(f"{self.folder}: its labels are read as the dataset {dataset.name}'s: {_listed(pairs)}")
+        return order
 
     def check_length(self, *max_lengths: int) -> None:
         """Raise InputError where one of `max_lengths` is beyond the model's positions or leaves no room for text."""
         check_length(self.folder, self.positions, self.encoder.tokenizer.num_special_tokens_to_add(), *max_lengths)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first of `names`, as a text."""
+    return ", ".join(names[:MOST_NAMED]) + (" and so on" if len(names) > MOST_NAMED else "")
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Print `text` to standard error, though a command opens the same checkpoint again."""
+    echo(text, err=True)
 
 
 def _check_files(folder: Path) -> None:

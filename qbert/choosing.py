@@ -313,7 +313,7 @@ class _Races:
     ) -> None:
         """Start with what is kept of the baseline's answers."""
         self._documents, self._texts = documents, text_rows(documents)
-        self._labels = baseline.suite.dataset.indicators(documents)
+        self._labels = baseline.dataset.indicators(documents)
         self._limit, self._problem_type = limit, baseline.checkpoint.problem_type
         self._baseline, self._team = KeptAnswers(baseline, team), team
         # All that are said to hold surely do, with a chance of CONFIDENCE; each that is dropped is over with that.

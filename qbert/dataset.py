@@ -40,6 +40,8 @@ class Dataset:
     """The same columns as `train`."""
     sha256: str
     """The hash of its three files."""
+    order: tuple[int, ...] = ()
+    """The ids of the labels in the order in which a model has them; empty where that is by id."""
 
     @property
     def name(self) -> str:
@@ -47,19 +49,28 @@ class Dataset:
         return self.folder.name
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the labels, in the order in which the model has them."""
+        return tuple(self.label_names[label] for label in self.order) or self.label_names
+
+    @property
     def multi_label(self) -> bool:
         """Whether a document has any number of labels."""
         return "labels" in self.train
 
     def indicators(self, documents: pd.DataFrame) -> Indicators:
-        """Return which labels each of `documents`, rows of a split, has; the shape is `(documents, num_labels)`."""
+        """Return which labels each of `documents`, rows of a split, has; the shape is `(documents, num_labels)`.
+
+        The labels are in the order of `names`.
+        """
         count = len(self.label_names)
-        if not self.multi_label:
-            return one_hot(documents["label"].to_numpy(), count)
-        result = np.zeros((len(documents), count), dtype=bool)
-        for row, ids in enumerate(documents["labels"]):
-            result[row, list(ids)] = True
-        return result
+        if self.multi_label:
+            result = np.zeros((len(documents), count), dtype=bool)
+            for row, ids in enumerate(documents["labels"]):
+                result[row, list(ids)] = True
+        else:
+            result = one_hot(documents["label"].to_numpy(), count)
+        return result[:, self.order] if self.order else result
 
     def documents(self, count: int | None = None) -> pd.DataFrame:
         """Return the test split, or a sample of `count` documents: always the same, in file order."""

@@ -2,7 +2,9 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,25 @@ def predicted(logits: npt.NDArray[np.floating[Any]], problem_type: str) -> Indic
 def one_hot(ids: npt.NDArray[np.integer[Any]], num_labels: int) -> Indicators:
     """Return the indicators of one label a document, given by its id."""
     return np.asarray(np.eye(num_labels, dtype=bool)[ids])
+
+
+def matched(own: Sequence[str], others: Sequence[str]) -> tuple[int, ...] | None:
+    """Return where in `others` each name of `own` is; None where that is not clear.
+
+    If not all are the same, case, blanks, hyphens and underscores are ignored, and `LABEL_1` is 1. A list that only
+    counts from 0, as transformers names labels by default, is in the order of the other.
+    """
+    numbers = [str(number) for number in range(len(own))]
+    for read in (str, _without_spelling):
+        ours, theirs = list(map(read, own)), list(map(read, others))
+        if sorted(ours) == sorted(theirs) and len(set(ours)) == len(ours):
+            return tuple(map(theirs.index, ours))
+    return tuple(range(len(own))) if len(own) == len(others) and numbers in (ours, theirs) else None
+
+
+def _without_spelling(name: str) -> str:
+    words = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
+    return re.sub(r"^label (?=\d+$)", "", words)
 
 
 def packed(indicators: Indicators) -> str:

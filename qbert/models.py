@@ -37,6 +37,8 @@ class Model:
     """Whether its head was trained, so that its labels mean something."""
     seed: int = 0
     """The seed of its training."""
+    label_order: tuple[int, ...] = ()
+    """The dataset's id of each label, where a checkpoint has them."""
     fine_tune: bool = False
     """Whether its source is a base to be fine-tuned on the dataset."""
 
@@ -107,9 +109,8 @@ def find(
     if fine_tune:
         seeds = range(experiments)
         return [Model(_numbered(name, seed), place, trained=True, seed=seed, fine_tune=True) for seed in seeds]
-    if checkpoint.trained:
-        checkpoint.check_labels(dataset)
-    return [Model(name, place, checkpoint.trained)]
+    order = checkpoint.label_order(dataset) if checkpoint.trained else ()
+    return [Model(name, place, checkpoint.trained, label_order=order)]
 
 
 def _numbered(name: str, seed: int) -> str:

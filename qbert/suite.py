@@ -167,6 +167,11 @@ class Cell:
         return self.suite.classifier(self.model, self.max_length, self.variant)
 
     @property
+    def dataset(self) -> Dataset:
+        """The dataset, with its labels in the order of the model's."""
+        return replace(self.suite.dataset, order=self.model.label_order)
+
+    @property
     def baseline_cell(self) -> "Cell":
         """The baseline of the same model and length."""
         return replace(self, variant=variants.get(BASELINE))
@@ -236,7 +241,7 @@ class Cell:
             self.compare(documents, baseline, logits), logit_error=float(np.abs(logits - baseline).mean())
         )
         problem_type = self.checkpoint.problem_type
-        return comparison, accuracy.flipped(documents, baseline, logits, self.suite.dataset, problem_type)
+        return comparison, accuracy.flipped(documents, baseline, logits, self.dataset, problem_type)
 
     def compare(
         self,
@@ -253,7 +258,7 @@ class Cell:
         for array in (baseline, logits):
             accuracy.check_finite(array, self.name)
         return accuracy.compare(
-            self.suite.dataset.indicators(documents),
+            self.dataset.indicators(documents),
             predicted(baseline, problem_type),
             predicted(logits, problem_type),
             multi_label=problem_type == MULTI_LABEL,
@@ -261,11 +266,11 @@ class Cell:
 
     def answers(self, documents: "pd.DataFrame", logits: npt.NDArray[np.float32]) -> dict[str, Any]:
         """Return the answers from `logits`, `(documents, num_labels)`, as a saved run holds them."""
-        dataset = self.suite.dataset
+        dataset = self.dataset
         kept: dict[str, Any] = {
             **answers(dataset.indicators(documents), predicted(logits, self.checkpoint.problem_type), logits),
             **packed_logits(logits),
-            "label_names": list(dataset.label_names),
+            "label_names": list(dataset.names),
         }
         if len(documents) < len(dataset.test):
             kept["rows"] = " ".join(map(str, documents.index))

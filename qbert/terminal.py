@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qbert.errors import InputError
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -96,7 +98,15 @@ def silent() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hide what transformers and its imports report while loading."""
+    """Hide what transformers and its imports report while loading.
+
+    Raises:
+        InputError: Python runs without docstrings, which transformers reads while it is imported.
+    """
+    if sys.flags.optimize > 1:
+        raise InputError(
+            "transformers needs docstrings, which Python leaves out here (PYTHONOPTIMIZE=2 or -OO): take 1 or -O"
+        )
     from transformers.utils import logging as reports
 
     bars = reports.is_progress_bar_enabled()

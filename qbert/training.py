@@ -99,7 +99,7 @@ def train(
     def build(folder: Path) -> None:
         start = time.perf_counter()
         metrics = _run(model, tokenizer, dataset, folder, max_length, seed, recipe)
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_original_format=False)  # else under the names of the base's file
         tokenizer.save_pretrained(folder)
         write_record(
             folder,

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from qbert import accuracy, variants
+from qbert.artefact import Artefact
 from qbert.checkpoint import Checkpoint, locate
 from qbert.dataset import Dataset
 from qbert.errors import InputError
@@ -23,6 +27,15 @@ def copy(trained: Checkpoint, tmp_path: Path) -> Path:
 
 Tensors = dict[str, np.ndarray]
 EMBEDDING = "bert.embeddings.word_embeddings.weight"
+
+
+OUTPUTS = [
+    ("output_attentions", True),
+    ("output_hidden_states", True),
+    ("return_dict", False),
+    ("return_dict", None),
+    ("chunk_size_feed_forward", 7),
+]
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
@@ -102,6 +115,43 @@ def test_a_damaged_tokenizer_is_named(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(InputError, match=r"the tokenizer in .* cannot be read"):
         Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize(("name", "value"), OUTPUTS)
+def test_what_config_says_of_the_form_of_outputs_is_set_as_needed(
+    copy: Path, trained: Checkpoint, news: Dataset, name: str, value: object
+) -> None:
+    configure(copy, **{name: value})
+    tensors = _tensors(trained.encoder.fill(news, 16))
+    answer = Checkpoint.open(copy).load()(**tensors)
+    assert list(answer) == ["logits"]
+    assert answer.logits.equal(trained.load()(**tensors).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["fp32-onnxruntime", "fp32-openvino", "int8-dynamic-onednn", "bf16"])
+def test_an_artefact_answers_whatever_config_said_of_outputs(
+    copy: Path, trained: Checkpoint, tmp_path: Path, variant: str
+) -> None:
+    configure(copy, **dict(OUTPUTS))
+    encoding = trained.encoder("体育新闻", max_length=64)
+    for number, checkpoint in enumerate((Checkpoint.open(copy), trained)):
+        variants.write_artefact(variants.get(variant), checkpoint, tmp_path / str(number))
+    one, other = (Artefact.open(tmp_path / str(number)).load()(encoding) for number in range(2))
+    assert np.array_equal(one, other)
+
+
+def test_python_without_docstrings_is_told_to_be_the_reason(trained: Checkpoint) -> None:
+    code = "import sys, pathlib, qbert.checkpoint; qbert.checkpoint.Checkpoint.open(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-OO", "-c", code, str(trained.folder)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert "InputError: transformers needs docstrings, which Python leaves out here" in done.stderr
+    assert "config.json" not in done.stderr.splitlines()[-1]
+
+
+def test_names_of_labels_that_are_no_texts_are_read_as_transformers_prints_them(copy: Path) -> None:
+    configure(copy, id2label={"0": False, "1": True, "2": 2, "3": 0.5, "4": "None"}, label2id=None)
+    assert Checkpoint.open(copy).labels == ("False", "True", "2", "0.5", "None")
 
 
 def test_weights_that_lack_a_layer_are_refused(copy: Path) -> None:
@@ -266,9 +316,9 @@ def test_several_labels_need_a_multi_label_model(
     with pytest.raises(
         InputError, match=r"gives a text one label and the dataset several any number .column 'labels'."
     ):
-        trained.check_labels(several)
-    multi.check_labels(several)
-    multi.check_labels(news)
+        trained.label_order(several)
+    for dataset in (several, news):
+        assert multi.label_order(dataset) == (0, 1, 2, 3, 4)
 
 
 def test_a_length_without_room_for_text_is_refused(trained: Checkpoint) -> None:
@@ -311,13 +361,34 @@ def test_a_model_that_classifies_no_text_is_refused(copy: Path) -> None:
 def test_labels_that_are_not_the_datasets_are_refused(
     copy: Path, trained: Checkpoint, news: Dataset, pairs: Dataset
 ) -> None:
-    trained.check_labels(news)
+    assert trained.label_order(news) == (0, 1, 2, 3, 4)
     with pytest.raises(InputError, match="tells 5 labels apart and the dataset pairs has 2"):
         Suite(pairs, [str(trained.folder)], max_lengths=[64])
-    names = dict(enumerate(reversed(news.label_names)))
+    names = dict(enumerate("abcde"))
     configure(copy, id2label=names, label2id={name: label for label, name in names.items()})
-    with pytest.raises(InputError, match="number the same labels differently"):
+    with pytest.raises(InputError, match=r"has the labels a, b, c, d, e and the dataset news has .*: give them the"):
         Suite(news, [str(copy)], max_lengths=[64])
+
+
+@pytest.mark.parametrize("spelling", ["{}", " {} ", "{}\u3000"])
+def test_labels_in_another_order_are_judged_by_their_names(
+    copy: Path, trained: Checkpoint, news: Dataset, capsys: pytest.CaptureFixture[str], spelling: str
+) -> None:
+    order = [3, 0, 4, 1, 2]
+    names = {own: spelling.format(news.label_names[label]) for own, label in enumerate(order)}
+    configure(copy, id2label=names, label2id={name: label for label, name in names.items()})
+    rewrite(copy, lambda tensors: tensors | {name: tensors[name][order] for name in tensors if "classifier" in name})
+    suite = Suite(news, [str(trained.folder), str(copy)], max_lengths=[64])
+    assert f"its labels are read as the dataset news's: {names[0]} is {news.label_names[3]}" in capsys.readouterr().err
+    rows, seen = news.documents(20), []
+    for model in suite.models:
+        cell = suite.cell(model, 64, "fp32")
+        logits = np.stack([cell.text_classifier()(text)[0] for text in rows["text"]])
+        kept = cell.answers(rows, logits)
+        true = [kept["label_names"][int(label)] for label in kept["labels"].split()]
+        changed = accuracy.flipped(rows, logits, -logits, cell.dataset, cell.checkpoint.problem_type)
+        seen.append((cell.judge(rows, logits)[0].f1, true, [(flip["label"], flip["variant"]) for flip in changed]))
+    assert seen[0] == seen[1]
 
 
 def test_a_length_beyond_the_positions_is_refused(trained: Checkpoint, news: Dataset) -> None:

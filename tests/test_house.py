@@ -9,7 +9,7 @@ FLOORS = (
     "errors",
     "record sources children labels forks git",
     "terminal parse",
-    "cache cores machine queueing stats tokenizer",
+    "cache cores machine queueing stats tensors tokenizer",
     "checkpoint dataset",
     "variants",
     "artefact accuracy training",

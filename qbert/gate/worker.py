@@ -153,8 +153,11 @@ class Worker:
         if getattr(cell.checkpoint.config, "problem_type", None) != labels.MULTI_LABEL:
             true = labels.one_hot(rows["label"].to_numpy(), logits.shape[1])
             predicted = labels.predicted(logits, labels.SINGLE_LABEL)
+            if order := getattr(cell.model, "label_order", ()):
+                true = true[:, order]
         elif hasattr(cell.checkpoint, "problem_type"):
-            true, predicted = cell.suite.dataset.indicators(rows), labels.predicted(logits, labels.MULTI_LABEL)
+            true = getattr(cell, "dataset", cell.suite.dataset).indicators(rows)
+            predicted = labels.predicted(logits, labels.MULTI_LABEL)
         else:
             raise first_module("qbert.errors", "qbert").InputError(
                 "its qbert is of a time before multi-label models: compare with a newer one"

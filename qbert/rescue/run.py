@@ -143,7 +143,7 @@ def rescue(
     rows, judged_by = loaded.to_choose_by(validation, calibrated_on, trained_on)
     clock = _Clock()
     held = ask(baseline, rows[:documents], "held out")
-    guard = Judge(loaded, checkpoint.problem_type, limit)
+    guard = Judge(baseline.dataset, checkpoint.problem_type, limit)
     guard.check_enough(held)
     clock.lap("baseline")
     cell = baseline.suite.cell(baseline.model.name, baseline.max_length, row.name)

@@ -61,7 +61,7 @@ def export(checkpoint: "Checkpoint", folder: Path, dtype: str = "float32") -> No
     import torch
 
     with quiet_transformers():
-        checkpoint.load(dtype=getattr(torch, dtype)).save_pretrained(folder)
+        checkpoint.load(dtype=getattr(torch, dtype)).save_pretrained(folder, save_original_format=False)
 
 
 def export_dynamic(checkpoint: "Checkpoint", folder: Path, *, engine: str, per_channel: bool) -> None:
