@@ -134,6 +134,9 @@ def write_artefact(
     """Fill the empty `folder` with weights or graph, tokenizer, record and README of `variant`.
 
     What the cache has already is copied, not made again.
+
+    Raises:
+        InputError: it cannot be made, or its tokenizer would encode otherwise than the checkpoint's.
     """
     calibration = _calibration(variant, checkpoint, dataset)
     if variant.export is None:
@@ -150,11 +153,13 @@ def write_artefact(
         "module": _own_module(variant),
         "problem_type": checkpoint.problem_type,
         "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
+        "split_special_tokens": checkpoint.encoder.tokenizer.split_special_tokens,
         "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
         "untrained": not checkpoint.trained,
         "variant": variant.name,
         "versions": machine.versions(*variant.packages),
     }
+    checkpoint.encoder.check_kept(folder)
     write_record(folder, record)
     (folder / readme.README).write_text(readme.text(variant, checkpoint.folder.name, record), encoding="utf-8")
     seal(folder)
