@@ -6,21 +6,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from msgspec import Struct
 
 from qbert import forks
-from qbert.errors import InputError, reason
+from qbert.errors import InputError
 from qbert.labels import SINGLE_LABEL, ProblemType
 from qbert.parse import read_json
 from qbert.record import RECORD, Rows
-from qbert.tokenizer import Encoding, check_length
+from qbert.tokenizer import TYPES, Encoding, check_length, encode, no_pairs, read_tokenizer
 
 if TYPE_CHECKING:
     from qbert.variants import Classifier
-
-ARRAYS = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
-"""The names of the arrays in the library tokenizers, by those in transformers."""
 
 
 class Record(Struct):
@@ -34,8 +30,15 @@ class Record(Struct):
     truncation_side: Literal["left", "right"]
     problem_type: ProblemType = SINGLE_LABEL
     """Artefacts from before qbert supported several labels lack it."""
+    split_special_tokens: bool = False
     untrained: bool = False
     versions: dict[str, str] = {}
+
+
+class Configuration(Struct):
+    """The key of an artefact's config.json that serving needs."""
+
+    type_vocab_size: int | None = None
 
 
 def is_artefact(folder: Path) -> bool:
@@ -59,6 +62,8 @@ class Artefact:
     """The greatest length that it takes, in tokens."""
     truncation_side: str
     """Where too long a text is cut off: `right` or `left`."""
+    split_special_tokens: bool = False
+    """Whether `[SEP]` in a text is cut into tokens like other text; tokenizer.json does not say it."""
     problem_type: str = SINGLE_LABEL
     """Whether a text has one label or any number of them."""
     trained: bool = True
@@ -86,6 +91,7 @@ class Artefact:
             max_length=record.max_length,
             positions=record.positions,
             truncation_side=record.truncation_side,
+            split_special_tokens=record.split_special_tokens,
             problem_type=record.problem_type,
             trained=not record.untrained,
             versions=record.versions,
@@ -94,21 +100,27 @@ class Artefact:
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401  a tokenizers.Tokenizer, which has no types
         """The tokenizer, of the library `tokenizers`."""
-        from tokenizers import Tokenizer
+        return read_tokenizer(self.folder, split_special_tokens=self.split_special_tokens)
 
-        path = self.folder / "tokenizer.json"
-        try:
-            return Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises this class
-            raise InputError(f"{path} cannot be read ({reason(error)}): make it again with qbert quantize") from error
+    @cached_property
+    def takes_pairs(self) -> bool:
+        """Whether the model has a token type for second texts, or needs none."""
+        path = self.folder / "config.json"
+        if TYPES not in self.inputs or not path.exists():
+            return True
+        types = read_json(path, Configuration, "make it again with qbert quantize").type_vocab_size or 0
+        return not max(self.tokenizer.encode("a", "a").type_ids, default=0) >= types > 0
 
     def encoder(self, text: str, text_pair: str | None = None, *, max_length: int) -> Encoding:
-        """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded."""
+        """Return the arrays for one text (or pair), cut off at `max_length` tokens and never padded.
+
+        Raises:
+            InputError: it is a pair, and the model takes none.
+        """
+        if text_pair is not None and not self.takes_pairs:
+            raise no_pairs(self.folder)
         with forks.call(), self._lock:  # the length is a state of the tokenizer, which another thread might change
-            self.tokenizer.no_padding()
-            self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
-            tokens = self.tokenizer.encode(text, text_pair)
-        return {name: np.array([getattr(tokens, ARRAYS[name])], dtype=np.int64) for name in self.inputs}
+            return encode(self.tokenizer, self.inputs, self.truncation_side, text, text_pair, max_length)
 
     def check_length(self, max_length: int) -> None:
         """Raise InputError where `max_length` is beyond the model's positions or leaves no room for text."""

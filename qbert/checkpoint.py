@@ -157,6 +157,8 @@ class Checkpoint:
                 f"{folder}: the tokenizer has {tokens} tokens and the model {known}: save the one it was trained with"
             )
         checkpoint.check_length(checkpoint.max_length)
+        if as_base:
+            checkpoint.encoder.check_trainable()
         return checkpoint
 
     def _check_head(self) -> None:
@@ -332,7 +334,7 @@ class Checkpoint:
     @cached_property
     def encoder(self) -> Encoder:
         """The tokenizer of this checkpoint, with the arrays that its model takes."""
-        return Encoder.open(self.folder, self.skeleton.forward)
+        return Encoder.open(self.folder, self.skeleton)
 
     @property
     def max_length(self) -> int:

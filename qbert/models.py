@@ -105,6 +105,7 @@ def find(
         raise InputError(f"{error}; built in are {', '.join(training.GEOMETRIES)}") from error
     checkpoint = Checkpoint.open(folder, as_base=fine_tune)
     checkpoint.check_length(*max_lengths)
+    checkpoint.encoder.check_pairs(dataset)
     name, place = re.sub(r"[^\w.-]", "-", Path(source).resolve().name), str(folder.resolve())
     if fine_tune:
         seeds = range(experiments)

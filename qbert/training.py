@@ -208,6 +208,7 @@ def _start(
         except InputError as error:
             raise InputError(f"{error}; from scratch there are {', '.join(GEOMETRIES)}") from error
         checkpoint.check_length(max_length)
+        checkpoint.encoder.check_pairs(dataset)
         model = checkpoint.load(seed=seed, num_labels=len(names), **labels)
         return model, checkpoint.encoder.tokenizer
     check_length(base, max_length)

@@ -1,20 +1,21 @@
 """From a checkpoint to a classifier: make a variant's files, keep them in the cache, load them."""
 
+import contextlib
 import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qbert import machine, sources
-from qbert.cache import build_kept, cache_dir, seal
+from qbert.cache import MANIFEST, build_kept, cache_dir, seal
 from qbert.errors import CannotRunError, InputError, reason
 from qbert.record import write_record
 from qbert.terminal import say, silent
 from qbert.tokenizer import Encoding
-from qbert.variants import eager, readme
+from qbert.variants import eager, held, readme
 from qbert.variants.base import Classifier, Variant, qualified
 
 if TYPE_CHECKING:
@@ -38,13 +39,9 @@ def load(variant: Variant, checkpoint: "Checkpoint", folder: Path) -> Classifier
     Raises:
         InputError: the runtime cannot run this model.
     """
-    try:
+    with _told(variant, "run", checkpoint):
         classifier = load_folder(variant, folder)
         classifier(checkpoint.encoder("a", max_length=checkpoint.positions))
-    except InputError:
-        raise
-    except Exception as error:  # each runtime raises its own, without a common class
-        raise CannotRunError(_cannot(variant, "run", checkpoint, error)) from error
     return classifier
 
 
@@ -54,10 +51,10 @@ def prepare(
     """Return the folder that `variant` is loaded from: the checkpoint's, or one in the cache that its export filled.
 
     A calibrated variant is calibrated on training documents of `dataset`; one of a single length is made for
-    `max_length`, by default the checkpoint's.
+    `max_length`, by default the checkpoint's. One of floats is held against PyTorch's fp32.
 
     Raises:
-        InputError: the runtime cannot convert this model, or the cache cannot be written to.
+        InputError: the runtime cannot convert this model or computes something else, or the cache cannot be written to.
     """
     if variant.export is None:
         return checkpoint.folder
@@ -71,15 +68,60 @@ def prepare(
         machine.instruction_sets(),
         machine.versions(*variant.packages),
     ]
-    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
-    name = f"{variant.export.__module__.rpartition('.')[2]}-{variant.export.__name__}-{key}"
+    name = f"{variant.export.__module__.rpartition('.')[2]}-{variant.export.__name__}-{_key(ingredients)}"
 
     def fill(stage: Path) -> None:
         say(f"making {variant.name} of {checkpoint.folder.name}, once")
         _export(variant, checkpoint, stage, dataset, max_length)
 
     # Variants that load the same files differently share them.
-    return build_kept(cache_dir() / "variants" / name, fill)
+    folder = build_kept(cache_dir() / "variants" / name, fill)
+    if not variant.precision.startswith("int8"):  # of int8 its exporter holds the floats that it quantizes
+        _hold(variant, checkpoint, folder, max_length)
+    return folder
+
+
+def _key(ingredients: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _hold(variant: Variant, checkpoint: "Checkpoint", folder: Path, max_length: int | None) -> None:
+    """Hold what is loaded from `folder` against PyTorch's fp32, once for these files and this way to load them.
+
+    Raises:
+        CannotRunError: it computes something else.
+    """
+    import torch
+
+    options = accepted_options(variant.load, variant.options)
+    options.pop("threads", None)
+    ingredients = [
+        (folder / MANIFEST).read_text(encoding="utf-8"),
+        checkpoint.sha256,
+        variant.precision,
+        qualified(variant.load),
+        options,
+        sources.sha256(variant.load.__module__, held.__name__),
+        machine.instruction_sets(),
+        machine.versions(*variant.to_load),
+    ]
+
+    def fill(stage: Path) -> None:
+        threads = torch.get_num_threads()
+        try:
+            with silent(), _told(variant, "run", checkpoint):
+                off = held.hold(
+                    f"variant {variant.name}",
+                    checkpoint,
+                    load_folder(variant, folder),
+                    precision=variant.precision,
+                    max_length=max_length or checkpoint.max_length if variant.of_one_length else None,
+                )
+        finally:
+            torch.set_num_threads(threads)  # loading it may have set another number
+        (stage / "off.json").write_text(json.dumps(off), encoding="utf-8")
+
+    build_kept(cache_dir() / "held" / _key(ingredients), fill)
 
 
 def write_artefact(
@@ -92,6 +134,9 @@ def write_artefact(
     """Fill the empty `folder` with weights or graph, tokenizer, record and README of `variant`.
 
     What the cache has already is copied, not made again.
+
+    Raises:
+        InputError: it cannot be made, or its tokenizer would encode otherwise than the checkpoint's.
     """
     calibration = _calibration(variant, checkpoint, dataset)
     if variant.export is None:
@@ -108,11 +153,13 @@ def write_artefact(
         "module": _own_module(variant),
         "problem_type": checkpoint.problem_type,
         "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
+        "split_special_tokens": checkpoint.encoder.tokenizer.split_special_tokens,
         "truncation_side": checkpoint.encoder.tokenizer.truncation_side,
         "untrained": not checkpoint.trained,
         "variant": variant.name,
         "versions": machine.versions(*variant.packages),
     }
+    checkpoint.encoder.check_kept(folder)
     write_record(folder, record)
     (folder / readme.README).write_text(readme.text(variant, checkpoint.folder.name, record), encoding="utf-8")
     seal(folder)
@@ -124,13 +171,9 @@ def _export(
     export, options = variant.export or eager.export, _options(variant, checkpoint, max_length)
     if dataset is not None and variant.calibrated:
         options["calibration"] = calibration_encodings(checkpoint, dataset)
-    try:
-        with silent():  # exporters print bars, advice, and graphs that they cannot convert
-            export(checkpoint, folder, **options)
-    except (InputError, OSError):
-        raise
-    except Exception as error:  # exporters have no common class either
-        raise CannotRunError(_cannot(variant, "be made of", checkpoint, error)) from error
+    # Exporters print bars, advice, and graphs that they cannot convert.
+    with silent(), _told(variant, "be made of", checkpoint, (InputError, OSError)):
+        export(checkpoint, folder, **options)
     checkpoint.config.save_pretrained(folder)
     _name_labels(folder / "config.json", checkpoint)
     checkpoint.encoder.tokenizer.save_pretrained(folder)
@@ -157,9 +200,20 @@ def _own_module(variant: Variant) -> str:
     return next((name for name in modules if not name.startswith("qbert.")), "")
 
 
-def _cannot(variant: Variant, verb: str, checkpoint: "Checkpoint", error: Exception) -> str:
-    family = checkpoint.config.model_type
-    return f"variant {variant.name} cannot {verb} {checkpoint.folder}, a {family} ({reason(error)}): leave it out"
+@contextlib.contextmanager
+def _told(
+    variant: Variant, verb: str, checkpoint: "Checkpoint", passing: tuple[type[Exception], ...] = (InputError,)
+) -> Iterator[None]:
+    """Raise what runtimes and exporters raise, without a common class, as a CannotRunError in one sentence."""
+    try:
+        yield
+    except passing:
+        raise
+    except Exception as error:
+        raise CannotRunError(
+            f"variant {variant.name} cannot {verb} {checkpoint.folder}, a {checkpoint.config.model_type} "
+            f"({reason(error)}): leave it out"
+        ) from error
 
 
 def accepted_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from qbert import machine
 from qbert.cache import cache_dir, check_trusted
 from qbert.errors import InputError, reason
 from qbert.tokenizer import Encoding
-from qbert.variants import eager
+from qbert.variants import eager, held
 from qbert.variants.base import Classifier
 
 if TYPE_CHECKING:
@@ -64,9 +64,12 @@ def export_static(checkpoint: "Checkpoint", folder: Path, *, calibration: Sequen
 
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    exported = _export(eager.positional(checkpoint.load(), checkpoint.encoder.inputs), checkpoint)
+    exported = _export(eager.positional(checkpoint.load(), checkpoint.encoder.inputs), checkpoint).module()
     with torch.no_grad():
-        prepared = prepare_pt2e(exported.module(), quantizer)
+        held.hold(
+            "torch.export's graph", checkpoint, lambda text: exported(*map(torch.from_numpy, text.values())).numpy()
+        )
+        prepared = prepare_pt2e(exported, quantizer)
         for encoding in calibration:
             prepared(*map(torch.from_numpy, encoding.values()))
         model = convert_pt2e(prepared)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qbert import machine
 from qbert.errors import CannotRunError, InputError, reason
 from qbert.tokenizer import Encoding
-from qbert.variants import eager, trimmed
+from qbert.variants import eager, held, trimmed
 from qbert.variants.base import Classifier, Products
 
 if TYPE_CHECKING:
@@ -54,14 +54,18 @@ def _export(checkpoint: "Checkpoint", model: Any, folder: Path, *, int8: bool, m
         fused = Path(work) / "fused.onnx" if int8 else folder / GRAPH
         fuse(checkpoint, model, fused, max_length)
         if int8:
+            held.hold("ONNX Runtime's fused graph", checkpoint, runner(open_session(fused)), max_length=max_length)
             quantize(fused, folder / GRAPH)
     evidence = note_evidence(folder)
     attention = evidence["fused_ops"].get("Attention", 0) + evidence["fused_ops"].get("QAttention", 0)
     fusible = checkpoint.config.num_hidden_layers - (max_length is not None)  # a trimmed last layer's is not fused
     if checkpoint.config.model_type in FUSIBLE and attention != fusible:
+        remedy = "take another release of onnxruntime or torch"
+        if getattr(checkpoint.config, "is_decoder", False):
+            remedy = "leave it out, since it knows no decoder's (is_decoder in config.json)"
         raise CannotRunError(
             f"ONNX Runtime's optimizer fused the attention of {attention} of {fusible} layers of "
-            f"{checkpoint.folder}, which is slower than it has to be: take another release of onnxruntime or torch"
+            f"{checkpoint.folder}, which is slower than it has to be: {remedy}"
         )
 
 

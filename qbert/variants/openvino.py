@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qbert import machine
 from qbert.errors import InputError, reason
 from qbert.tokenizer import Encoding
-from qbert.variants import eager, trimmed
+from qbert.variants import eager, held, trimmed
 from qbert.variants.base import Classifier, Products
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def _quantize(checkpoint: "Checkpoint", model: Any, calibration: Sequence[Encodi
         )
         candidate.set_rt_info(str(alpha), ALPHA)
         return candidate
+
+    held.hold("OpenVINO's graph", checkpoint, runner(compile_model(model, "f32")))
 
     def logits(model: Any) -> "npt.NDArray[np.float32]":  # noqa: ANN401  an openvino.Model
         return np.concatenate([*map(runner(compile_model(model, "f32")), calibration[::3])])

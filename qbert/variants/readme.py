@@ -10,7 +10,7 @@ from qbert.variants.base import Variant, qualified
 README = "README.md"
 
 ENCODED = """
-tokenizer.enable_truncation({max_length}, direction="{truncation_side}")
+{splitting}tokenizer.enable_truncation({max_length}, direction="{truncation_side}")
 tokenizer.{padding}
 text = tokenizer.encode("...")
 arrays = {{"input_ids": text.ids, "attention_mask": text.attention_mask, "token_type_ids": text.type_ids}}
@@ -129,6 +129,7 @@ def _without(variant: Variant, record: Mapping[str, Any]) -> str:
         inputs=tuple(record["inputs"]),
         max_length=record["max_length"],
         padding=padding,
+        splitting="tokenizer.encode_special_tokens = True\n" if record["split_special_tokens"] else "",
         truncation_side=record["truncation_side"],
     )
     code = f"```python\n{lines}```\n"

@@ -1,6 +1,7 @@
 """Each variant is what its name says, and survives being written and read."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -74,6 +75,14 @@ def skip_where_refused(variant: Variant, family: Checkpoint, news: Dataset) -> N
         with pytest.raises(InputError, match=r"(int8-native|trimming) runs bert, .* is a modernbert: leave it out"):
             variants.build(variant, family, news)
         pytest.skip("refused, as it should be")
+
+
+def changed(checkpoint: Checkpoint, folder: Path, **configuration: object) -> Checkpoint:
+    """`checkpoint` with other keys in config.json."""
+    shutil.copytree(checkpoint.folder, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | configuration), encoding="utf-8")
+    return Checkpoint.open(folder)
 
 
 def padded(encoding: Encoding) -> Encoding:
@@ -349,6 +358,14 @@ def test_an_attention_that_is_not_fused_is_refused(
     monkeypatch.setattr(Checkpoint, "load", lambda self, **_: load(self, attn_implementation="sdpa"))
     with pytest.raises(InputError, match="fused the attention of 0 of 2 layers"):
         variants.prepare(VARIANTS["fp32-onnxruntime"], trained)
+
+
+@pytest.mark.skipif("fp32-onnxruntime" not in [row.name for row in HERE], reason="needs onnxruntime")
+def test_a_decoder_whose_attention_is_not_fused_is_told_as_that(trained: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"of 2 layers of .*: leave it out, since it knows no decoder's \(is_decoder in"
+    ):
+        variants.prepare(VARIANTS["fp32-onnxruntime"], changed(trained, tmp_path / "decoder", is_decoder=True))
 
 
 def test_a_checkpoint_is_no_artefact(trained: Checkpoint) -> None:
