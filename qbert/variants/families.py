@@ -1,6 +1,7 @@
 """The names of an encoder's parts: ours, and what each architecture calls them."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qbert.errors import CannotRunError
@@ -61,19 +62,57 @@ FAMILIES = {
 }
 """By `model_type`; in all of them the head reads the first token alone."""
 
+READ = frozenset({
+    *("activation", "dim", "embedding_size", "hidden_act", "hidden_dim", "hidden_size", "id2label", "label2id"),
+    *("intermediate_size", "layer_norm_eps", "max_position_embeddings", "n_heads", "n_layers", "num_attention_heads"),
+    *("num_hidden_layers", "pad_token_id", "problem_type", "type_vocab_size", "vocab_size"),
+})  # fmt: skip
+"""Fields of a configuration that are taken into account: from the configuration, or by the shapes of the weights."""
+HARMLESS = frozenset({
+    *("architectures", "transformers_version", "dtype"),  # Checkpoint.load says which type
+    *("output_attentions", "output_hidden_states", "return_dict", "use_cache"),  # what is returned beside the logits
+    *("attention_dropout", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "hidden_dropout_prob"),
+    *("qa_dropout", "seq_classif_dropout", "initializer_range", "sinusoidal_pos_embds"),  # in training alone
+    *("summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj"),  # of another head
+    *("bos_token_id", "eos_token_id", "is_encoder_decoder", "tie_word_embeddings"),  # of decoders
+    "chunk_size_feed_forward",  # the same sums, by parts
+})  # fmt: skip
+"""Fields that change no logits of a classifier, whatever their value."""
+UNDECLARED = frozenset({"is_causal"})
+"""Keys that no class declares and transformers reads all the same; where one is missing, it is false."""
+
 
 def of(checkpoint: "Checkpoint", variant: str) -> Family:
     """Return the family of `checkpoint`.
 
     Raises:
-        CannotRunError: `variant` does not run its architecture.
+        CannotRunError: `variant` does not run its architecture, or does not know what its configuration asks for.
     """
-    name = checkpoint.config.model_type
+    config = checkpoint.config
+    name = config.model_type
     if name not in FAMILIES:
         raise CannotRunError(f"{variant} runs {', '.join(FAMILIES)}, and {checkpoint.folder} is a {name}: leave it out")
+    values, usual = vars(config), {**dict.fromkeys(UNDECLARED, False), **defaults(type(config))}
+    for field in sorted(usual.keys() & values.keys() - READ - HARMLESS):
+        if values[field] != usual[field]:
+            raise CannotRunError(
+                f"{checkpoint.folder / 'config.json'} has {field} {values[field]!r}, which {variant} does not know: "
+                "leave the variant out"
+            )
     return FAMILIES[name]
 
 
-def activation(config: Any) -> str:  # noqa: ANN401  transformers has one class an architecture
+@cache
+def defaults(kind: Any) -> dict[str, Any]:  # noqa: ANN401  transformers has one class an architecture
+    """Return the fields that a class of configurations declares, and their defaults; config.json may hold others."""
+    return {name: value for name, value in vars(kind()).items() if not name.startswith("_")}
+
+
+def activation(config: Any) -> str:  # noqa: ANN401
     """Return the name of the function between the two feed-forward products."""
-    return str(getattr(config, "hidden_act", None) or config.activation)
+    return str(config.hidden_act if "hidden_act" in defaults(type(config)) else config.activation)
+
+
+def epsilon(config: Any) -> float:  # noqa: ANN401
+    """Return what normalization adds to the variance; DistilBERT has no field for it."""
+    return float(config.layer_norm_eps if "layer_norm_eps" in defaults(type(config)) else 1e-12)
