@@ -17,7 +17,7 @@ from qbert.dataset import Dataset, text_rows
 from qbert.errors import CannotRunError
 from qbert.labels import MULTI_LABEL, Indicators, predicted, unpacked
 from qbert.machine import one_core
-from qbert.stats import CONFIDENCE
+from qbert.stats import CONFIDENCE, guarded_drop
 from qbert.terminal import counted
 from qbert.tokenizer import Encoder
 
@@ -366,7 +366,7 @@ def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, 
 
     `by` is `point` (the drop itself) or `interval` (the upper end of its 95 % interval).
     """
-    judged = max(comparison.f1_drop_high, comparison.f1_drop) if by == "interval" else comparison.f1_drop
+    judged = guarded_drop(comparison.f1_drop, comparison.f1_drop_high, by)
     if judged <= limit:
         return ""
     figure = "upper end of the F1 drop's interval" if by == "interval" else "F1 drop"

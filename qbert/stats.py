@@ -20,6 +20,14 @@ DECIDED = ("slower", "faster", "same")
 MIN_F1_EFFECT = 0.01  # equals the guard's default limit
 
 
+def guarded_drop(drop: float, drop_high: float, by: str) -> float:
+    """Return the figure of an F1 drop that the guard holds against its limit.
+
+    `by` is `point` (the drop itself) or `interval` (`drop_high`, the upper end of its 95 % interval).
+    """
+    return max(drop, drop_high) if by == "interval" else drop
+
+
 def signed_rank_interval(
     values: Sequence[float] | npt.NDArray[np.float64], confidence: float
 ) -> tuple[float, float, float]:

@@ -79,11 +79,14 @@ def limit_of(table: pd.DataFrame, best: str = "In brackets") -> str:
     return f"{sentence} {best}: {BEST_LIMIT}." if table["share_of_best_limit"].notna().any() else sentence
 
 
+def standing(row: Mapping[Any, Any]) -> str:
+    """Return whether a variant is over its F1 limit, or undominated; empty where it is neither."""
+    return "over the limit" if row["over_limit"] is True else "undominated" if row["undominated"] else ""
+
+
 def _main_row(row: Mapping[Any, Any]) -> list[Entry]:
     compared = pd.notna(row["f1"]) and row["variant"] != BASELINE
-    over = compared and row["f1_drop"] > row["max_f1_drop"]
-    choice = "over the limit" if over else "undominated" if row["undominated"] else ""
-    choice = ", ".join(filter(None, [choice, "int8 stated, not shown" if row["stated"] else ""]))
+    choice = ", ".join(filter(None, [standing(row), "int8 stated, not shown" if row["stated"] else ""]))
     drop = entry(row["f1_drop"], f"{row['f1_drop']:+.4f}" + _between(row["f1_drop_low"], row["f1_drop_high"], "+.4f"))
     return [
         (str(row["max_length"]), float(row["max_length"])),

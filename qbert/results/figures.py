@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from qbert.results import verdicts
-from qbert.results.columns import limit_of, loaded_over_alone, shares, speedup
+from qbert.results.columns import limit_of, loaded_over_alone, shares, speedup, standing
 from qbert.results.tables import has_threads, is_too_noisy, three_digits
 from qbert.terminal import counted, shown
 from qbert.variants import BASELINE
@@ -84,16 +84,20 @@ def of_model(model: str, cells: pd.DataFrame, looks: Mapping[str, tuple[str, str
     if not judged.empty:
         at = f"at {judged['max_length'].iloc[0]} tokens"
         words = "; ".join(
-            f"{row['variant']} {row['latency_s'] * 1e3:.3g} ms, F1 {row['f1']:.4f}"
-            + (", undominated" if row["undominated"] else "")
+            ", ".join(
+                filter(
+                    None, [f"{row['variant']} {row['latency_s'] * 1e3:.3g} ms", f"F1 {row['f1']:.4f}", standing(row)]
+                )
+            )
             for row in judged.to_dict("records")
         )
+        by = "the bar's lower end" if judged["f1_guard"].iloc[0] == "interval" else "F1 itself"
         drawn.append(
             Figure(
                 draw(lambda axes: _f1(axes, judged, looks), 3.4),
                 f"{model}, F1 against latency {at}: {words}",
                 f"Weighted F1 against latency {at}: further left and up is better. Ringed: no other variant is both as "
-                "fast and as good. Dashed: the guard's limit. Bars: 95 % interval of the drop.",
+                f"fast and as good. Dashed: the guard's limit, of {by}. Bars: 95 % interval of the drop.",
             )
         )
     limited = longest[longest["share_of_limit"].notna()]

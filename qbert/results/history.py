@@ -14,7 +14,8 @@ from qbert import machine
 from qbert.errors import InputError
 from qbert.results import saved_run
 from qbert.results.compare import CELL, MACHINE, SUBJECT, differences, samples
-from qbert.stats import MIN_EFFECT
+from qbert.stats import MIN_EFFECT, guarded_drop
+from qbert.variants import BASELINE
 
 LATENCY = [
     *("median_s", "q1_s", "q3_s", "p95_s", "speedup", "speedup_low", "speedup_high", "baseline_p50_s"),
@@ -65,6 +66,9 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         row["stated"] = info.get("stated", False)
         measured = FIGURES.get(info.get("measured"), LATENCY)
         row |= {name: info[name] for name in measured if name in info}
+        if "f1_guard" in info:  # older runs did not record the guard's verdict
+            judged = guarded_drop(info["f1_drop"], info["f1_drop_high"], info["f1_guard"])
+            row["over_limit"] = info["variant"] != BASELINE and judged > info["max_f1_drop"]
         if measured is LATENCY:
             row["median_s"] = benchmark["stats"]["median"]
             if "share_of_limit" in row:

@@ -114,7 +114,7 @@ def _fastest(table: pd.DataFrame) -> list[str]:
     for model, cells in table.groupby("model", sort=False):
         max_length = cells["max_length"].max()
         timed = cells[(cells["max_length"] == max_length) & (cells["variant"] != BASELINE) & cells["speedup"].notna()]
-        within = timed[timed["f1_drop"].isna() | ~(timed["f1_drop"] > timed["max_f1_drop"])]
+        within = timed[~timed["over_limit"].isin([True])]  # an untrained model is not judged
         subject = f"{model}, {max_length} tokens"
         if timed.empty:
             sentences.append(f"{subject}: nothing was measured beside {BASELINE}.")
@@ -160,7 +160,7 @@ def _fastest(table: pd.DataFrame) -> list[str]:
 def serves_most(cells: pd.DataFrame) -> str:
     """Return a sentence on which of one model's `cells` within its F1 limit serves most, and at what cost; or none."""
     rows = cells.to_dict("records")
-    within = [row for row in rows if pd.isna(row["f1_drop"]) or row["f1_drop"] <= row["max_f1_drop"]]
+    within = [row for row in rows if row["over_limit"] is not True]
     if not within:
         return ""
     best = max(within, key=lambda row: (row["rate_within_limit"], row["texts_per_s"]))

@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from made_up import LENGTHS, VARIANTS, benchmark, capacity, cell, run, served, whole
+from rich.console import Console
 
+from qbert import accuracy
 from qbert.cli import main
 from qbert.errors import InputError
-from qbert.results import columns, history, machines, page, summary
+from qbert.results import columns, history, machines, page, summary, tables
 
 MARKUP = "<script>document.title='run'</script><img src=x onerror=alert(1)> $x_1$ | * & \"quoted\""
 
@@ -53,6 +55,69 @@ def test_a_variant_over_its_limit_is_not_the_answer(load: Callable[..., Any]) ->
     runs = load(content)
     assert "bf16 is 2.50 times faster" in summary.answers(summary.summarize(runs))[0]
     assert "over the limit" in page.markdown(machines.of(runs))
+
+
+def judged_by(guard: str, drop: float, high: float, variant: str = "int8-openvino") -> dict[str, Any]:
+    """Give a run whose `variant` has this F1 drop; int8-openvino is the fastest, and serves most."""
+    content = run(*(one for name in VARIANTS for one in cell("served", 384, name)), *served(*VARIANTS))
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        if info["measured"] == "accuracy":
+            info["f1_guard"] = guard
+            if info["variant"] == variant:
+                info |= {"f1_drop": drop, "f1": info["f1_baseline"] - drop, "f1_drop_high": high}
+                info |= {"f1_drop_low": drop - 0.01}
+    return content
+
+
+def test_an_interval_over_the_limit_is_over_it_in_every_form_of_the_report(load: Callable[..., Any]) -> None:
+    runs = load(judged_by("interval", 0.004, 0.02))
+    serves_most, fastest = summary.answers(summary.summarize(runs))
+    assert "bf16 is 2.50 times faster" in fastest
+    assert "bf16, within its F1 limit, serves most" in serves_most
+    assert re.search(r"\| 384 \| int8-openvino .*\| over the limit \|", page.markdown(machines.of(runs)))
+    (words,) = re.findall(r'aria-label="(served, F1 against latency[^"]+)"', page.render(machines.of(runs)))
+    assert "int8-openvino 14 ms, F1 0.9460, over the limit" in words
+
+
+@pytest.mark.parametrize(
+    ("guard", "variant", "drop", "width"),
+    [
+        ("point", "bf16", 0.02, 0.0),
+        ("point", "int8-openvino", 0.009, 0.02),
+        ("interval", "int8-openvino", -0.01, 0.03),
+        ("interval", "int8-openvino", 0.001, 0.005),
+        ("interval", "fp32", 0.02, 0.01),
+    ],
+)
+def test_all_that_tell_of_the_guard_tell_the_same(
+    load: Callable[..., Any], guard: str, variant: str, drop: float, width: float
+) -> None:
+    content = judged_by(guard, drop, drop + width, variant)
+    runs = load(content)
+    info = next(
+        one["extra_info"]
+        for one in content["benchmarks"]
+        if one["extra_info"]["variant"] == variant and one["extra_info"]["measured"] == "accuracy"
+    )
+    compared = accuracy.Comparison(
+        *(info[name] for name in ("documents", "f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high")),
+        visible_drop=0.01,
+        lost=0,
+        gained=0,
+        mcnemar_p=1.0,
+        flips=0,
+    )
+    over = variant != "fp32" and bool(accuracy.guard(compared, [], limit=info["max_f1_drop"], by=guard, what="a cell"))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(tables.summary(history.cells(content["benchmarks"]), title="", caption=""))
+    rows = [line for line in console.export_text().splitlines() if line.startswith(f"{variant} ")]
+    assert any("!" in line for line in rows) == over
+    table = summary.summarize(runs)
+    assert ("over the limit" in page.markdown(machines.of(runs))) == over
+    best = {"int8-openvino": "bf16", "bf16": "int8-openvino", "fp32": "int8-openvino"}
+    fastest = "int8-openvino" if not over else best[variant]
+    assert f"{fastest} is " in next(answer for answer in summary.answers(table) if answer.startswith("served, 384"))
 
 
 def everything() -> dict[str, Any]:
