@@ -296,10 +296,10 @@ def module_path(repository: Path | None) -> tuple[str, ...]:
 def git(*arguments: str) -> str | None:
     """Return git's output; None if it fails."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)  # noqa: S603, S607
+        done = subprocess.run(["git", *arguments], capture_output=True, check=False)  # noqa: S603, S607
     except FileNotFoundError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return os.fsdecode(done.stdout).removesuffix("\n") if done.returncode == 0 else None
 
 
 def tree_here() -> Path | None:
