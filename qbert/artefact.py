@@ -11,7 +11,7 @@ from msgspec import Struct
 from qbert import forks
 from qbert.errors import InputError
 from qbert.labels import SINGLE_LABEL, ProblemType
-from qbert.parse import read_json
+from qbert.parse import check_name, read_json
 from qbert.record import RECORD, Rows
 from qbert.tokenizer import TYPES, Encoding, check_length, encode, no_pairs, read_tokenizer
 
@@ -79,6 +79,7 @@ class Artefact:
         Raises:
             InputError: there is no record, or it is a checkpoint's.
         """
+        check_name(folder.resolve())
         path = folder / RECORD
         record = read_json(path, Record, f"is {folder} a quantized artefact? qbert quantize makes them")
         if len(record.labels) < 2:  # noqa: PLR2004  one label is no choice

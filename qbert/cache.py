@@ -15,6 +15,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from qbert.errors import InputError
+from qbert.parse import check_name
 from qbert.terminal import say
 
 MANIFEST = "files.sha256"
@@ -105,9 +106,10 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
     one left beside it. Each build has a stage of its own, so a build that was thought dead disturbs no other.
 
     Raises:
-        InputError: the place cannot be written to, or is full.
+        InputError: the place cannot be written to, is full, or has a name that is no UTF-8.
     """
     target = target.resolve()
+    check_name(target)
     if intact(target):
         return target
     stage = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")

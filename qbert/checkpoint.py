@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from qbert.errors import InputError, reason
 from qbert.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType, matched
-from qbert.parse import read_json
+from qbert.parse import check_name, read_json
 from qbert.record import RECORD, Rows
 from qbert.tensors import Fit, Tensor, read_headers
 from qbert.terminal import echo, quiet_transformers
@@ -459,7 +459,8 @@ def _say_once(text: str) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise InputError where `folder` has a pipe or a device: reading it might never end."""
+    """Raise InputError where `folder` has a name that is no UTF-8, or a pipe or a device: reading might never end."""
+    check_name(folder.resolve())
     for path in folder.glob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is a pipe or a device: a checkpoint is a folder of files")

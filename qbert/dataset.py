@@ -14,7 +14,7 @@ import pandas as pd
 
 from qbert.errors import InputError
 from qbert.labels import Indicators, one_hot
-from qbert.parse import decode, read_bytes
+from qbert.parse import check_name, decode, read_bytes
 from qbert.terminal import counted
 
 BUILT_IN = "news_mini"
@@ -153,6 +153,7 @@ def load(source: str | Path) -> Dataset:
         InputError: a file, column or label is missing or damaged; the message names file and line.
     """
     folder = _locate(source)
+    check_name(Path(folder.resolve().name))  # records hold it
     contents = {}
     for name in FILES:
         contents[name] = read_bytes(folder / name, f"a dataset is a folder with {', '.join(FILES)}")

@@ -36,6 +36,9 @@ def sentence(error: BaseException) -> str:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename} cannot be used ({error.strerror}): name another file or folder"
+    if isinstance(error, UnicodeEncodeError) and error.reason.startswith("surrogates"):
+        around = error.object[max(0, error.start - 40) : error.end + 40]
+        return f"{around!r} has bytes that are no UTF-8, as a file's name may: rename the file, or mend the text"
     return (
         f"{' '.join(sys.argv[1:])}: {type(error).__name__}: {reason(error)}: qbert did not expect this; "
         f"please report it with this line ({TRACEBACK}=1 shows where it happened)"

@@ -1,18 +1,20 @@
 """What `qbert init` writes into a repository: the table [tool.qbert], a GitHub workflow, and a line of .gitignore."""
 
+import contextlib
 import json
 import re
+import secrets
 import shutil
 import string
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from qbert import parse
-from qbert.cache import write_file
 from qbert.errors import InputError, reason
 from qbert.gate.sides import git
 
@@ -51,17 +53,6 @@ class Change:
         missing = end if before and not before.endswith(b"\n") else b""
         return before + missing + self.added.encode().replace(b"\n", end)
 
-    def write(self) -> None:
-        """Write the file; one that exists keeps its mode."""
-
-        def fill(place: Path) -> None:
-            place.write_bytes(self.content)
-            if self.before is not None:
-                shutil.copymode(self.path, place)
-
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, fill)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -72,6 +63,55 @@ class Plan:
     kept: list[str]
     advice: list[str]
     """Sentences on what the user has to do before the gate is useful."""
+
+
+def write(changes: Iterable[Change]) -> None:
+    """Write all the files, or none: they are made beside their places, and renamed when all are whole.
+
+    Raises:
+        InputError: one cannot be written.
+    """
+    ready = []
+    with contextlib.ExitStack() as undo:
+        for change in changes:
+            with _telling(change):
+                stage = _stage(change, change.content, undo)
+                backup = None if change.before is None else _stage(change, change.before, undo)
+            ready.append((change, change.path.resolve(), stage, backup))
+        for change, place, stage, backup in ready:
+            with _telling(change):
+                stage.replace(place)
+            undo.callback(partial(backup.replace, place) if backup else place.unlink)
+        undo.pop_all()
+    for *_, backup in ready:
+        with contextlib.suppress(OSError):
+            if backup:
+                backup.unlink()
+
+
+@contextlib.contextmanager
+def _telling(change: Change) -> Iterator[None]:
+    """Raise InputError where the file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{change.path} cannot be written ({error.strerror}), so nothing was: mend that, and run it again"
+        ) from error
+
+
+def _stage(change: Change, content: bytes, undo: contextlib.ExitStack) -> Path:
+    """Return a file with `content` beside the one to write, and with its mode; `undo` removes what was made."""
+    place = change.path.resolve()
+    for folder in reversed([folder for folder in place.parents if not folder.exists()]):
+        folder.mkdir()
+        undo.callback(folder.rmdir)
+    stage = place.with_name(f".{place.name}.unfinished-{secrets.token_hex(4)}")
+    undo.callback(stage.unlink, missing_ok=True)
+    stage.write_bytes(content)
+    if change.before is not None:
+        shutil.copymode(place, stage)
+    return stage
 
 
 class _Template(string.Template):
@@ -100,27 +140,43 @@ def inside(folder: Path, root: Path, option: str) -> str:
     """Return the path of `folder`, which `option` gave, relative to `root`.
 
     Raises:
-        InputError: it is not in the repository.
+        InputError: it is not in the repository, or its name is no UTF-8.
     """
     path = folder.resolve()
     if not path.is_relative_to(root):
         raise InputError(
             f"{option} {folder} lies outside the repository {root}, where CI cannot find it: move it there"
         )
-    return path.relative_to(root).as_posix()
+    relative = path.relative_to(root)
+    parse.check_name(relative)
+    return relative.as_posix()
 
 
 def plan(root: Path, settings: Settings) -> Plan:
     """Return the plan for the repository at `root`.
 
     Raises:
-        InputError: a file there cannot be read, is no TOML, or has no room for the table.
+        InputError: a file there cannot be read, is no TOML, or has no room for the table, or a place cannot be written.
     """
     planned = Plan(root, [], [], [])
     table = _plan_table(planned, settings)
     _plan_workflow(planned, table)
     _plan_gitignore(planned)
+    for change in planned.changes:
+        _check_place(change.path, root)
     return planned
+
+
+def _check_place(path: Path, root: Path) -> None:
+    """Raise InputError where no file can be at `path` in the repository at `root`."""
+    above = [folder for folder in reversed(path.parents) if folder != root and folder.is_relative_to(root)]
+    for place in (*above, path):
+        if place.is_symlink() and not place.exists():
+            raise InputError(f"{place} is a link to nothing ({place.readlink()}): remove it, or make what it names")
+        if place in above and place.exists() and not place.is_dir():
+            raise InputError(f"{place} is a file, where {path.relative_to(root)} needs a folder: move it away")
+    if not path.resolve().is_relative_to(root):
+        raise InputError(f"{path} leads out of the repository, to {path.resolve()}: put a file in its place")
 
 
 def _plan_table(planned: Plan, settings: Settings) -> dict[str, Any]:
@@ -143,7 +199,7 @@ def _plan_table(planned: Plan, settings: Settings) -> dict[str, Any]:
     if isinstance(existing, dict) and set(existing) != {"gate"}:
         planned.kept.append(note)
         return existing
-    added = render("settings.toml", **{key: json.dumps(value, ensure_ascii=False) for key, value in new_table.items()})
+    added = render("settings.toml", **{key: _quoted(value) for key, value in new_table.items()})
     change = Change(path, f"\n{added}" if before else added, before)
     try:
         tomllib.loads(change.content.decode())
@@ -160,7 +216,7 @@ def _plan_table(planned: Plan, settings: Settings) -> dict[str, Any]:
 def _plan_workflow(planned: Plan, table: dict[str, Any]) -> None:
     path = planned.root / WORKFLOW
     for file in sorted(path.parent.glob("*.y*ml")):
-        if file == path or b"qbert gate" in parse.read_bytes(file, "it may be a workflow of qbert's"):
+        if b"qbert gate" in parse.read_bytes(file, "it may be a workflow of qbert's") or file == path:
             planned.kept.append(f"{file.relative_to(planned.root)} exists, and is left as it is")
             return
     models = table.get("models", [])
@@ -177,7 +233,7 @@ def _plan_workflow(planned: Plan, table: dict[str, Any]) -> None:
         about="Made by `qbert init`, and yours to change.",
         name=path.stem,
         changed=paths("paths", "what the gate compares; sides that are the same it refuses", _patterns(folders)),
-        branch=json.dumps(branch.removeprefix("origin/")),
+        branch=_quoted(branch.removeprefix("origin/")),
         minutes=str(MINUTES),
         requirement="'pytest-qbert[all]'",
         gate_options="",
@@ -195,7 +251,13 @@ def _patterns(folders: list[str]) -> list[str]:
 
 def paths(key: str, comment: str, patterns: Iterable[str]) -> str:
     """Return the lines of the workflow's `on.pull_request` with the files for which it starts."""
-    return "\n".join([f"{key}: # {comment}", *(f"      - {json.dumps(pattern)}" for pattern in patterns)])
+    return "\n".join([f"{key}: # {comment}", *(f"      - {_quoted(pattern)}" for pattern in patterns)])
+
+
+def _quoted(value: object) -> str:
+    """Return `value` as TOML and YAML write it: JSON, but with their escape for what neither takes as it is."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(character if character.isprintable() else f"\\U{ord(character):08x}" for character in text)
 
 
 def _plan_gitignore(planned: Plan) -> None:

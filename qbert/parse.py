@@ -27,6 +27,18 @@ def read_bytes(path: Path, remedy: str) -> bytes:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): {remedy}") from error
 
 
+def check_name(path: Path) -> None:
+    """Check that other programs can take the name `path`, and files hold it.
+
+    Raises:
+        InputError: it is no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the name {path} is no UTF-8, which not every library can use: rename it") from error
+
+
 def read_json(path: Path, kind: type[Kind], remedy: str) -> Kind:
     """Return the JSON in the file `path` as a `kind`, a msgspec.Struct or another type.
 

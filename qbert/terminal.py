@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 CONTROLS = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
     | {0x7F: "␡"}
-    | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "�")
+    | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], "�")
+    | {code: f"\\x{code - 0xDC00:x}" for code in range(0xDC80, 0xDD00)}
 )
-"""What replaces control codes, and the characters that reorder a line: Unicode's pictures of the codes."""
+"""What replaces control codes, and the characters that reorder a line: Unicode's pictures of the codes.
+
+Surrogates are bytes of a name that is no UTF-8, and no terminal takes them: the bytes' numbers replace them.
+"""
 
 
 def shown(text: str) -> str:

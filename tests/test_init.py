@@ -1,10 +1,13 @@
 """What `qbert init` writes into real repositories, what it leaves alone, and that our own workflow is of its making."""
 
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import forked
@@ -12,11 +15,14 @@ import own_workflow
 import pytest
 import yaml
 
+from qbert import init as setup
 from qbert import settings
+from qbert.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ".github/workflows/qbert.yml"
 FILES = [WORKFLOW, ".gitignore", "pyproject.toml"]
+SETTINGS = setup.Settings(("bert-tiny",), "news_mini", "default", (128,))
 ACTIONLINT = shutil.which("actionlint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
@@ -37,6 +43,15 @@ def init(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 def written(root: Path) -> dict[str, bytes]:
     files = [path for path in root.rglob("*") if path.is_file() and ".git" not in path.relative_to(root).parts]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(files)}
+
+
+def tree(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Give the mode of everything in a repository, and the contents of its files."""
+    everything = [path for path in root.rglob("*") if ".git" not in path.relative_to(root).parts]
+    return {
+        os.fspath(path.relative_to(root)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in everything
+    }
 
 
 def starts_for(root: Path) -> list[str]:
@@ -227,12 +242,98 @@ def test_outside_a_repository_it_says_so(tmp_path: Path) -> None:
     assert written(tmp_path) == {}
 
 
-def test_a_workflow_folder_that_is_a_file_is_told(repository: Path) -> None:
-    (repository / ".github").write_text("")
-    done = init(repository, "--yes")
+OBSTACLES: dict[str, Callable[[Path], object]] = {
+    "file": lambda place: place.write_text("[tool.other]\n"),
+    "folder": lambda place: place.mkdir(),
+    "pipe": os.mkfifo,
+    "link-to-nothing": lambda place: place.symlink_to("nothing"),
+    "link-to-itself": lambda place: place.symlink_to(place.name),
+    "link-to-a-file": lambda place: place.symlink_to(ROOT / "LICENSE"),
+    "link-to-a-folder": lambda place: place.symlink_to(ROOT),
+}
+BELONGS = {(".github", "folder"), (".github/workflows", "folder"), *((name, "file") for name in FILES)}
+KEPT = {(WORKFLOW, "link-to-a-file")}
+CASES = [(place, name) for place in (".github", ".github/workflows", *FILES) for name in OBSTACLES]
+
+
+@pytest.mark.parametrize(("place", "obstacle"), [case for case in CASES if case not in BELONGS | KEPT])
+def test_what_cannot_be_written_is_found_before_anything_is(repository: Path, place: str, obstacle: str) -> None:
+    path = repository / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    OBSTACLES[obstacle](path)
+    before = tree(repository)
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        setup.plan(repository, SETTINGS)
+    assert tree(repository) == before
+
+
+def test_a_disk_that_is_full_in_the_middle_leaves_all_as_it_was(repository: Path) -> None:
+    """A limit on the size of files refuses the workflow, which is the second and the largest."""
+    (repository / "pyproject.toml").write_text('[project]\nname = "team"\n')
+    before = tree(repository)
+    done = subprocess.run(
+        [sys.executable, "-m", "qbert", "init", "--yes"],
+        cwd=repository,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
-    assert ".github" in done.stderr
-    assert "report it" not in done.stderr
+    assert f"{repository / WORKFLOW} cannot be written (File too large), so nothing was" in done.stderr
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("last", FILES)
+def test_a_place_that_refuses_at_the_last_moment_leaves_the_others_as_they_were(repository: Path, last: str) -> None:
+    (repository / "pyproject.toml").write_bytes(b"[project]\r\n")
+    (repository / "pyproject.toml").chmod(0o640)
+    (repository / ".gitignore").symlink_to("ignored")
+    (repository / "ignored").write_bytes(b"/build\n")
+    planned = setup.plan(repository, SETTINGS)
+    changes = sorted(planned.changes, key=lambda change: change.path == repository / last)
+    place = (repository / last).resolve()
+    place.unlink(missing_ok=True)
+    (place / "in the way").mkdir(parents=True)
+    before = tree(repository)
+    with pytest.raises(InputError, match="so nothing was: mend that"):
+        setup.write(changes)
+    assert tree(repository) == before
+
+
+ODD = [
+    *(name.encode() for name in ("群", "😀\ufeff", "a\nb\r", " blank ", "\x1b[2J", "\x7f", "-x", "q'\"\\")),
+    b"b\xff",
+    b"\xe9t\xe9",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_repository_of_any_name_is_set_up(tmp_path: Path, name: bytes) -> None:
+    root = tmp_path / os.fsdecode(name)
+    subprocess.run(["git", "init", "--quiet", root], check=True)
+    done = init(root, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert sorted(written(root)) == FILES
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_model_of_any_name_is_in_the_table_or_refused(repository: Path, name: bytes) -> None:
+    (repository / "of" / os.fsdecode(name)).mkdir(parents=True)
+    before = tree(repository)
+    source = f"of/{os.fsdecode(name)}"
+    done = init(repository, "--yes", "--model", source)
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        assert "is no UTF-8" in done.stderr
+        assert "report it" not in done.stderr
+        assert (done.returncode, tree(repository)) == (2, before)
+        return
+    assert done.returncode == 0, done.stderr
+    assert settings.read(repository / "pyproject.toml").models == (str(repository / source),)
+    assert starts_for(repository) == [f"{source}/**".replace("\\", r"\\").replace("[", r"\[")]
 
 
 def test_the_limits_in_comments_are_such_as_the_gate_reads(repository: Path) -> None:

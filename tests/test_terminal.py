@@ -1,10 +1,14 @@
 """What is told while a person waits."""
 
+import os
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis.strategies import binary
 
-from qbert.terminal import AT_ONCE_S, counted, progress
+from qbert.errors import sentence
+from qbert.terminal import AT_ONCE_S, counted, progress, shown
 
 
 def test_where_no_bar_can_be_drawn_every_tenth_is_a_line_unless_all_is_done_at_once(
@@ -29,6 +33,21 @@ def test_what_has_no_end_has_no_tenths(capsys: pytest.CaptureFixture[str]) -> No
         time.sleep(AT_ONCE_S)
         advance(1)
     assert capsys.readouterr().err == ""
+
+
+@given(binary())
+def test_a_name_of_any_bytes_can_be_printed(name: bytes) -> None:
+    shown(os.fsdecode(name)).encode()
+
+
+def test_bytes_of_a_name_that_are_no_utf8_are_seen() -> None:
+    assert shown(os.fsdecode(b"caf\xe9 \xff")) == r"caf\xe9 \xff"
+
+
+def test_a_name_that_a_file_cannot_hold_is_told() -> None:
+    with pytest.raises(UnicodeEncodeError) as caught:
+        os.fsdecode(b"caf\xe9").encode()
+    assert "'caf\\udce9' has bytes that are no UTF-8" in sentence(caught.value)
 
 
 def test_one_is_no_plural() -> None:

@@ -71,8 +71,7 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
         click.confirm("Write this?", abort=True)
         if setup.plan(root, settings) != plan:
             raise InputError(f"files in {root} have changed meanwhile, so nothing was written: run it again")
-    for change in plan.changes:
-        change.write()
+    setup.write(plan.changes)
     echo("Written; look at it with git status, and commit it.")
 
 

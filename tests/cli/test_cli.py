@@ -398,3 +398,37 @@ def test_warnings_about_the_dataset_reach_the_person(news: Dataset, tmp_path: Pa
     assert done.returncode == 0
     assert done.stderr.startswith("warning: ")
     assert "200 of 200 test rows are in train.csv" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "--model", "{odd}/model", "text"],
+        ["predict", "--model", "{odd}/artefact", "text"],
+        ["evaluate", "--model", "{odd}/model"],
+        ["evaluate", "--model", "{plain}/model", "--dataset", "{odd}"],
+        ["train", "--base", "bert-tiny", "--dataset", "{odd}", "--output", "{plain}/out"],
+        ["train", "--base", "bert-tiny", "--output", "{odd}/out"],
+        ["quantize", "--model", "{plain}/model", "--variant", "int8-dynamic", "--output", "{odd}/out"],
+        ["choose", "--model", "{plain}/model", "--variants", "fp32", "--output", "{odd}/out"],
+        ["rescue", "--model", "{plain}/model", "--output", "{odd}/out"],
+        ["report", "{odd}/run.json", "--output", "{odd}/page.html"],
+        ["history", "{odd}/none"],
+        ["-p", "{odd}", "variants"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_no_utf8_is_told_in_a_sentence(
+    trained: Checkpoint, news: Dataset, artefact: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(news.folder, odd)
+    for name, folder in (("model", trained.folder), ("artefact", artefact)):
+        shutil.copytree(folder, odd / name)
+        shutil.copytree(folder, tmp_path / name)
+    done = qbert(*(argument.format(odd=odd, plain=tmp_path) for argument in arguments))
+    assert done.returncode == 2, done.stdout
+    assert r"caf\xe9" in done.stderr
+    assert "report it" not in done.stderr
+    assert "Traceback" not in done.stderr
