@@ -92,7 +92,7 @@ def of(checkpoint: "Checkpoint", variant: str) -> Family:
     name = config.model_type
     if name not in FAMILIES:
         raise CannotRunError(f"{variant} runs {', '.join(FAMILIES)}, and {checkpoint.folder} is a {name}: leave it out")
-    values, usual = vars(config), {**dict.fromkeys(UNDECLARED, False), **defaults(type(config))}
+    values, usual = vars(config), {**dict.fromkeys(UNDECLARED, False), **defaults(config.model_type)}
     for field in sorted(usual.keys() & values.keys() - READ - HARMLESS):
         if values[field] != usual[field]:
             raise CannotRunError(
@@ -103,16 +103,18 @@ def of(checkpoint: "Checkpoint", variant: str) -> Family:
 
 
 @cache
-def defaults(kind: Any) -> dict[str, Any]:  # noqa: ANN401  transformers has one class an architecture
-    """Return the fields that a class of configurations declares, and their defaults; config.json may hold others."""
-    return {name: value for name, value in vars(kind()).items() if not name.startswith("_")}
+def defaults(model_type: str) -> dict[str, Any]:
+    """Return the fields that an architecture's configuration declares, and their defaults."""
+    from transformers import AutoConfig
+
+    return {name: value for name, value in vars(AutoConfig.for_model(model_type)).items() if not name.startswith("_")}
 
 
-def activation(config: Any) -> str:  # noqa: ANN401
+def activation(config: Any) -> str:  # noqa: ANN401  transformers has one class an architecture
     """Return the name of the function between the two feed-forward products."""
-    return str(config.hidden_act if "hidden_act" in defaults(type(config)) else config.activation)
+    return str(config.hidden_act if "hidden_act" in defaults(config.model_type) else config.activation)
 
 
 def epsilon(config: Any) -> float:  # noqa: ANN401
     """Return what normalization adds to the variance; DistilBERT has no field for it."""
-    return float(config.layer_norm_eps if "layer_norm_eps" in defaults(type(config)) else 1e-12)
+    return float(config.layer_norm_eps if "layer_norm_eps" in defaults(config.model_type) else 1e-12)

@@ -69,12 +69,12 @@ def logits(checkpoint: Checkpoint) -> np.ndarray:
 
 
 def test_every_field_of_a_family_is_known_to_change_the_logits_or_not(family: str) -> None:
-    declared = families.defaults(type(configuration(family))).keys()
+    declared = families.defaults(family).keys()
     assert declared - families.READ - families.HARMLESS - CHANGES == set()
 
 
 def test_a_field_at_another_value_is_refused_or_changes_no_logits(family: str, tmp_path: Path) -> None:
-    usual = families.defaults(type(configuration(family)))
+    usual = families.defaults(family)
     before, original = logits(Checkpoint(tmp_path)), (tmp_path / "config.json").read_text()
     skipped = families.READ | CHANGES | {"transformers_version", "architectures", "dtype"}
     for field in usual.keys() - skipped:
@@ -106,7 +106,7 @@ def test_a_field_that_a_later_release_declares_is_refused_unless_at_its_default(
     checkpoint = changed(tmp_path, hyphae=3)
     assert checkpoint.config.model_type == family
     families.of(checkpoint, "int8-native")  # a note of somebody's, which nothing reads
-    usual = families.defaults(type(checkpoint.config))
+    usual = families.defaults(family)
     monkeypatch.setattr(families, "defaults", lambda _: usual | {"hyphae": 2})
     with pytest.raises(CannotRunError, match=r"has hyphae 3, which int8-native does not know: leave the variant out"):
         families.of(checkpoint, "int8-native")

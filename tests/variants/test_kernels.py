@@ -18,7 +18,7 @@ from qbert import machine
 from qbert.errors import InputError
 from qbert.variants import VARIANTS, native
 from qbert.variants.native import compiler
-from qbert.variants.native.compiler import KERNELS, TWIN, Kernel
+from qbert.variants.native.compiler import KERNELS, TWIN, WIDE, Kernel
 from qbert.variants.native.encoder import Encoder, Geometry
 
 pytestmark = pytest.mark.skipif(not compiler.compiler(), reason="the kernels need a C++ compiler")
@@ -54,6 +54,12 @@ def again(kernel: Kernel, tests: str, flags: str = "", **environment: str) -> No
 @pytest.mark.parametrize("kernel", KERNELS, ids=names)
 def test_each_kernel_computes_what_the_reference_does(kernel: Kernel) -> None:
     again(kernel, "reference or extreme or thousandth or both_precisions or before_it or padding or know or damaged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS, ids=names)
+def test_with_floats_between_products_each_kernel_computes_the_same(kernel: Kernel) -> None:
+    again(kernel, "reference or extreme or thousandth or before_it", WIDE)
 
 
 @pytest.mark.slow
@@ -138,6 +144,7 @@ def test_under_emulation_arm_computes_what_the_reference_does(
     kernel: Kernel, built_for_arm: Callable[..., str]
 ) -> None:
     again(kernel, "reference or extreme or thousandth", QBERT_EMULATED=built_for_arm(kernel))
+    again(kernel, "reference or extreme or thousandth", QBERT_EMULATED=built_for_arm(kernel, WIDE))
 
 
 @on_arm

@@ -210,7 +210,7 @@ def damages(geometry: Geometry) -> Iterator[tuple[str, dict[str, np.ndarray], di
     yield f"{name} is F64", good | {name: good[name].astype(np.float64)}, metadata
     yield f"{name} has numbers that are not finite", good | {name: good[name] * np.inf}, metadata
     yield "format None", good, {}
-    yield "format 3", good, metadata | {"format": "3"}
+    yield "format 4", good, metadata | {"format": "4"}
     yield "kept product layers.2.up", good, metadata | {"kept": '["layers.2.up"]'}
     yield "layers.1.up.kept is missing", good, metadata | {"kept": '["layers.1.up"]'}
     yield "", good, metadata | {"kept": "7"}

@@ -1,7 +1,8 @@
 """qbert's own int8: a scale for each token's activations and for each output's weights.
 
-`convert` writes the quantized weights, `rounding` fits them to calibration texts where that is asked for, `encoder`
-runs them, `compiler` compiles the C++ sources here. Each header explains its own part; docs/native.md lists them.
+`convert` writes the quantized weights, `rounding` fits them to calibration texts where that is asked for, `ranges`
+tells whether 16-bit floats hold what lies between products, `encoder` runs them, `compiler` compiles the C++ sources
+here. Each header explains its own part; docs/native.md lists them.
 """
 
 from qbert.variants.native.compiler import unsupported

@@ -35,7 +35,7 @@ class Attention {
 
   // Write the context of the first `queries` tokens; rows of Q, K and V are `stride` elements apart.
   void run(const Element* q, const Element* k, const Element* v, std::size_t stride, int tokens, int queries, int heads,
-           int head_size, Half* context, std::size_t context_stride) const {
+           int head_size, Between* context, std::size_t context_stride) const {
     const Layout keys = Attention::keys(tokens, head_size), values = Attention::values(tokens, head_size);
     const std::size_t row = row_size(tokens);
     for (int head = 0; head < heads; ++head) {
@@ -78,7 +78,7 @@ class Attention {
 
   struct Context {
     static constexpr bool kStores = false;
-    Half* to;
+    Between* to;
     std::size_t stride;
     const float* inverse_sums;
 
@@ -86,7 +86,7 @@ class Attention {
     auto at(int column) const {
       return [=, *this](int row, int r, const Several<Floats, N>& sums) {
         const float inverse = inverse_sums[row + r];
-        store_halves(to + (row + r) * stride + column, each([=](Floats sum) { return sum * inverse; }, sums));
+        store_between(to + (row + r) * stride + column, each([=](Floats sum) { return sum * inverse; }, sums));
       };
     }
   };

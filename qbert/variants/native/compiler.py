@@ -26,6 +26,8 @@ AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 DOTPROD = "-march=armv8.2-a+dotprod"
 TWIN = "-DQBERT_TWIN"
 """Among the flags of `QBERT_CXXFLAGS`: plain C++ instead of a kernel's instructions, to test it on any processor."""
+WIDE = "-DQBERT_WIDE"
+"""Floats instead of halves between two products (rows.h)."""
 PACKAGE = "ziglang"
 """A C++ compiler that pip installs: the extra `native`."""
 
@@ -100,10 +102,10 @@ def compiler() -> tuple[str, ...]:
     return (sys.executable, "-m", PACKAGE, "c++") if importlib.util.find_spec(PACKAGE) else ()
 
 
-def flags(kernel: Kernel) -> tuple[str, ...]:
+def flags(kernel: Kernel, *, wide: bool = False) -> tuple[str, ...]:
     """Return the flags for `kernel`, then those of `QBERT_CXXFLAGS` (sanitizers, plain C++)."""
     instructions = (*(AVX2 if machine.is_x86() else ()), *(() if TWIN in _extra_flags() else kernel.flags))
-    return (*FLAGS, *instructions, *chosen(kernel), *_extra_flags())
+    return (*FLAGS, *instructions, *chosen(kernel), *([WIDE] if wide else ()), *_extra_flags())
 
 
 def chosen(kernel: Kernel) -> tuple[str, ...]:
@@ -116,8 +118,8 @@ def _extra_flags() -> list[str]:
 
 
 @cache
-def load_library(name: str = "") -> ctypes.CDLL:
-    """Return the library of the fastest kernel that runs here, or of the kernel `name`.
+def load_library(name: str = "", *, wide: bool = False) -> ctypes.CDLL:
+    """Return the library of the fastest kernel that runs here, or of the kernel `name`; with floats where `wide`.
 
     It is kept under a hash of sources, compiler and flags; of two processes that need it at once, one compiles it.
 
@@ -127,27 +129,29 @@ def load_library(name: str = "") -> ctypes.CDLL:
     if why := unsupported(name):
         raise InputError(f"qbert's native library cannot be made here: {why}")
     for kernel in kernels(name):
-        library = _load(kernel)
+        library = _load(kernel, flags(kernel, wide=wide))
         if library.qbert_permitted():
             return library
     raise InputError(f"this system does not let a process use {kernel.name}: set QBERT_ISA to a lesser one")
 
 
-def _load(kernel: Kernel) -> ctypes.CDLL:
+def _load(kernel: Kernel, options: tuple[str, ...]) -> ctypes.CDLL:
     command = compiler()
     executable = Path(command[0]).resolve().stat()
-    digest = hashlib.sha256(repr((command, executable.st_size, executable.st_mtime_ns, flags(kernel))).encode())
+    digest = hashlib.sha256(repr((command, executable.st_size, executable.st_mtime_ns, options)).encode())
     for path in sorted(SOURCES.rglob("*.[ch]*")):
         digest.update(path.read_bytes())
-    folder = build_kept(cache_dir() / "native" / digest.hexdigest()[:16], lambda stage: _compile(kernel, stage))
+    folder = build_kept(
+        cache_dir() / "native" / digest.hexdigest()[:16], lambda stage: _compile(kernel, options, stage)
+    )
     check_trusted(folder)
     return _declare(ctypes.CDLL(str(folder / LIBRARY)))
 
 
-def _compile(kernel: Kernel, folder: Path) -> None:
+def _compile(kernel: Kernel, options: tuple[str, ...], folder: Path) -> None:
     say(f"compiling int8-native for {kernel.name}, once")
     done = subprocess.run(  # noqa: S603  the user's compiler
-        [*compiler(), *flags(kernel), str(SOURCES / "native.cpp"), "-o", str(folder / LIBRARY)],
+        [*compiler(), *options, str(SOURCES / "native.cpp"), "-o", str(folder / LIBRARY)],
         capture_output=True,
         text=True,
         check=False,

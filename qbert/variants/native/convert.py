@@ -12,9 +12,18 @@ import numpy.typing as npt
 from qbert.errors import CannotRunError
 from qbert.tokenizer import Encoding
 from qbert.variants import families
-from qbert.variants.native import rounding
+from qbert.variants.native import ranges, rounding
 from qbert.variants.native.compiler import load_library
-from qbert.variants.native.encoder import ACTIVATIONS, FORMAT, HEAD_ACTIVATIONS, WEIGHTS, Geometry, Kept, header
+from qbert.variants.native.encoder import (
+    ACTIVATIONS,
+    FORMAT,
+    HEAD_ACTIVATIONS,
+    WEIGHTS,
+    WIDE_FORMAT,
+    Geometry,
+    Kept,
+    header,
+)
 
 if TYPE_CHECKING:
     from qbert.checkpoint import Checkpoint
@@ -37,15 +46,16 @@ def export(checkpoint: "Checkpoint", folder: Path, kept: Kept = (), rounded: Pat
     """
     from safetensors.numpy import load_file, save_file
 
-    load_library()  # compiled now rather than at the first load
     config = checkpoint.config
     family = families.of(checkpoint, "int8-native")
     activation = SPELLINGS.get(families.activation(config), families.activation(config))
     if activation not in ACTIVATIONS:
         raise CannotRunError(f"int8-native knows the activations {', '.join(ACTIVATIONS)}, not {activation!r}")
     weights = {name: tensor.numpy() for name, tensor in checkpoint.load().state_dict().items()}
-    checkpoint_name = partial(_module_name, checkpoint)
-    words = weights[f"{checkpoint_name('embeddings.word')}.weight"]
+    checkpoint_name = partial(module_name, checkpoint)
+    word, place = (f"{checkpoint_name(name)}.weight" for name in ("embeddings.word", "embeddings.position"))
+    weights[word], weights[place] = ranges.near_zero(weights[word], weights[place])
+    words = weights[word]
     types = weights.get(f"{checkpoint_name('embeddings.type')}.weight", ())
     geometry = Geometry(
         vocabulary=len(words),
@@ -60,15 +70,17 @@ def export(checkpoint: "Checkpoint", folder: Path, kept: Kept = (), rounded: Pat
         activation=ACTIVATIONS.index(activation),
         head_activation=HEAD_ACTIVATIONS.index(family.head_activation),
         padding=config.pad_token_id if config.model_type in COUNT_FROM_PADDING else -1,
-        epsilon=getattr(config, "layer_norm_eps", 1e-12),
+        epsilon=families.epsilon(config),
     )
+    wide = ranges.need_floats(geometry, lambda name: weights[_source(name, checkpoint_name)])
+    load_library(wide=wide)  # compiled now rather than at the first load
     tensors = {
         name: _tensor(name, kind, shape, weights, checkpoint_name)
         for name, (kind, shape) in geometry.tensors(kept).items()
     }
     if rounded:
         tensors |= {name: tensor for name, tensor in load_file(rounded).items() if name in tensors}
-    save_file(tensors, folder / WEIGHTS, metadata(geometry, kept))
+    save_file(tensors, folder / WEIGHTS, metadata(geometry, kept, wide=wide))
 
 
 def export_calibrated(checkpoint: "Checkpoint", folder: Path, calibration: Sequence[Encoding]) -> None:
@@ -80,17 +92,17 @@ def export_calibrated(checkpoint: "Checkpoint", folder: Path, calibration: Seque
     from safetensors.numpy import load_file, save_file
 
     export(checkpoint, folder)
-    geometry, _ = header(folder / WEIGHTS)
+    geometry, _, wide = header(folder / WEIGHTS)
     tensors = load_file(folder / WEIGHTS)
-    modules = {name: _module_name(checkpoint, name) for name in geometry.products()}
+    modules = {name: module_name(checkpoint, name) for name in geometry.products()}
     weights = checkpoint.load().state_dict()
     for name, squares in rounding.squares_of(checkpoint, modules, calibration).items():
         weight, step = weights[f"{modules[name]}.weight"].numpy(), tensors[f"{name}.step"]
         tensors[f"{name}.weight"] = rounding.least_squares(weight, step[:, None], squares).astype(np.int8)
-    save_file(tensors, folder / WEIGHTS, metadata(geometry))
+    save_file(tensors, folder / WEIGHTS, metadata(geometry, wide=wide))
 
 
-def _module_name(checkpoint: "Checkpoint", name: str) -> str:
+def module_name(checkpoint: "Checkpoint", name: str) -> str:
     """Return what `checkpoint` calls our module `name`."""
     family, prefix = families.of(checkpoint, "int8-native"), checkpoint.skeleton.base_model_prefix
     if name.startswith("layers."):
@@ -99,10 +111,22 @@ def _module_name(checkpoint: "Checkpoint", name: str) -> str:
     return family.head.get(name) or f"{prefix}.{family.body[name]}"
 
 
-def metadata(geometry: Geometry, kept: Kept = ()) -> dict[str, str]:
-    """Return the header of the file."""
+def _source(name: str, checkpoint_name: Callable[[str], str]) -> str:
+    """Return what the checkpoint calls the tensor that `name` is made from."""
+    module, _, part = name.rpartition(".")
+    if module == "embeddings":  # a table, not a layer with weight and bias
+        module, part = name, "weight"
+    return f"{checkpoint_name(module)}.{'bias' if part == 'bias' else 'weight'}"
+
+
+def metadata(geometry: Geometry, kept: Kept = (), *, wide: bool = False) -> dict[str, str]:
+    """Return the header of the file; `wide` where the model needs floats between products."""
     products = kept if kept is None else sorted(kept)
-    return {"format": FORMAT, "geometry": json.dumps(geometry.values()), "kept": json.dumps(products)}
+    return {
+        "format": WIDE_FORMAT if wide else FORMAT,
+        "geometry": json.dumps(geometry.values()),
+        "kept": json.dumps(products),
+    }
 
 
 def _tensor(
@@ -113,18 +137,15 @@ def _tensor(
     checkpoint_name: Callable[[str], str],
 ) -> Array:
     """Return the tensor `name` of the native file, made from the checkpoint's `weights`."""
-    module, _, part = name.rpartition(".")
-    if module == "embeddings":  # a table, not a layer with weight and bias
-        module, part = name, "weight"
-    source_name = f"{checkpoint_name(module)}.{'bias' if part == 'bias' else 'weight'}"
-    if module == "embeddings.type" and source_name not in weights:  # an architecture without token types
+    source_name = _source(name, checkpoint_name)
+    if name == "embeddings.type" and source_name not in weights:  # an architecture without token types
         return np.zeros(shape, dtype=np.float32)
     source = weights[source_name]
     if kind == "U16":
         return bf16(source)
-    if kind == "I8" or part == "step":
+    if kind == "I8" or name.endswith(".step"):
         steps, step = quantize(source)
-        return step if part == "step" else steps
+        return steps if kind == "I8" else step
     return np.ascontiguousarray(source[: shape[0]], dtype=np.float32)
 
 

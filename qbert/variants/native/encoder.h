@@ -61,11 +61,11 @@ class Encoder {
     stride_ = row_numbers(geometry_.hidden);
     wide_stride_ = row_numbers(geometry_.intermediate);
     hidden_ = arena_.allocate<float>(rows * stride_);
-    added_ = arena_.allocate<Half>(rows * stride_);
-    context_ = arena_.allocate<Half>(rows * stride_);
+    added_ = arena_.allocate<Between>(rows * stride_);
+    context_ = arena_.allocate<Between>(rows * stride_);
     qkv_stride_ = Attending::row_elements(int(geometry_.hidden));
     for (auto*& qkv : qkv_) qkv = arena_.allocate<Attending::Element>(rows * qkv_stride_);
-    wide_ = arena_.allocate<Half>(rows * wide_stride_);
+    wide_ = arena_.allocate<Between>(rows * wide_stride_);
     row_ = arena_.allocate<float>(row_numbers(widest));
     error_ = arena_.allocate<float>(row_numbers(widest));
     rows_.bytes = quantized(rows, std::max(geometry_.hidden, geometry_.embedding));
@@ -202,7 +202,7 @@ class Encoder {
     const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate), heads = int(geometry_.heads);
     attention_.run(qkv_[0], qkv_[1], qkv_[2], qkv_stride_, tokens, queries, heads, hidden / heads, context_, stride_);
     const auto add = [this](int token, int column, const auto& values) {
-      store_halves(added_ + token * stride_ + column, each(held, values));
+      store_between(added_ + token * stride_ + column, each(held, values));
     };
     make(wanted_by(products[kOutput]), rows_, context_, stride_, queries, hidden);
     products[kOutput](rows_, queries, scratch_, add);
@@ -220,7 +220,7 @@ class Encoder {
   template <Activation activation>
   void project_up(const Linear& up, int tokens) {
     up(rows_, tokens, scratch_, [this](int token, int column, const auto& values) {
-      store_halves(wide_ + token * wide_stride_ + column, each(activate<activation>, values));
+      store_between(wide_ + token * wide_stride_ + column, each(activate<activation>, values));
     });
   }
 
@@ -310,7 +310,7 @@ class Encoder {
   std::vector<Linear> projection_;  // of embeddings to the layers' width; empty where they have it
   std::vector<Layer> layers_;
   float *hidden_, *row_, *error_;  // row_: an embedding to be projected
-  Half *added_, *context_, *wide_;  // added_: what a product adds to hidden_; wide_: after the product `up`
+  Between *added_, *context_, *wide_;  // added_: what a product adds to hidden_; wide_: after the product `up`
   Attending::Element* qkv_[3];  // queries, keys, values
   Rows rows_, wide_rows_;  // what products read, of `hidden` and of `intermediate` numbers
   std::int32_t* scratch_;

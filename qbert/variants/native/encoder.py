@@ -17,7 +17,8 @@ from qbert.variants.native.compiler import load_library
 
 WEIGHTS = "native.safetensors"
 FORMAT = "2"
-INT8_ALONE = "1"  # the format before this one, which has no kept products
+WIDE_FORMAT = "3"  # the same for a model that needs floats between products (ranges.py)
+INT8_ALONE = "1"  # the format before these, which has no kept products
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
 PRODUCTS = ("query", "key", "value", "output", "up", "down")
@@ -132,16 +133,18 @@ class Encoder:
         """
         from safetensors import SafetensorError
 
-        self.native = load_library(kernel)
+        damage = OSError, SafetensorError, ValueError, KeyError, TypeError
         try:
-            self.geometry, self.stored = header(path)
-            self.kept = frozenset(self.stored or ())
-            """The products that are not int8."""
+            self.geometry, self.stored, wide = header(path)
+        except damage as error:
+            raise _damaged(path, error) from error
+        self.kept = frozenset(self.stored or ())
+        """The products that are not int8."""
+        self.native = load_library(kernel, wide=wide)
+        try:
             self._read(path)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path} is damaged or not int8-native's ({reason(error)}): make it again with qbert quantize"
-            ) from error
+        except damage as error:
+            raise _damaged(path, error) from error
 
     def _read(self, path: Path) -> None:
         handle = self.native.qbert_new(ctypes.byref(self.geometry))
@@ -208,25 +211,32 @@ class Encoder:
         return logits
 
 
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged or not int8-native's ({reason(error)}): make it again with qbert quantize")
+
+
 def _number(product: str) -> int:
     """Return the number of the layer's product of that name in LayerTensors."""
     return PRODUCTS.index(product.rpartition(".")[2])
 
 
-def header(path: Path) -> tuple[Geometry, Kept]:
-    """Read sizes and kept products from the header of `path`; check them, and every tensor's type and shape."""
+def header(path: Path) -> tuple[Geometry, Kept, bool]:
+    """Read sizes, kept products and whether it needs floats between products from the header of `path`.
+
+    They are checked, and every tensor's type and shape.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") not in {FORMAT, INT8_ALONE}:
-            raise ValueError(f"format {metadata.get('format')}, not {FORMAT}")
+        if metadata.get("format") not in {FORMAT, WIDE_FORMAT, INT8_ALONE}:
+            raise ValueError(f"format {metadata.get('format')}, not {FORMAT} or {WIDE_FORMAT}")
         values = json.loads(metadata["geometry"])
         geometry = Geometry(**values)
         if values.keys() != geometry.values().keys():
             raise ValueError(f"geometry {sorted(values)}")
         geometry.check()
-        kept: Kept = json.loads(metadata["kept"]) if metadata["format"] == FORMAT else ()
+        kept: Kept = () if metadata["format"] == INT8_ALONE else json.loads(metadata["kept"])
         if kept is not None and (unknown := set(kept) - geometry.products().keys()):
             raise ValueError(f"kept product {min(unknown)}")
         specified = geometry.tensors(kept)
@@ -236,7 +246,7 @@ def header(path: Path) -> tuple[Geometry, Kept]:
             tensor = file.get_slice(name)
             if (tensor.get_dtype(), tuple(tensor.get_shape())) != what:
                 raise ValueError(f"{name} is {tensor.get_dtype()} {tensor.get_shape()}")
-    return geometry, kept
+    return geometry, kept, metadata["format"] == WIDE_FORMAT
 
 
 def _tensors(path: Path, group: Specification) -> list[npt.NDArray[Any] | None]:

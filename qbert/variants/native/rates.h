@@ -55,7 +55,7 @@ class HotProduct {
   void run() const {
     [[maybe_unused]] const Kernel::Session session;
     linear_(rows_, tokens_, scratch_, [this](int token, int column, const auto& values) {
-      store_halves(results_ + token * stride_ + column, values);
+      store_between(results_ + token * stride_ + column, values);
     });
   }
 

@@ -16,26 +16,36 @@
 namespace qbert {
 
 // Between two products, rows are kept as halves: half as much to write and read, and at most a sixteenth of a step of
-// quantization is lost. Sums over layers are kept as floats. Several rows are reduced together, so that they do not wait for
-// one another's additions.
+// quantization is lost. Sums over layers are kept as floats. A model whose weights may lead beyond halves (ranges.py) runs in
+// a library that is compiled with floats here, too. Several rows are reduced together, so that they do not wait for one
+// another's additions.
 inline Floats load_floats(const float* from) { return load<Floats>(from); }
 inline Floats load_floats(const Half* from) { return widen(load<Words>(from)); }
 
 template <std::size_t N>
-void store_halves(Half* to, const Several<Floats, N>& values) {
+void store_between(Half* to, const Several<Floats, N>& values) {
   store_several(&to->bits, each(narrow, values));
+}
+
+template <std::size_t N>
+void store_between(float* to, const Several<Floats, N>& values) {
+  store_several(to, values);
 }
 
 // Beyond the greatest half, halves are infinite: numbers are held at it, before they are stored or, since that is rarely
 // needed, when an infinite one is found.
 inline Floats held(Floats values) {
-  return minimum(maximum(values, broadcast(-kGreatestHalf)), broadcast(kGreatestHalf));
+  return minimum(maximum(values, broadcast(-kGreatest)), broadcast(kGreatest));
 }
 
 inline void hold(Half* row, int count) {
   for (int i = 0; i < count; ++i) {
     if ((row[i].bits & 0x7fff) == 0x7c00) --row[i].bits;
   }
+}
+
+inline void hold(float* row, int count) {
+  for (int i = 0; i < count; i += kLanes) store(row + i, held(load<Floats>(row + i)));
 }
 
 template <int Rows>
@@ -83,10 +93,10 @@ struct Quantized {
   template <int Rows, class Number>
   void quantize(int token, Number* values, std::size_t values_stride, int count) const {
     Range<Rows> range = range_of<Rows>(values, values_stride, count);
-    if constexpr (std::is_same_v<Number, Half>) {
+    if constexpr (std::is_same_v<Number, Between>) {
       Floats greatest{};
       for (int r = 0; r < Rows; ++r) greatest = maximum(greatest, maximum(range.highest[r], -range.lowest[r]));
-      if (std::isinf(reduce(greatest, maximum))) {
+      if (reduce(greatest, maximum) > kGreatest) {
         for (int r = 0; r < Rows; ++r) hold(values + r * values_stride, int(round_up(count, kLanes)));
         range = range_of<Rows>(values, values_stride, count);
       }
@@ -140,7 +150,7 @@ struct Elements {
     for (int r = 0; r < Rows; ++r) {
       for (int i = 0; i < count; i += kLanes) {
         Floats numbers = load_floats(values + r * values_stride + i);
-        if constexpr (std::is_same_v<Number, Half>) numbers = held(numbers);
+        if constexpr (std::is_same_v<Number, Between>) numbers = held(numbers);
         Dot::write(elements + (token + r) * stride + i, Several<Floats, 1>{numbers});
       }
     }
@@ -150,7 +160,7 @@ struct Elements {
 // x = (x - mean) / sqrt(variance + epsilon) * weight + bias, for rows of `count` numbers with zeros up to a whole vector.
 // Where `added` is not null, its rows are added to x first. Returns the lowest and highest of each row.
 template <int Rows>
-Range<Rows> normalize(float* x, std::size_t stride, const Half* added, std::size_t added_stride, int count,
+Range<Rows> normalize(float* x, std::size_t stride, const Between* added, std::size_t added_stride, int count,
                       const float* weight, const float* bias, float epsilon) {
   Floats totals[Rows] = {}, squares[Rows] = {};
   for (int i = 0; i < count; i += kLanes) {

@@ -124,10 +124,18 @@ inline void transpose(Ints (&rows)[kLanes]) {
   if constexpr (kLanes >= 16) exchange<8>(rows, kAllLanes);
 }
 
-// A number of 16 bits, as IEEE 754 has it: rows between two products are kept so (rows.h).
+// A number of 16 bits, as IEEE 754 has it.
 struct Half {
   std::uint16_t bits;
 };
-constexpr float kGreatestHalf = 65504;
+
+// What rows between two products are kept as (rows.h), and the greatest number there; twice as much is a float, too.
+#if defined(QBERT_WIDE)
+using Between = float;
+constexpr float kGreatest = 1e30f;
+#else
+using Between = Half;
+constexpr float kGreatest = 65504;
+#endif
 
 }  // namespace qbert
