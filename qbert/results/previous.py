@@ -59,6 +59,7 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
         source = f"the previous run of {run.get('datetime')}" if isinstance(run, dict) else "the previous run"
         try:
             typed = saved_run.of(run, source)
+            saved_run.check_once(typed.benchmarks, source)
             for benchmark in typed.benchmarks:
                 parse.convert(benchmark.extra_info, Figures, f"{source}: {benchmark.name}", saved_run.REMEDY)
         except InputError as error:

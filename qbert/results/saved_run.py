@@ -216,6 +216,12 @@ class Benchmark(Struct):
         return signs > len(CELL) or (named and self._cell is not None)
 
     @property
+    def key(self) -> tuple[Any, ...]:
+        """What it measures of which cell; a run has each once."""
+        values = [self.extra_info.get(name) for name in (*CELL, "measured")]
+        return tuple(value if isinstance(value, str | int | float) else str(value) for value in values)
+
+    @property
     def _cell(self) -> list[Any] | None:
         """The cell in pytest's `params`; its `extra_info` names it too."""
         known = isinstance(self.params, dict) and all(name in self.params for name in CELL)
@@ -331,12 +337,13 @@ class Run(Struct):
         """Return the benchmarks of this suite; `source` names the run.
 
         Raises:
-            InputError: one of them is damaged.
+            InputError: one of them is damaged, or measures what another one measures.
         """
         failed = self.qbert.failed if self.qbert else []
         ours = [entry for entry in self.benchmarks if entry.is_ours]
         # A test that failed before it had its figures has saved its cell's name only.
         ours = [entry for entry in ours if not (entry.fullname in failed and _lacks_figures(entry))]
+        check_once(ours, source)
         identities: dict[tuple[Any, ...], Any] = {}
         for entry in ours:
             entry.check(source)
@@ -347,6 +354,22 @@ class Run(Struct):
         if len({"baseline_p50_s" in info for info in compared}) > 1:
             raise InputError(f"{source} has `baseline_p50_s` in some of its cells only: {REMEDY}")
         return ours
+
+
+def check_once(benchmarks: list[Benchmark], source: str) -> None:
+    """Check that no two `benchmarks` of this suite measure the same of one cell; `source` names the run.
+
+    Raises:
+        InputError: two do. Their order must not decide which counts, and an interval is of the processes of one.
+    """
+    seen: dict[tuple[Any, ...], Benchmark] = {}
+    for entry in benchmarks:
+        if entry.is_ours and (first := seen.setdefault(entry.key, entry)) is not entry:
+            names = " and ".join(dict.fromkeys([first.name, entry.name]))
+            raise InputError(
+                f"{source} has measured one cell twice ({names}): keep one of them; runs that are to count together "
+                "stay files of their own, and are named together"
+            )
 
 
 def _lacks_figures(benchmark: Benchmark) -> bool:

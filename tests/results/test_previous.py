@@ -136,6 +136,18 @@ def test_a_damaged_previous_run_is_named(damage: dict[str, Any]) -> None:
     assert "cannot be used" in why
 
 
+def test_a_previous_run_that_holds_a_cell_twice_is_refused_and_other_projects_are_their_own_affair() -> None:
+    def saved(*benchmarks: dict[str, Any]) -> dict[str, Any]:
+        entries = [one | {"stats": STATS} for one in benchmarks]
+        return {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": entries}
+
+    measured = {"model": "m", "max_length": 16, "variant": "v", "trained": True, "measured": "latency"}
+    ours, theirs = cell("a", **measured), {"name": "x", "fullname": "x", "extra_info": {"model": [3]}}
+    assert "one cell twice (a)" in previous.unusable([saved(ours, theirs, ours)], disabled=False)
+    only_theirs = saved({"name": "x", "fullname": "x", "extra_info": {"model": [3]}}, theirs)
+    assert previous.unusable([only_theirs], disabled=False) == ""
+
+
 def test_a_terminal_obeys_nothing_in_what_is_told() -> None:
     before = cell("a\x1b[2J", f1=0.99)
     before["extra_info"]["identity"]["processor"] = "\x9b\u202eQ"
