@@ -1,5 +1,6 @@
 """One saved run of pytest-benchmark, as typed objects; a run with damaged benchmarks of this suite is refused."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -194,6 +195,14 @@ MEASURED: Mapping[str, type[Cell]] = {
 class Stats(Struct):
     """The part of pytest-benchmark's statistics that is read; the rounds, which are most of a file, are skipped."""
 
+    median: Any = UNSET
+    q1: Any = UNSET
+    q3: Any = UNSET
+
+
+class Quartiles(Struct):
+    """What Stats holds for a benchmark of this suite."""
+
     median: float
     q1: float
     q3: float
@@ -204,7 +213,7 @@ class Benchmark(Struct):
 
     name: str
     extra_info: dict[str, Any]
-    stats: Stats
+    stats: Stats = msgspec.field(default_factory=Stats)
     fullname: str = ""
     params: Any = None
 
@@ -238,6 +247,7 @@ class Benchmark(Struct):
         if not isinstance(measured, str) or measured not in MEASURED:
             raise InputError(f"{name} measures {measured!r}, and not {', '.join(MEASURED)}: {REMEDY}")
         info = parse.convert(self.extra_info, MEASURED[measured], name, REMEDY)
+        parse.convert(msgspec.to_builtins(self.stats), Quartiles, name, REMEDY)
         for contradiction in self._contradictions(info):
             raise InputError(f"{name} cannot be used ({contradiction}): {REMEDY}")
 
@@ -382,7 +392,18 @@ def read(path: Path) -> Run:
     Raises:
         InputError: the file cannot be read, or is no run of pytest-benchmark.
     """
-    return parse.read_json(path, Run, "name a run that pytest-benchmark saved")
+    remedy = "name a run that pytest-benchmark saved"
+    content = parse.read_bytes(path, remedy)
+    try:
+        return parse.decode(path, content, Run, remedy)
+    except InputError:
+        try:  # pytest-benchmark writes what no JSON has, NaN and Infinity, where somebody's `extra_info` holds it
+            run = json.loads(content, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            run = None
+        if run is None:
+            raise
+        return parse.convert(run, Run, str(path), remedy)
 
 
 def of(run: Mapping[str, Any], source: str) -> Run:

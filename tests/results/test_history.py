@@ -231,6 +231,40 @@ def test_benchmarks_of_other_projects_are_left_out(save: Callable[..., Path]) ->
     assert len(history.read(save(run(theirs, benchmark("latency"))))) == 1
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_lacks_in_somebodys_own_notes_changes_nothing(
+    save: Callable[..., Path], number: float
+) -> None:
+    noted = run(benchmark("latency", watts=[number]), machine_info={"node": "n", "fan": number})
+    expected, found = (history.read(save(one)).drop(columns="file") for one in (run(benchmark("latency")), noted))
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("measured", "name"), [("latency", "speedup"), ("accuracy", "f1"), ("accuracy", "max_f1_drop")]
+)
+def test_a_number_that_json_lacks_in_a_figure_of_ours_is_damage(
+    save: Callable[..., Path], measured: str, name: str
+) -> None:
+    damaged = benchmark(measured)
+    damaged["extra_info"][name] = math.nan
+    with pytest.raises(InputError, match=f"got `null` - at `\\$.{name}`.*the run is damaged"):
+        history.read(save(run(damaged)))
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {},
+        *({"stats": stats} for stats in ({}, {"median": None}, {"median": math.nan, "q1": "x"}, {"total": 3})),
+        {"params": {"model": math.nan}, "options": {"timeout": math.inf}},
+    ],
+)
+def test_an_entry_of_another_project_is_its_own_affair(save: Callable[..., Path], theirs: dict[str, Any]) -> None:
+    entry = {"name": "test_x[NaN]", "fullname": "test_x.py::test_x[NaN]", "extra_info": {"f1": math.nan}} | theirs
+    assert len(history.read(save(run(entry, benchmark("latency"))))) == 1
+
+
 def test_a_judgement_that_broke_off_leaves_the_rest_of_the_run(save: Callable[..., Path]) -> None:
     begun = benchmark("accuracy")
     del begun["extra_info"]["f1"]
