@@ -234,11 +234,12 @@ def evaluate(
     import pandas as pd
 
     from qbert import evaluation
+    from qbert.variants import named
 
     names = _listed(variants)
     evaluated = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents, cluster)
     for row in evaluated.results:
-        if "cannot" in row and row["variant"] in names.split(","):
+        if "cannot" in row and row["variant"] in named(names):
             raise InputError(row["cannot"])
     return pd.DataFrame(evaluated.results)
 

@@ -158,8 +158,8 @@ class State:
     """It is made when the first case is collected."""
     mistake: str = ""
     """The error of the user's input that was found while a file was collected."""
-    results: list[dict[str, Any]] = field(default_factory=list)
-    """Benchmarks in the format of pytest-benchmark."""
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Benchmarks in the format of pytest-benchmark, by full name: a test that was run again counts as it ended."""
     previous: list[dict[str, Any]] = field(default_factory=list)
     """The runs that --benchmark-compare names."""
     compared: list[str] = field(default_factory=list)
@@ -345,12 +345,31 @@ def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
         return
     check_benchmarks(config.pluginmanager)
     benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
+    if not (benchmarks.disabled or benchmarks.skip):
+        _check_once(items)
     if config.option.benchmark_compare and not config.option.collectonly:
         from qbert.results import previous
 
         if why := previous.unusable(state.previous, disabled=benchmarks.disabled or benchmarks.skip):
             raise pytest.UsageError(why)
         previous.match_names(benchmarks, state.previous, [item.nodeid for item in items])
+
+
+def _check_once(items: list[pytest.Item]) -> None:
+    """Raise UsageError where two of `items` would measure the same of one cell."""
+    from qbert.results.compare import CELL
+    from qbert.results.saved_run import MEASURED
+
+    seen: dict[tuple[Any, ...], str] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and PLACE in item.stash:
+            cell = item.originalname, *(item.callspec.params[name] for name in CELL)
+            if item.originalname.removeprefix("test_") in MEASURED and cell in seen:
+                raise pytest.UsageError(
+                    f"{seen[cell]} and {item.nodeid} would measure one cell twice: leave out what repeats it (--count, "
+                    "a second folder); for more samples, save several runs and name them all"
+                )
+            seen[cell] = item.nodeid
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -373,6 +392,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
     if benchmarks and reporter and state.suite:
         from qbert.results import previous
 
+        last = {benchmark.fullname: benchmark for benchmark in benchmarks.benchmarks}  # of --reruns
+        benchmarks.benchmarks[:] = last.values()
         completed = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
         state.failed = [report.nodeid for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]
         state.compared, failed = previous.finish(
@@ -487,7 +508,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     benchmark: Any = funcargs.get("benchmark")
     is_ours = "qbert_suite" in funcargs and benchmark and "measured" in benchmark.extra_info
     if is_ours and benchmark.stats and not benchmark.has_error:
-        _state(item.config).results.append(benchmark.stats.as_dict(include_data=False))
+        _state(item.config).results[benchmark.fullname] = benchmark.stats.as_dict(include_data=False)
 
 
 @pytest.fixture(scope="session")
@@ -551,14 +572,14 @@ def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: 
     from qbert.results import history, tables
 
     assert state.suite is not None  # noqa: S101  the caller checked
-    if state.results:
+    if results := list(state.results.values()):
         caption = (
             "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
             "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
             "interval. Of limit: of what this core can do; then with attention at its best."
         )
         title = f"qbert: {state.suite.dataset.name}, batch 1, one thread"
-        table = tables.summary(history.cells(state.results), title=title, caption=caption + odds(state.results))
+        table = tables.summary(history.cells(results), title=title, caption=caption + odds(results))
         reporter.write_line("")
         tables.show(table)
     if lines := marks(state, strict=config.option.qbert_strict_guard):
@@ -587,7 +608,7 @@ def marks(state: State, *, strict: bool) -> list[str]:
     """Return lines on variants that nobody named and that are over their limit or left out, which is no failure."""
     from qbert.results import tables
 
-    results = [] if strict else [result["extra_info"] for result in state.results]
+    results = [] if strict else [result["extra_info"] for result in state.results.values()]
     over = [tables.over_limit(info) for info in results if info.get("over_limit") and not info["named"]]
     if over:
         over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")

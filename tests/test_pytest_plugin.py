@@ -14,6 +14,7 @@ import pytest
 from qbert import roofline
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
+from qbert.results import history
 
 ROOT = Path(__file__).parents[1]
 INT8 = "int8-dynamic-onednn"
@@ -356,6 +357,28 @@ def test_a_regression_fails_the_session_and_the_table_still_comes(timed_here: Ru
     assert "Traceback" not in done.stdout + done.stderr
     assert "raise PerformanceRegression" not in done.stdout + done.stderr
     assert len(saved_runs(again)) == 1, "it would be what the next run is compared with"
+
+
+@pytest.mark.slow
+def test_what_would_measure_a_cell_twice_is_refused_before_anything_runs(quick: list[object], tmp_path: Path) -> None:
+    repeated = [ROOT / "bench", "--keep-duplicates", *quick, "-k", "latency and 16"]
+    done = bench(*repeated, cwd=tmp_path)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "would measure one cell twice: leave out what repeats it" in done.stderr
+    assert bench(*repeated, "--benchmark-disable", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_test_that_is_run_again_counts_as_it_ended(timed_here: Run, tmp_path: Path) -> None:
+    (tmp_path / "again.py").write_text("""
+from _pytest.runner import runtestprotocol
+def pytest_runtest_protocol(item, nextitem):  # as pytest-rerunfailures does
+    runtestprotocol(item, nextitem=nextitem, log=False)
+    item._initrequest()
+""")
+    done = timed_here("-k", "latency and 16", "-p", "again", "--benchmark-json", "run.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert len(history.read(tmp_path / "run.json")) == 2
 
 
 @pytest.mark.slow

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
-from qbert import settings
+from qbert import settings, variants
 from qbert.cli import main
+from qbert.cli.options import lengths
 from qbert.errors import InputError
 from qbert.gate import sides
-from qbert.settings import DEFAULTS
+from qbert.pytest_plugin import counts
+from qbert.settings import DEFAULTS, Settings
 
 
 @pytest.fixture
@@ -128,3 +132,22 @@ def test_commands_of_one_model_take_it_from_the_table(
     done = CliRunner().invoke(main, command.split())
     assert done.exit_code == 2
     assert told in " ".join(done.output.split())
+
+
+BLANK = st.text(" \t", max_size=2)
+
+
+@given(st.lists(st.tuples(BLANK, st.sampled_from(["fp32", "bf16", "int8-x", "default"]), BLANK), min_size=1))
+def test_blanks_around_the_names_of_a_list_are_no_part_of_them(parts: list[tuple[str, str, str]]) -> None:
+    names, spaced = [name for _, name, _ in parts], ["".join(part) for part in parts]
+    for given_variants in (",".join(spaced), tuple(spaced)):
+        text = Settings(variants=given_variants).variant_list
+        assert variants.listed(text) == names
+        assert variants.named(text) == set(names) - {"default"}
+
+
+@given(st.lists(st.tuples(BLANK, st.integers(1, 512), BLANK), min_size=1))
+def test_lengths_are_read_alike_by_pytest_and_by_the_commands(parts: list[tuple[str, int, str]]) -> None:
+    text = ",".join(f"{before}{number}{after}" for before, number, after in parts)
+    expected = tuple(dict.fromkeys(number for _, number, _ in parts))
+    assert lengths(text) == counts(text) == expected

@@ -16,12 +16,12 @@ Benchmark = Mapping[str, Any]
 
 
 class Figures(Struct):
-    """The part of a previous benchmark's `extra_info` that is read; another project's has none of it."""
+    """The part of a previous benchmark's `extra_info` that is read."""
 
     identity: saved_run.Identity | UnsetType = UNSET
-    f1: float | UnsetType = UNSET
-    disk_bytes: float | UnsetType = UNSET
-    peak_rss_bytes: float | UnsetType = UNSET
+    f1: saved_run.Share | UnsetType = UNSET
+    disk_bytes: saved_run.Bytes | UnsetType = UNSET
+    peak_rss_bytes: saved_run.Bytes | UnsetType = UNSET
 
 
 @dataclass
@@ -59,8 +59,10 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
         source = f"the previous run of {run.get('datetime')}" if isinstance(run, dict) else "the previous run"
         try:
             typed = saved_run.of(run, source)
+            saved_run.check_once(typed.benchmarks, source)
             for benchmark in typed.benchmarks:
-                parse.convert(benchmark.extra_info, Figures, f"{source}: {benchmark.name}", saved_run.REMEDY)
+                if benchmark.is_ours:
+                    parse.convert(benchmark.extra_info, Figures, f"{source}: {benchmark.name}", saved_run.REMEDY)
         except InputError as error:
             return shown(str(error))
         if typed.qbert and typed.qbert.failed:
@@ -152,14 +154,15 @@ def compare_cells(
             findings.missing.append(benchmark["name"])
             continue
         before, after = benchmark.get("extra_info", {}), by_name[name].get("extra_info", {})
-        differences = compare.differences(before.get("identity", {}), after.get("identity", {}))
+        if not isinstance(after.get("identity"), dict):
+            continue  # another project's benchmark: nothing is known of its subject
+        known = before.get("identity")
+        differences = compare.differences(known if isinstance(known, dict) else {}, after["identity"])
         differences += [
             f"{name.partition('_')[0]}: {str(before[name])[:12]}, {str(after[name])[:12]}"
             for name in ("workers", "traffic_sha256")
             if name in before and name in after and before[name] != after[name]
         ]
-        if "identity" not in after:  # another project's benchmark: nothing is known of its subject
-            differences = []
         for difference in differences:
             findings.different.setdefault(difference, []).append(benchmark["name"])
         if differences:

@@ -1,5 +1,6 @@
 """One saved run of pytest-benchmark, as typed objects; a run with damaged benchmarks of this suite is refused."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -194,6 +195,14 @@ MEASURED: Mapping[str, type[Cell]] = {
 class Stats(Struct):
     """The part of pytest-benchmark's statistics that is read; the rounds, which are most of a file, are skipped."""
 
+    median: Any = UNSET
+    q1: Any = UNSET
+    q3: Any = UNSET
+
+
+class Quartiles(Struct):
+    """What Stats holds for a benchmark of this suite."""
+
     median: float
     q1: float
     q3: float
@@ -204,7 +213,7 @@ class Benchmark(Struct):
 
     name: str
     extra_info: dict[str, Any]
-    stats: Stats
+    stats: Stats = msgspec.field(default_factory=Stats)
     fullname: str = ""
     params: Any = None
 
@@ -214,6 +223,12 @@ class Benchmark(Struct):
         signs = sum(name in self.extra_info for name in [*CELL, "trained", "identity", "measured"])
         named = self.name.partition("[")[0] in {f"test_{measured}" for measured in MEASURED}
         return signs > len(CELL) or (named and self._cell is not None)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What it measures of which cell; a run has each once."""
+        values = [self.extra_info.get(name) for name in (*CELL, "measured")]
+        return tuple(value if isinstance(value, str | int | float) else str(value) for value in values)
 
     @property
     def _cell(self) -> list[Any] | None:
@@ -232,6 +247,7 @@ class Benchmark(Struct):
         if not isinstance(measured, str) or measured not in MEASURED:
             raise InputError(f"{name} measures {measured!r}, and not {', '.join(MEASURED)}: {REMEDY}")
         info = parse.convert(self.extra_info, MEASURED[measured], name, REMEDY)
+        parse.convert(msgspec.to_builtins(self.stats), Quartiles, name, REMEDY)
         for contradiction in self._contradictions(info):
             raise InputError(f"{name} cannot be used ({contradiction}): {REMEDY}")
 
@@ -331,12 +347,13 @@ class Run(Struct):
         """Return the benchmarks of this suite; `source` names the run.
 
         Raises:
-            InputError: one of them is damaged.
+            InputError: one of them is damaged, or measures what another one measures.
         """
         failed = self.qbert.failed if self.qbert else []
         ours = [entry for entry in self.benchmarks if entry.is_ours]
         # A test that failed before it had its figures has saved its cell's name only.
         ours = [entry for entry in ours if not (entry.fullname in failed and _lacks_figures(entry))]
+        check_once(ours, source)
         identities: dict[tuple[Any, ...], Any] = {}
         for entry in ours:
             entry.check(source)
@@ -349,6 +366,22 @@ class Run(Struct):
         return ours
 
 
+def check_once(benchmarks: list[Benchmark], source: str) -> None:
+    """Check that no two `benchmarks` of this suite measure the same of one cell; `source` names the run.
+
+    Raises:
+        InputError: two do. Their order must not decide which counts, and an interval is of the processes of one.
+    """
+    seen: dict[tuple[Any, ...], Benchmark] = {}
+    for entry in benchmarks:
+        if entry.is_ours and (first := seen.setdefault(entry.key, entry)) is not entry:
+            names = " and ".join(dict.fromkeys([first.name, entry.name]))
+            raise InputError(
+                f"{source} has measured one cell twice ({names}): keep one of them; runs that are to count together "
+                "stay files of their own, and are named together"
+            )
+
+
 def _lacks_figures(benchmark: Benchmark) -> bool:
     return benchmark.extra_info.get("measured") == "accuracy" and "f1" not in benchmark.extra_info
 
@@ -359,7 +392,18 @@ def read(path: Path) -> Run:
     Raises:
         InputError: the file cannot be read, or is no run of pytest-benchmark.
     """
-    return parse.read_json(path, Run, "name a run that pytest-benchmark saved")
+    remedy = "name a run that pytest-benchmark saved"
+    content = parse.read_bytes(path, remedy)
+    try:
+        return parse.decode(path, content, Run, remedy)
+    except InputError:
+        try:  # pytest-benchmark writes what no JSON has, NaN and Infinity, where somebody's `extra_info` holds it
+            run = json.loads(content, parse_constant=lambda _: None)
+        except (ValueError, RecursionError):
+            run = None
+        if run is None:
+            raise
+        return parse.convert(run, Run, str(path), remedy)
 
 
 def of(run: Mapping[str, Any], source: str) -> Run:

@@ -39,6 +39,7 @@ __all__ = [
     "accepted_options",
     "build",
     "get",
+    "listed",
     "load",
     "load_artefact",
     "named",
@@ -370,7 +371,7 @@ def select(names: str) -> list[Variant]:
     """
     import_installed()
     chosen: dict[str, Variant] = {}
-    for name in (name.strip() for name in names.split(",")):
+    for name in listed(names):
         if name in {"default", "all"}:
             chosen |= {
                 key: variant
@@ -384,7 +385,12 @@ def select(names: str) -> list[Variant]:
 
 def named(names: str) -> set[str]:
     """Return the variants that a comma-separated list names, without those that `default` or `all` adds."""
-    return {name.strip() for name in names.split(",")} - {"default", "all"}
+    return set(listed(names)) - {"default", "all"}
+
+
+def listed(names: str) -> list[str]:
+    """Return the names in a comma-separated list, without the blanks around them."""
+    return [name.strip() for name in names.split(",")]
 
 
 def get(name: str, *, made: bool = False) -> Variant:

@@ -184,6 +184,44 @@ def test_the_benchmarks_of_a_cell_are_of_one_subject(save: Callable[..., Path]) 
         history.read(save(run(benchmark("latency"), other)))
 
 
+def merged(measured: str, **other: Any) -> dict[str, Any]:
+    """Two files of one cell, merged by hand, whose figures differ; the cell beside it is there once."""
+    beside = benchmark(measured, variant="other")
+    return run(benchmark(measured, median=0.3), beside, benchmark(measured, median=0.5, **other))
+
+
+@pytest.mark.parametrize("measured", FIGURES)
+def test_the_order_of_two_entries_of_a_cell_decides_nothing(save: Callable[..., Path], measured: str) -> None:
+    content = merged(measured, loaded_p50_s=0.5) if measured == "capacity" else merged(measured)
+    content["benchmarks"][0]["extra_info"] |= {"loaded_p50_s": 0.3} if measured == "capacity" else {}
+    for entries in (content["benchmarks"], content["benchmarks"][::-1]):
+        with pytest.raises(InputError, match=rf"has measured one cell twice \(test_{measured}.*\): keep one of them"):
+            history.read(save(content | {"benchmarks": entries}))
+
+
+def test_entries_that_repetition_has_named_apart_are_of_one_cell(save: Callable[..., Path]) -> None:
+    entries = [benchmark("latency", median=median) for median in (0.1, 0.2)]
+    for number, entry in enumerate(entries, 1):
+        for name in ("name", "fullname"):
+            entry[name] = entry[name].replace("]", f"-{number}-2]")
+    entries[1]["extra_info"]["max_length"] = 128.0
+    with pytest.raises(InputError, match=r"twice \(test_latency.*-1-2\] and test_latency.*-2-2\]\)"):
+        history.read(save(run(*entries)))
+
+
+@pytest.mark.parametrize("command", ["compare", "report", "history"])
+def test_every_reader_refuses_a_cell_that_is_there_twice(save: Callable[..., Path], command: str) -> None:
+    twice, once = save(merged("latency")), save(run(benchmark("latency")))
+    arguments = {
+        "compare": [str(once), str(twice)],
+        "report": [str(twice), "--csv", str(twice.with_suffix(".csv"))],
+        "history": [str(twice.parents[1])],
+    }[command]
+    done = CliRunner().invoke(main, [command, *arguments])
+    assert "has measured one cell twice" in " ".join((done.output + done.stderr).split())
+    assert done.exit_code == (0 if command == "history" else 2), "a history goes on without the run"
+
+
 def test_benchmarks_of_other_projects_are_left_out(save: Callable[..., Path]) -> None:
     theirs = {
         "name": "test_x",
@@ -191,6 +229,40 @@ def test_benchmarks_of_other_projects_are_left_out(save: Callable[..., Path]) ->
         "extra_info": {"model": 3, "variant": None},
     }
     assert len(history.read(save(run(theirs, benchmark("latency"))))) == 1
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_lacks_in_somebodys_own_notes_changes_nothing(
+    save: Callable[..., Path], number: float
+) -> None:
+    noted = run(benchmark("latency", watts=[number]), machine_info={"node": "n", "fan": number})
+    expected, found = (history.read(save(one)).drop(columns="file") for one in (run(benchmark("latency")), noted))
+    pd.testing.assert_frame_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("measured", "name"), [("latency", "speedup"), ("accuracy", "f1"), ("accuracy", "max_f1_drop")]
+)
+def test_a_number_that_json_lacks_in_a_figure_of_ours_is_damage(
+    save: Callable[..., Path], measured: str, name: str
+) -> None:
+    damaged = benchmark(measured)
+    damaged["extra_info"][name] = math.nan
+    with pytest.raises(InputError, match=f"got `null` - at `\\$.{name}`.*the run is damaged"):
+        history.read(save(run(damaged)))
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {},
+        *({"stats": stats} for stats in ({}, {"median": None}, {"median": math.nan, "q1": "x"}, {"total": 3})),
+        {"params": {"model": math.nan}, "options": {"timeout": math.inf}},
+    ],
+)
+def test_an_entry_of_another_project_is_its_own_affair(save: Callable[..., Path], theirs: dict[str, Any]) -> None:
+    entry = {"name": "test_x[NaN]", "fullname": "test_x.py::test_x[NaN]", "extra_info": {"f1": math.nan}} | theirs
+    assert len(history.read(save(run(entry, benchmark("latency"))))) == 1
 
 
 def test_a_judgement_that_broke_off_leaves_the_rest_of_the_run(save: Callable[..., Path]) -> None:

@@ -1,6 +1,7 @@
 """What the comparison with a previous run says beside the timings."""
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -117,6 +118,7 @@ def test_what_cannot_be_compared_with_is_said() -> None:
     assert previous.unusable([run], disabled=False) == ""
 
 
+CELL = {"model": "m", "max_length": 16, "variant": "v"}
 STATS = {"median": 1.0, "q1": 1.0, "q3": 1.0}
 
 
@@ -125,7 +127,10 @@ STATS = {"median": 1.0, "q1": 1.0, "q3": 1.0}
     [
         {"benchmarks": 3},
         {"benchmarks": [{"name": "a", "stats": STATS}]},
-        *({"benchmarks": [{"name": "a", "stats": STATS, "extra_info": {name: None}}]} for name in ("identity", "f1")),
+        *(
+            {"benchmarks": [{"name": "test_accuracy[a]", "stats": STATS, "extra_info": info, "params": CELL}]}
+            for info in ({"identity": None}, {"f1": None}, {"f1": math.nan}, {"disk_bytes": math.inf})
+        ),
         {"qbert": {"failed": 3}},
     ],
 )
@@ -134,6 +139,26 @@ def test_a_damaged_previous_run_is_named(damage: dict[str, Any]) -> None:
     why = previous.unusable([run], disabled=False)
     assert why.startswith("the previous run of 2026-11-01T12:00:00+00:00")
     assert "cannot be used" in why
+
+
+def test_a_previous_run_that_holds_a_cell_twice_is_refused_and_other_projects_are_their_own_affair() -> None:
+    def saved(*benchmarks: dict[str, Any]) -> dict[str, Any]:
+        entries = [one | {"stats": STATS} for one in benchmarks]
+        return {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": entries}
+
+    measured = {"model": "m", "max_length": 16, "variant": "v", "trained": True, "measured": "latency"}
+    ours, theirs = cell("a", **measured), {"name": "x", "fullname": "x", "extra_info": {"model": [3]}}
+    assert "one cell twice (a)" in previous.unusable([saved(ours, theirs, ours)], disabled=False)
+    only_theirs = saved({"name": "x", "fullname": "x", "extra_info": {"model": [3]}}, theirs)
+    assert previous.unusable([only_theirs], disabled=False) == ""
+
+
+@pytest.mark.parametrize("info", [{"f1": {"macro": 1}, "identity": "us"}, {"f1": 0.9}, {"disk_bytes": math.nan}])
+def test_what_another_project_calls_as_we_do_is_its_own(info: dict[str, Any]) -> None:
+    theirs = {"name": "x", "fullname": "x", "extra_info": info}
+    run = {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": [theirs]}
+    assert previous.unusable([run], disabled=False) == ""
+    assert previous.compare_cells([theirs], [copy.deepcopy(theirs)]).lines() == []
 
 
 def test_a_terminal_obeys_nothing_in_what_is_told() -> None:
