@@ -10,7 +10,9 @@
 # afterwards: what the caller had chosen is lost. Two processes share one processor, and the other idles.
 #
 # With ENABLE_CPU_PINNING=False the caller's mask is kept afterwards, and two processes use both processors. During
-# calls, though, the mask is that of both, not the caller's. A model compiled under the restriction keeps to it.
+# calls, though, the mask is that of both, not the caller's: TBB binds threads to all that the process could use when it
+# started. Only where HWLOC_THISSYSTEM=0 in the environment also keeps hwloc, by which TBB binds, from doing so, do calls
+# run where the caller chose. A model compiled under the restriction keeps to it by default.
 #
 # It matters because nothing says so: the answers are right, and the processes wait for one processor.
 #
@@ -19,6 +21,7 @@
 #     two processes that may use both run on 0 and 0
 #   pinning off: thread restricted to 1 runs calls on 0-1, has the mask 1 afterwards;
 #     two processes that may use both run on 0-1 and 0-1
+#   pinning off, HWLOC_THISSYSTEM=0: calls on 1, afterwards 1
 #   compiled under the restriction to 1: calls on 1, afterwards 1
 set -euo pipefail
 
@@ -96,10 +99,10 @@ import subprocess
 import sys
 
 
-def run(pinning, *masks):
+def run(pinning, *masks, **variables):
     """Run a process for each of `masks` at once, 5 s each; return what each printed."""
-    command = [sys.executable, "pinning.py", pinning, "5"]
-    started = [subprocess.Popen([*command, mask], stdout=subprocess.PIPE) for mask in masks]
+    command, environment = [sys.executable, "pinning.py", pinning, "5"], os.environ | variables
+    started = [subprocess.Popen([*command, mask], stdout=subprocess.PIPE, env=environment) for mask in masks]
     return [json.loads(process.communicate()[0]) for process in started]
 
 
@@ -115,10 +118,13 @@ for pinning in ("on", "off"):
         f"{restricted['after']} afterwards;\n  two processes that may use both run on "
         f"{' and '.join(each['during'] for each in two)}"
     )
+(unbound,) = run("off", "1", HWLOC_THISSYSTEM="0")
+print(f"pinning off, HWLOC_THISSYSTEM=0: calls on {unbound['during']}, afterwards {unbound['after']}")
 (early,) = run("early", "1")
 print(f"compiled under the restriction to {second}: calls on {early['during']}, afterwards {early['after']}")
 both = f"{first},{second}"
 seen = (masks["on"]["during"], masks["on"]["after"], masks["off"]["after"]) == (first, both, second)
+seen = seen and masks["off"]["during"] != second == unbound["during"]
 print("seen: calls run on the first processor, whatever the caller chose" if seen else "no longer seen")
 sys.exit(0 if seen else 1)
 EOF
