@@ -68,9 +68,17 @@ def text(geometry: Geometry, tokens: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def reference(
-    geometry: Geometry, tensors: dict[str, np.ndarray], encoding: dict[str, np.ndarray], instructions: list[str]
+    geometry: Geometry,
+    tensors: dict[str, np.ndarray],
+    encoding: dict[str, np.ndarray],
+    instructions: list[str],
+    *,
+    wide: bool = False,
 ) -> np.ndarray:
-    """Return the logits in float64, rounded where a kernel with `instructions` rounds: activations, and bf16."""
+    """Return the logits in float64, rounded where a kernel with `instructions` rounds: activations, and bf16.
+
+    What lies between products is rounded to 16 bits, unless it is `wide`.
+    """
     ids, types = encoding["input_ids"][0], encoding.get("token_type_ids", [None])[0]
     columns, steps = next(rounding for name, rounding in ROUNDING.items() if name in instructions)
     numbers = {
@@ -92,7 +100,7 @@ def reference(
         return (convert.bf16(numbers).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
     def kept(rows: np.ndarray) -> np.ndarray:  # between two products
-        return rows.clip(-65504, 65504).astype(np.float16).astype(np.float64)
+        return rows if wide else rows.clip(-65504, 65504).astype(np.float16).astype(np.float64)
 
     def product(name: str, rows: np.ndarray) -> np.ndarray:
         if f"{name}.kept" in numbers:

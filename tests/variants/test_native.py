@@ -75,7 +75,8 @@ def some(geometry: Geometry, share: float, seed: int) -> list[str]:
 
 def expected_of(geometry: Geometry, tensors: dict[str, np.ndarray], encoding: dict[str, np.ndarray]) -> np.ndarray:
     instructions = compiler.load_library().qbert_instructions().decode().split()
-    return reference(geometry, tensors, encoding, instructions)
+    wide = compiler.WIDE in os.environ.get("QBERT_CXXFLAGS", "") + os.environ.get("QBERT_EMULATED", "")
+    return reference(geometry, tensors, encoding, instructions, wide=wide)
 
 
 examples = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
