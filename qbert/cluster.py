@@ -4,16 +4,18 @@ Dask moves everything. What is sent are texts, arrays, the bytes of files, and t
 knows whether it has them; never a pickled model.
 """
 
+import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +25,11 @@ from qbert import cores, machine
 from qbert.cache import build_folder, cache_dir, check_trusted
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import FILES, Dataset
-from qbert.errors import InputError, pip_install
+from qbert.errors import CannotRunError, InputError, pip_install, reason
 from qbert.record import RECORD
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 CONNECT_S = 10
 LOOK_S = 2
@@ -47,21 +49,50 @@ def connect(address: str) -> "Iterator[Client]":
     """Yield a client of the cluster at `address`: a scheduler's address or file, or `local:N` for N processes here.
 
     Raises:
-        InputError: there is no such scheduler, it has no workers, or one of them has several threads.
+        InputError: there is no such scheduler, it has no workers, or one of them has several threads; it, or a worker
+            that is needed, ends meanwhile.
     """
     try:
-        import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError as error:
         raise InputError(f"--cluster needs Dask: {pip_install('cluster')}") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is told by this module
+    for name in ("distributed", "distributed.client", "tornado.application", "asyncio"):  # Dask gives each a level
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is told by this module
     with contextlib.ExitStack() as stack:
-        if address.startswith("local:"):
-            count = address.removeprefix("local:")
-            if not count.isdecimal() or int(count) < 1:
-                raise InputError(f"--cluster {address}: give a number of worker processes, such as local:2")
-            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": LOST}))
-            place = stack.enter_context(tempfile.TemporaryDirectory())
+        where = stack.enter_context(_processes_here(address)) if address.startswith("local:") else _answering(address)
+        client = stack.enter_context(Client(where, timeout=CONNECT_S, set_as_default=False))
+        stack.enter_context(client.as_current())
+        stack.enter_context(_losses_told(client, address, where if isinstance(where, str) else where.scheduler_address))
+        try:
+            client.wait_for_workers(1, timeout=NO_WORKER_S)
+        except TimeoutError as error:
+            raise InputError(f"--cluster {address}: its scheduler has had no worker for {NO_WORKER_S} s") from error
+        several = [name for name, info in workers(client).items() if info["nthreads"] > 1]
+        if several:
+            raise InputError(
+                f"{', '.join(several)} would run several texts at once in one process: start workers with --nthreads 1 "
+                "(and more of them)"
+            )
+        yield client
+
+
+@contextlib.contextmanager
+def _processes_here(address: str) -> "Iterator[LocalCluster]":
+    """Yield as many workers on this machine as `address` says.
+
+    Raises:
+        InputError: it says no number, or they do not start.
+    """
+    import dask
+    from distributed import LocalCluster
+
+    count = address.removeprefix("local:")
+    if not count.isdecimal() or int(count) < 1:
+        raise InputError(f"--cluster {address}: give a number of worker processes, such as local:2")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": LOST}))
+        place = stack.enter_context(tempfile.TemporaryDirectory())
+        try:
             local = LocalCluster(
                 n_workers=int(count),
                 threads_per_worker=1,
@@ -70,27 +101,91 @@ def connect(address: str) -> "Iterator[Client]":
                 local_directory=place,
                 silence_logs=logging.CRITICAL,
             )
-            where: dict[str, Any] = {"address": stack.enter_context(local)}
-        elif Path(address).is_file():
-            where = {"scheduler_file": address}
-        else:
-            where = {"address": address}
-        try:
-            client = stack.enter_context(Client(**where, timeout=CONNECT_S, set_as_default=False))
-            stack.enter_context(client.as_current())
-            client.wait_for_workers(1, timeout=NO_WORKER_S)
-        except (OSError, TimeoutError, ValueError, TypeError) as error:
+        except Exception as error:
             raise InputError(
-                f"--cluster {address}: no scheduler with workers answers there ({type(error).__name__}): give its "
-                "address, such as tcp://10.0.0.1:8786, its file, or local:2"
+                f"--cluster {address}: its processes did not start ({reason(error)}): is there memory for so many?"
             ) from error
-        several = [name for name, info in workers(client).items() if info["nthreads"] > 1]
-        if several:
+        yield stack.enter_context(local)
+
+
+def _answering(address: str) -> str:
+    """Return the address of the scheduler that answers at `address`, or at that in the file `address`.
+
+    It is asked before there is a client: one that finds none waits for it even while it is closed.
+
+    Raises:
+        InputError: none does.
+    """
+    try:
+        at = json.loads(Path(address).read_bytes())["address"] if Path(address).is_file() else address
+        _look(at)
+    except Exception as error:  # of any class: what is no scheduler may answer anything
+        why = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+        raise InputError(
+            f"--cluster {address or repr(address)}: no scheduler of Dask answers there ({why}): give its address, such "
+            "as tcp://10.0.0.1:8786, its file, or local:2"
+        ) from error
+    return str(at)
+
+
+def _look(at: str) -> None:
+    """Raise any exception unless a scheduler answers at `at`."""
+    from distributed.core import rpc
+    from distributed.security import Security
+    from distributed.utils import LoopRunner
+
+    async def look() -> None:
+        options = Security().get_connection_args("client")
+        async with rpc(at, timeout=CONNECT_S, connection_args=options) as scheduler:
+            answer = await asyncio.wait_for(scheduler.identity(), CONNECT_S)
+        if answer["type"] != "Scheduler":
+            raise ValueError(f"a {answer['type']} answers")
+
+    LoopRunner().run_sync(look)
+
+
+@contextlib.contextmanager
+def _losses_told(client: "Client", address: str, at: str) -> Iterator[None]:
+    """Raise InputError where the scheduler, which is `at` there, or a worker that was being asked is lost."""
+    try:
+        yield
+    except Exception as error:
+        scheduler = client.status != "running"
+        if not scheduler and not _is_dasks(error):
+            raise
+        try:
+            _look(at)  # the client may not know yet
+        except Exception:  # noqa: BLE001  as in _answering
+            scheduler = True
+        who = "the scheduler" if scheduler else f"a worker ({reason(error)})"
+        raise InputError(
+            f"--cluster {address}: {who} ended, or was cut off, meanwhile: look at its log, and start again"
+        ) from error
+
+
+def _is_dasks(error: Exception) -> bool:
+    """Whether `error` is of a class of Dask, such as a closed connection or a cancelled task."""
+    return type(error).__module__.partition(".")[0] == "distributed"
+
+
+T = TypeVar("T")
+
+
+def ask(client: "Client", function: Callable[..., T], *arguments: object) -> dict[str, T]:
+    """Return what `function` returns on each worker, by the worker's address; one that ends meanwhile is left out.
+
+    Raises:
+        InputError: every worker has ended, or one cannot answer.
+    """
+    answers = client.run(function, *arguments, on_error="return")
+    for address, error in sorted(answers.items()):
+        if isinstance(error, Exception) and not isinstance(error, OSError):
             raise InputError(
-                f"{', '.join(several)} would run several texts at once in one process: start workers with --nthreads 1 "
-                "(and more of them)"
-            )
-        yield client
+                f"the worker {address} cannot answer ({reason(error)}): it needs qbert in the same version as here"
+            ) from error
+    if found := {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}:
+        return found
+    raise GoneError("no worker has answered, since each ended or was cut off meanwhile: look at their logs")
 
 
 def workers(client: "Client") -> dict[str, Any]:
@@ -103,7 +198,7 @@ def unlike(client: "Client", *packages: str) -> list[str]:
     """Return a sentence for each worker whose processor or libraries are not those of this process."""
     here = _described(packages)
     told = []
-    for address, there in sorted(client.run(_described, packages).items()):
+    for address, there in sorted(ask(client, _described, packages).items()):
         differing = [f"{key} {there.get(key)} ({own} here)" for key, own in here.items() if there.get(key) != own]
         if differing:
             told.append(f"{address} has {', '.join(differing)}")
@@ -258,13 +353,29 @@ def result(client: "Client", future: "Future[Any]", *needed: str) -> Any:  # noq
     """
     while True:
         try:
-            return future.result(timeout=LOOK_S)
+            with likely_reason(client):
+                return future.result(timeout=LOOK_S)
         except TimeoutError:
             if future.done():
                 raise  # the task's own
             if gone := set(needed) - set(workers(client)):
                 future.cancel()
                 raise GoneError(f"the worker {' and '.join(sorted(gone))} ended meanwhile: start it again") from None
+
+
+@contextlib.contextmanager
+def likely_reason(client: "Client") -> Iterator[None]:
+    """Add to the error of a worker's task which workers have other libraries than this process, if any have."""
+    try:
+        yield
+    except (TimeoutError, GoneError):
+        raise
+    except Exception as error:
+        if _is_dasks(error) or not (others := unlike(client)):
+            raise
+        kind = CannotRunError if isinstance(error, CannotRunError) else InputError
+        why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {reason(error)}"
+        raise kind(f"{why}; of the workers, {'; '.join(others)}: install the same versions everywhere") from error
 
 
 @contextlib.contextmanager

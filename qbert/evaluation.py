@@ -71,7 +71,7 @@ def evaluate(
     rows = loaded.documents(documents)
     results: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
-        team = stack.enter_context(_team(address, chosen)) if address else None
+        team = stack.enter_context(_team(address, chosen)) if address is not None else None
         suite.checkpoint(suite.models[name], max_length).check_trained(model)  # an error of the model is no variant's
         advance = stack.enter_context(progress(chosen[0].name, len(rows) * len(chosen)))
         for number, variant in enumerate(chosen):

@@ -1,14 +1,14 @@
 """The benchmarks on every machine of a cluster, each in a process of its own beside Dask's worker."""
 
+import contextlib
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qbert import children, cluster, machine
 from qbert import dataset as datasets
@@ -20,7 +20,7 @@ from qbert.results import history
 from qbert.settings import DEFAULTS, Settings
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 FOLDERS = ("--model", "--dataset")
 """The options whose folders are sent."""
@@ -67,10 +67,11 @@ class Result:
 
 def hosts(client: "Client") -> list[Host]:
     """Return a worker for each machine of the cluster."""
-    described = client.run(_describe)
+    described = cluster.ask(client, _describe)
     first: dict[str, str] = {}
     for address, info in sorted(cluster.workers(client).items()):
-        first.setdefault(info["host"], address)
+        if address in described:
+            first.setdefault(info["host"], address)
     return [Host(name, address, *described[address]) for name, address in first.items()]
 
 
@@ -102,20 +103,38 @@ def run(
     for host in found:
         by_machine.setdefault(host.boot or host.name, []).append(host)
     results: list[Result] = []
-    with ThreadPoolExecutor(len(by_machine)) as pool:
-        rows = [pool.submit(_in_turn, client, own, found, wanted, output) for own in by_machine.values()]
-        for row in as_completed(rows):
-            for result in row.result():
-                results.append(result)
-                advance(result.host.name)
+    waiting: dict[Future[Any], Host] = {}
+
+    def begin(own: list[Host]) -> None:
+        if own:
+            arguments = [*_name(own[0], found, wanted), *wanted]
+            future = client.submit(bench, arguments, workers=[own[0].worker], retries=0, pure=False)
+            waiting[future] = own.pop(0)
+
+    try:
+        for own in by_machine.values():
+            begin(own)
+        while waiting:
+            for future in _finished(client, waiting):
+                host = waiting.pop(future)
+                results.append(_bring_home(client, future, host, output))
+                advance(host.name)
+                begin(by_machine[host.boot or host.name])
+    finally:
+        if waiting:  # Ctrl-C
+            client.cancel(list(waiting))
+            client.run(end_benches, workers=[host.worker for host in waiting.values()], on_error="ignore")
     return sorted(results, key=lambda result: result.host.name)
 
 
-def _in_turn(
-    client: "Client", own: Sequence[Host], found: Sequence[Host], wanted: Sequence[str | Folder], output: Path
-) -> list[Result]:
-    """Run on the addresses of one machine, one after the other."""
-    return [_bring_home(client, host, [*_name(host, found, wanted), *wanted], output) for host in own]
+def _finished(client: "Client", waiting: "Mapping[Future[Any], Host]") -> "list[Future[Any]]":
+    """Return those of `waiting` that are done, or whose worker has ended, after LOOK_S at most."""
+    from distributed import wait
+
+    with contextlib.suppress(TimeoutError):
+        wait(list(waiting), timeout=cluster.LOOK_S, return_when="FIRST_COMPLETED")
+    there = cluster.workers(client)
+    return [future for future, host in waiting.items() if future.done() or host.worker not in there]
 
 
 def _name(host: Host, found: Sequence[Host], wanted: Sequence[str | Folder]) -> list[str]:
@@ -125,11 +144,10 @@ def _name(host: Host, found: Sequence[Host], wanted: Sequence[str | Folder]) -> 
     return [f"--machine-name={host.name}"] if alike and not named else []
 
 
-def _bring_home(client: "Client", host: Host, wanted: Sequence[str | Folder], output: Path) -> Result:
+def _bring_home(client: "Client", future: "Future[Any]", host: Host, output: Path) -> Result:
     stem = re.sub(r"[^\w.-]", "-", host.name)
     log = output / f"{stem}.log"
     try:
-        future = client.submit(bench, list(wanted), workers=[host.worker], retries=0, pure=False)
         ran: Ran = cluster.result(client, future, host.worker)
     except Exception as error:  # noqa: BLE001  of any class: the other machines go on
         return Result(host, None, None, sentence(error))
@@ -138,8 +156,20 @@ def _bring_home(client: "Client", host: Host, wanted: Sequence[str | Folder], ou
     if ran.run:
         write_file(saved, lambda place: place.write_bytes(ran.run))
     lines = [line.strip() for line in ran.log.splitlines() if line.strip()]
-    failed = f"exit code {ran.code}: {lines[-1] if lines else 'no word'} ({log})" if ran.code else ""
+    how = f"killed by signal {-ran.code}" if ran.code < 0 else f"exit code {ran.code}" if ran.code else "no saved run"
+    # Where a worker's signals of ended children are ignored, the code of one that was killed is 0.
+    failed = f"{how}: {lines[-1] if lines else 'no word'} ({log})" if ran.code or not ran.run else ""
     return Result(host, saved if ran.run else None, log, failed)
+
+
+_running: set["subprocess.Popen[str]"] = set()
+"""The benchmarks that this worker runs."""
+
+
+def end_benches() -> None:
+    """End the benchmarks that this worker runs."""
+    for process in list(_running):
+        process.kill()
 
 
 def bench(wanted: Sequence[str | Folder]) -> Ran:
@@ -150,7 +180,7 @@ def bench(wanted: Sequence[str | Folder]) -> Ran:
         environment = children.tied()
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"):
             environment["env"].pop(name, None)  # Dask's, for its workers
-        done = subprocess.run(  # noqa: S603  our own command
+        process = subprocess.Popen(  # noqa: S603  our own command
             [sys.executable, "-m", "qbert", "bench", *arguments, f"--benchmark-json={saved}"],
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -158,11 +188,13 @@ def bench(wanted: Sequence[str | Folder]) -> Ran:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            check=False,
             **environment,
         )
+        _running.add(process)
+        log, _ = process.communicate()
+        _running.discard(process)
         content = saved.read_bytes() if saved.is_file() else b""
-    return Ran(done.returncode, content, done.stdout, machine.versions())
+    return Ran(process.returncode, content, log, machine.versions())
 
 
 def _shared(client: "Client", arguments: Sequence[str], to: Sequence[str]) -> list[str | Folder]:

@@ -111,7 +111,8 @@ def on_cluster(suite: Suite, variant: str, base: str, client: "Client") -> list[
     results: dict[int, Training] = {}
     with progress("trainings", len(wanted)) as advance:
         for future in as_completed(list(waiting)):
-            results[waiting[future]] = future.result()
+            with cluster.likely_reason(client):
+                results[waiting[future]] = future.result()
             advance(len(results))
     return [results[number] for number in range(len(wanted))]
 

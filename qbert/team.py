@@ -21,6 +21,7 @@ from qbert.cluster import (
     Folder,
     GoneError,
     lacks,
+    likely_reason,
     one_process_a_core,
     result,
     share,
@@ -135,7 +136,7 @@ class Team:
 
     def __post_init__(self) -> None:
         """Look at the workers."""
-        self.machines: dict[str, dict[str, Any]] = self.client.run(machine.identity)
+        self.machines: dict[str, dict[str, Any]] = cluster.ask(self.client, machine.identity)
         kinds = {machine_key(identity): identity for identity in self.machines.values()}
         same = ("processor", "instruction_sets", "hardware")
         first = next(iter(kinds.values()))
@@ -252,7 +253,8 @@ class Team:
         from distributed import KilledWorker
 
         try:
-            shard: Shard = future.result()
+            with likely_reason(self.client):
+                shard: Shard = future.result()
         except KilledWorker as error:
             last = getattr(error.last_worker, "address", error.last_worker)
             raise InputError(

@@ -83,7 +83,7 @@ def choose(
         prefer=prefer,
     )
     with contextlib.ExitStack() as stack:
-        team = Team(stack.enter_context(clusters.connect(cluster))) if cluster else None
+        team = Team(stack.enter_context(clusters.connect(cluster))) if cluster is not None else None
         if team is not None:
             choosing.check_team(team)
         found = choosing.choose(
