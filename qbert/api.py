@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from qbert.errors import InputError, lacking
+from qbert.errors import InputError, lacking, reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,11 +62,14 @@ def load(
     from qbert.artefact import Artefact
     from qbert.serving import TextClassifier
 
-    artefact = Artefact.open(Path(folder))
-    classifier = artefact.load(verify=verify)
-    return TextClassifier.of(
-        artefact, artefact.variant, classifier, max_length=max_length, max_characters=max_characters
-    )
+    try:
+        artefact = Artefact.open(Path(folder))
+        classifier = artefact.load(verify=verify)
+        return TextClassifier.of(
+            artefact, artefact.variant, classifier, max_length=max_length, max_characters=max_characters
+        )
+    except (ImportError, MemoryError, OSError) as error:  # of what is around it
+        raise InputError(f"{os.fspath(folder)} cannot be loaded here ({reason(error)})") from error
 
 
 @_needs("quantize")

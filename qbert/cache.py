@@ -22,12 +22,28 @@ MANIFEST = "files.sha256"
 SILENT_S = 2  # of waiting for another process before a message says so; most builds take longer
 OTHERS_WRITE = 0o022  # the bits of a file's mode with which its group or everybody may write to it
 FULL = 1 << 20  # a disk with fewer free bytes counts as full
-CANNOT_WRITE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+CANNOT_WRITE = {
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "ELOOP", "ENAMETOOLONG"),
+        *("ENOLCK", "ENOSPC", "ENOSYS", "ENOTDIR", "EOPNOTSUPP", "EPERM", "EROFS"),
+    )
+    if hasattr(errno, name)
+}
 
 
 def cache_dir() -> Path:
-    """Return the folder that keeps trained built-in models and quantized variants (`QBERT_CACHE`)."""
-    return Path(os.environ.get("QBERT_CACHE") or platformdirs.user_cache_dir("qbert"))
+    """Return the folder that keeps trained built-in models and quantized variants (`QBERT_CACHE`).
+
+    Raises:
+        InputError: it is not named, and this user has no home.
+    """
+    try:
+        return Path(os.environ.get("QBERT_CACHE") or platformdirs.user_cache_dir("qbert"))
+    except RuntimeError as error:  # HOME is not set, and the user's id has no name
+        raise InputError(
+            "this user has no home folder (HOME) in which to keep what is made: name a folder for it (QBERT_CACHE)"
+        ) from error
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

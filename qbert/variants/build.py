@@ -247,9 +247,16 @@ def load_folder(variant: Variant, folder: Path) -> Classifier:
     """Return the classifier in `folder`, which the export of `variant` filled or which is a checkpoint's.
 
     Raises:
-        InputError: it claims int8 and runs no quantized operation.
+        InputError: it cannot be loaded here, or claims int8 and runs no quantized operation.
     """
-    classifier = variant.load(folder, **accepted_options(variant.load, variant.options))
+    try:
+        classifier = variant.load(folder, **accepted_options(variant.load, variant.options))
+    except InputError:
+        raise
+    except Exception as error:  # each runtime raises its own, without a common class
+        raise CannotRunError(
+            f"variant {variant.name} cannot run {folder} here ({reason(error)}): leave it out"
+        ) from error
     if variant.precision.startswith("int8") and not classifier.evidence.get("quantized_ops"):
         raise InputError(
             f"variant {variant.name} claims int8 and runs no quantized operation: it would only seem to be"

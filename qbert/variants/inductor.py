@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from qbert import machine
 from qbert.cache import cache_dir, check_trusted
-from qbert.errors import InputError, reason
+from qbert.errors import CannotRunError, InputError, reason
 from qbert.tokenizer import Encoding
 from qbert.variants import eager, held
 from qbert.variants.base import Classifier
@@ -106,6 +106,11 @@ def load(folder: Path) -> Classifier:
         evidence = _evidence(folder / PACKAGE)
         model = torch._inductor.aoti_load_package(str(folder / PACKAGE), run_single_threaded=True)  # noqa: SLF001  documented
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        if "dlopen" in str(error):
+            raise CannotRunError(
+                f"{folder / PACKAGE} cannot be run from the folder for temporary files ({reason(error)}): if that is "
+                "mounted noexec, name another place (TMPDIR)"
+            ) from error
         raise InputError(
             f"{folder / PACKAGE} is damaged ({reason(error)}): make it again with qbert quantize"
         ) from error

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from qbert import machine
 from qbert.cache import build_kept, cache_dir, check_trusted
-from qbert.errors import InputError, pip_install
+from qbert.errors import CannotRunError, InputError, pip_install, reason
 from qbert.terminal import say
 
 SOURCES = Path(__file__).parent
@@ -124,7 +124,7 @@ def load_library(name: str = "", *, wide: bool = False) -> ctypes.CDLL:
     It is kept under a hash of sources, compiler and flags; of two processes that need it at once, one compiles it.
 
     Raises:
-        InputError: this machine cannot run it, the compiler fails, or others can write to where it is kept.
+        InputError: this machine cannot run it, the compiler fails, or where it is kept is no place for programs.
     """
     if why := unsupported(name):
         raise InputError(f"qbert's native library cannot be made here: {why}")
@@ -145,7 +145,14 @@ def _load(kernel: Kernel, options: tuple[str, ...]) -> ctypes.CDLL:
         cache_dir() / "native" / digest.hexdigest()[:16], lambda stage: _compile(kernel, options, stage)
     )
     check_trusted(folder)
-    return _declare(ctypes.CDLL(str(folder / LIBRARY)))
+    try:
+        library = ctypes.CDLL(str(folder / LIBRARY))
+    except OSError as error:
+        raise CannotRunError(
+            f"int8-native cannot run what is compiled in {cache_dir()} ({reason(error)}): if it is mounted noexec, "
+            "name another place (QBERT_CACHE)"
+        ) from error
+    return _declare(library)
 
 
 def _compile(kernel: Kernel, options: tuple[str, ...], folder: Path) -> None:
@@ -155,10 +162,13 @@ def _compile(kernel: Kernel, options: tuple[str, ...], folder: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"TMPDIR": str(folder)},  # /tmp may be closed to it, or full
     )
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit code {done.returncode}"]
-        raise InputError(f"{' '.join(compiler())} cannot compile {SOURCES} ({errors[0]}): set CXX to another compiler")
+        raise CannotRunError(
+            f"{' '.join(compiler())} cannot compile {SOURCES} ({errors[0]}): set CXX to another compiler"
+        )
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
