@@ -82,7 +82,7 @@ def lock_of(name: str) -> FileLock:
 
 
 @contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def locked(target: Path) -> Iterator[None]:
     """Hold the lock of `target`; lock files are never removed, so they are in the cache, not in users' folders."""
     lock = lock_of(hashlib.sha256(str(target).encode()).hexdigest()[:32])
     try:
@@ -131,7 +131,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
     stage = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
+        with locked(target):
             if intact(target):
                 return target
             if is_filled(target):

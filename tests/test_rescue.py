@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -210,7 +211,7 @@ def test_documents_that_are_not_asked_again_would_have_answered_the_same(
     checkpoint = Checkpoint.open(fragile.write(taught.folder, tmp_path / "fragile", 100))
     documents = judging.ask(baseline(checkpoint, news, 32), news.train, "all")
     plain = variants.prepare(variants.get("int8-native"), checkpoint, news, 32) / WEIGHTS
-    found = search.Search(NativeMixes(checkpoint, plain))
+    found = search.Search(NativeMixes(checkpoint, plain), tmp_path / "prices")
     guard = judging.Judge(news, checkpoint.problem_type, 0.02)
     near = guard.near(documents, found.logits([], documents.encodings))
     assert 0 < len(near.numbers) < len(documents)
@@ -225,6 +226,40 @@ def test_an_interrupted_run_asks_the_baseline_for_nothing_twice(
     first = judging.ask(baseline(trained, news, 30), news.test, "fp32")
     monkeypatch.setattr(Cell, "text_classifier", lambda _: pytest.fail("asked again"))
     assert np.array_equal(judging.ask(baseline(trained, news, 30), news.test, "fp32").baseline, first.baseline)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "name"), VARIANTS[:2])
+def test_the_same_inputs_give_the_same_products_at_the_same_prices(
+    variant: str, name: str, arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    command = arguments(3000, "--max-f1-drop", 0.05, "--variant", variant)
+    records = []
+    for _ in range(2):
+        done = CliRunner().invoke(main, command)
+        assert done.exit_code == 0, done.stderr
+        records.append(json.loads((tmp_path / "out" / run.REPORT).read_text(encoding="utf-8")))
+        shutil.rmtree(tmp_path / "out")
+    assert records[0]["kept"] == records[1]["kept"] == [name]
+    assert records[0]["products"] == records[1]["products"], "times that are measured anew are never the same"
+    assert records[0]["priced"] == records[1]["priced"] is not None
+
+
+@needs_native
+def test_prices_that_were_not_kept_whole_are_measured_again(taught: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    calibration = judging.ask(baseline(taught, news, 32), news.test, "calibration")
+    plain = variants.prepare(variants.get("int8-native"), taught, news, 32) / WEIGHTS
+    place = tmp_path / "prices"
+
+    def measured() -> list[Product]:
+        return search.Search(NativeMixes(taught, plain), place).measure(calibration, lambda _: None)[0]
+
+    first = measured()
+    assert measured() == first
+    (place / search.SECONDS).write_bytes((place / search.SECONDS).read_bytes()[:-20])
+    second = measured()
+    assert second != first
+    assert measured() == second
 
 
 def test_a_mix_is_the_graph_that_quantization_with_nodes_left_out_gives(trained: Checkpoint, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The steps of a rescue: judge plain int8, have the products to keep chosen, judge by the test split, write."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,10 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from qbert import dataset as datasets
-from qbert import machine, variants
+from qbert import machine, sources, variants
 from qbert.accuracy import Comparison
-from qbert.cache import build_folder, is_filled, seal
+from qbert.cache import build_folder, cache_dir, is_filled, seal
 from qbert.errors import InputError
+from qbert.kept_answers import name_of
 from qbert.rescue.judging import Documents, Judge, Logits, answers, ask
 from qbert.rescue.native import NativeMixes
 from qbert.rescue.onnxruntime import OnnxMixes
@@ -44,11 +46,19 @@ class Rescuer(Protocol):
 
 
 def _native(cell: Cell) -> Rescuer:
-    return Search(NativeMixes(cell.checkpoint, cell.folder / WEIGHTS, **cell.variant.options))
+    mixes = NativeMixes(cell.checkpoint, cell.folder / WEIGHTS, **cell.variant.options)
+    return Search(mixes, _prices(cell))
 
 
 def _onnxruntime(cell: Cell) -> Rescuer:
-    return Search(OnnxMixes(cell.checkpoint))
+    return Search(OnnxMixes(cell.checkpoint), _prices(cell))
+
+
+def _prices(cell: Cell) -> Path:
+    """Return the folder of the cache that keeps what the products of `cell` cost on this machine."""
+    ingredients = [cell.suite.dataset.sha256, machine.identity(), sources.sha256("qbert.rescue.run")]
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir() / "prices" / f"{name_of(cell)}-{key}"
 
 
 def _openvino(cell: Cell) -> Rescuer:
@@ -104,6 +114,9 @@ class Rescued:
     """Latency with `kept` over that of plain int8."""
     additivity: float | None
     """Correlation of the products' summed errors with the error of drawn mixes; None without a search."""
+    priced: str | None
+    """When the times were measured that the order of the products depends on; None without a search. Runs with one
+    cache use those of the first; where they are measured anew, the order can be another."""
     searched: tuple[dict[str, Any], ...]
     """The numbers of kept products that the guard judged, and what it said."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -187,6 +200,7 @@ def rescue(
         plain_test=plain_test,
         latency_ratio=ratio,
         additivity=choice.additivity,
+        priced=choice.priced,
         searched=({"kept": 0, "f1_drop": plain.comparison.f1_drop, "at_most": plain.at_most}, *choice.searched),
         seconds=clock.laps,
     )

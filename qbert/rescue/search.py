@@ -5,11 +5,12 @@ nearly add, which is measured too. Its price is the time that a call takes longe
 of that order are kept, as few as the guard needs: held-out documents decide, by bisection.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +19,14 @@ import numpy.typing as npt
 from scipy import optimize
 
 from qbert import machine
+from qbert.cache import build_kept
 from qbert.rescue.judging import Documents, Judge, Judgement, Logits, squared_errors
 from qbert.terminal import progress
 from qbert.tokenizer import Encoding
 
 MIXES = 16  # drawn to see whether errors add
 ROUNDS = 15  # of timed calls
+SECONDS = "seconds.json"
 
 Run = Callable[[Encoding], Logits]
 Lap = Callable[[str], None]
@@ -61,6 +64,8 @@ class Choice:
     """All, those worth most first; empty where they were not measured."""
     additivity: float | None = None
     """Correlation of the products' summed errors with the error of drawn mixes."""
+    priced: str | None = None
+    """When the prices of `products` were measured."""
 
 
 class Mixes(Protocol):
@@ -137,9 +142,10 @@ def timed(
 class Search:
     """The search over one checkpoint's mixes."""
 
-    def __init__(self, mixes: Mixes) -> None:
-        """Search among `mixes`."""
+    def __init__(self, mixes: Mixes, prices: Path) -> None:
+        """Search among `mixes`; the folder `prices` keeps what products cost, so that every run orders them alike."""
         self.mixes, self.names = mixes, list(mixes.names)
+        self._prices, self._priced = prices, ""
         self.classifier, self.write = mixes.classifier, mixes.write
 
     def logits(self, kept: Collection[str], encodings: Sequence[Encoding]) -> Logits:
@@ -158,7 +164,7 @@ class Search:
         lap("sensitivity")
         count, judged, searched = self._fewest(guard, names, held, plain)
         lap("search")
-        return Choice(tuple(names[:count]), len(names), judged, searched, tuple(products), additivity)
+        return Choice(tuple(names[:count]), len(names), judged, searched, tuple(products), additivity, self._priced)
 
     def _fewest(
         self, guard: Judge, names: Sequence[str], held: Documents, plain: Logits
@@ -191,7 +197,8 @@ class Search:
 
         everything, nothing = error(names), error([])
         encoding = calibration.median
-        seconds = prices(self._seconds(encoding, partial(advance, 1)), self.mixes.work(encoding["input_ids"].shape[1]))
+        seconds = prices(self._seconds(encoding), self.mixes.work(encoding["input_ids"].shape[1]))
+        advance(1)
         products = []
         for number, name in enumerate(names):
             alone = error([other for other in names if other != name]) - everything
@@ -207,11 +214,17 @@ class Search:
             measured.append(error(mix))
         return in_order(products), float(np.corrcoef(summed, measured)[0, 1])
 
-    def _seconds(self, encoding: Encoding, advance: Callable[[], None]) -> dict[str, float]:
+    def _seconds(self, encoding: Encoding) -> dict[str, float]:
         """Return by how many seconds a call is longer where a product is kept: calls in turn, medians, by groups."""
-        seconds: dict[str, float] = {}
-        for group in self.mixes.groups():
-            kept, plain = timed(self.classifier, encoding, [group, ()]).T
-            seconds |= dict.fromkeys(group, float(np.median(kept - plain)) / len(group))
-        advance()
-        return seconds
+
+        def measure(stage: Path) -> None:
+            seconds: dict[str, float] = {}
+            for group in self.mixes.groups():
+                kept, plain = timed(self.classifier, encoding, [group, ()]).T
+                seconds |= dict.fromkeys(group, float(np.median(kept - plain)) / len(group))
+            measured = datetime.now(UTC).isoformat(timespec="seconds")
+            (stage / SECONDS).write_text(json.dumps({"measured": measured, "seconds": seconds}), encoding="utf-8")
+
+        kept = json.loads((build_kept(self._prices, measure) / SECONDS).read_text(encoding="utf-8"))
+        self._priced = kept["measured"]
+        return {name: kept["seconds"][name] for name in self.names}
