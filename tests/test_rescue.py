@@ -323,6 +323,25 @@ def test_a_killed_search_leaves_nothing_and_asks_int8_for_nothing_twice(
     assert asked() == documents + json.loads((tmp_path / "out" / run.REPORT).read_text())["test"]["documents"]
 
 
+@pytest.mark.slow
+def test_two_searches_at_once_share_their_answers_and_end_with_the_same_products(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "qbert", *arguments(3000, "--max-f1-drop", 0.05, "--variant", "int8-onnxruntime")]
+    environment = os.environ | {"QBERT_CACHE": str(tmp_path / "cache")}
+    outputs = [tmp_path / "first", tmp_path / "second"]
+    running = [
+        subprocess.Popen([*command, "--output", str(output)], env=environment, stderr=subprocess.DEVNULL)
+        for output in outputs
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    first, second = (json.loads((output / run.REPORT).read_text(encoding="utf-8")) for output in outputs)
+    assert all(first[name] == second[name] for name in ("kept", "products", "priced"))
+    for file in (tmp_path / "cache" / "answers").iterdir():
+        keys = [json.loads(line)[0] for line in file.read_text().splitlines() if line]
+        assert len(keys) == len(set(keys)), "an answer was computed twice"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
