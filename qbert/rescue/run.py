@@ -115,8 +115,8 @@ class Rescued:
     additivity: float | None
     """Correlation of the products' summed errors with the error of drawn mixes; None without a search."""
     priced: str | None
-    """When the times were measured that the order of the products depends on; None without a search. Runs with one
-    cache use those of the first; where they are measured anew, the order can be another."""
+    """When the times were measured that the order of the products depends on, in words; None without a search. Runs
+    with one cache use those of the first."""
     searched: tuple[dict[str, Any], ...]
     """The numbers of kept products that the guard judged, and what it said."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -200,7 +200,7 @@ def rescue(
         plain_test=plain_test,
         latency_ratio=ratio,
         additivity=choice.additivity,
-        priced=choice.priced,
+        priced=choice.priced and f"{choice.priced}; where the times are measured anew, the order can be another",
         searched=({"kept": 0, "f1_drop": plain.comparison.f1_drop, "at_most": plain.at_most}, *choice.searched),
         seconds=clock.laps,
     )
