@@ -120,7 +120,9 @@ def _answering(address: str) -> str:
         at = json.loads(Path(address).read_bytes())["address"] if Path(address).is_file() else address
         _look(at)
     except Exception as error:  # of any class: what is no scheduler may answer anything
-        why = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
+        why = reason(error)
+        if isinstance(error, KeyError | TimeoutError):
+            why = f"it has no {error}" if isinstance(error, KeyError) else f"not within {CONNECT_S:g} s"
         raise InputError(
             f"--cluster {address or repr(address)}: no scheduler of Dask answers there ({why}): give its address, such "
             "as tcp://10.0.0.1:8786, its file, or local:2"
