@@ -106,9 +106,9 @@ def processes() -> Callable[[str], list[str]]:
 
 @pytest.fixture
 def wait_until() -> Callable[..., None]:
-    """Wait until something holds, 5 s unless told."""
+    """Wait until something holds, a minute unless told: a machine may be busy."""
 
-    def wait(holds: Callable[[], object], seconds: float = 5) -> None:
+    def wait(holds: Callable[[], object], seconds: float = 60) -> None:
         end = time.monotonic() + seconds
         while not holds():
             assert time.monotonic() < end

@@ -79,12 +79,15 @@ def test_a_stage_that_cannot_be_removed_or_comes_back_does_not_stop_a_build(tmp_
     assert [path.name for path in build_folder(tmp_path / "folder", build).iterdir()] == ["file"]
 
 
-def test_who_waits_for_another_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_waits_for_another_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SILENT_S", 0.1)
     building = threading.Event()
 
     def slow(stage: Path) -> None:
         building.set()
-        time.sleep(cache.SILENT_S + 1)
+        time.sleep(3)  # so much longer that no neighbour keeps the other waiting for it
         write(stage)
 
     other = threading.Thread(target=build_folder, args=(tmp_path / "folder", slow))

@@ -22,9 +22,12 @@ HERE = [row for row in VARIANTS.values() if not row.missing() and row.default]
 )
 def test_a_footprint_is_of_a_process_of_its_own(variant: Variant, trained: Checkpoint, news: Dataset) -> None:
     folder = variants.prepare(variant, trained, news)
+    start = time.perf_counter()
     found = footprint.measure(variant, folder, trained.encoder.fill(news, 64))
-    assert 0 < found.load_s < 60
-    assert 0 < found.first_call_s < 10
+    whole = time.perf_counter() - start
+    assert found.load_s > 0
+    assert found.first_call_s > 0
+    assert found.load_s + found.first_call_s < whole
     assert 20e6 < found.peak_rss_bytes < 2e9
     assert found.after_pause_s is None
     assert found.evidence == json.loads(json.dumps(dict(variants.build(variant, trained, news).evidence)))
@@ -34,9 +37,9 @@ def test_a_footprint_is_of_a_process_of_its_own(variant: Variant, trained: Check
 def test_calls_after_a_pause_are_timed_when_asked_for(trained: Checkpoint, news: Dataset) -> None:
     start = time.perf_counter()
     found = footprint.measure(VARIANTS["fp32"], trained.folder, trained.encoder.fill(news, 64), footprint.PAUSES)
-    assert time.perf_counter() - start > footprint.PAUSES * footprint.PAUSE_S
+    whole = time.perf_counter() - start
     assert found.after_pause_s is not None
-    assert 0 < found.after_pause_s < 10
+    assert 0 < found.after_pause_s < whole - footprint.PAUSES * footprint.PAUSE_S
 
 
 @pytest.mark.slow

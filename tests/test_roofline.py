@@ -1,5 +1,6 @@
 """What one core can do at best, against what is known by counting and by doing."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import transformers
 from qbert import latency, machine, roofline, training, variants
 from qbert.checkpoint import Checkpoint
 from qbert.dataset import Dataset
-from qbert.errors import CannotRunError
+from qbert.errors import CannotRunError, InputError
 from qbert.roofline import Core, Shapes, Work
 from qbert.suite import Suite
 from qbert.variants.base import Products
@@ -102,7 +103,7 @@ def test_a_loop_in_registers_counts_as_a_kernel(monkeypatch: pytest.MonkeyPatch)
 
 def holds(check: Callable[[], bool]) -> bool:
     """Whether `check` does with the core as known, or as measured again: a neighbour may have had it."""
-    for _ in range(4):
+    for _ in range(8):
         if check():
             return True
         roofline.core.cache_clear()
@@ -110,18 +111,16 @@ def holds(check: Callable[[], bool]) -> bool:
 
 
 def test_what_runs_in_pytorch_stays_below_the_limit() -> None:
+    """Of both the best of all turns counts: what else runs only slows them."""
     a = torch.rand(512, 512)
     torch.set_num_threads(1)
+    limits, rates = [], []
 
     def is_below() -> bool:
-        rate = roofline.core(SQUARE, 512 * 512, 512).rate("fp32")
-        seconds = []
+        limits.append(roofline.core(SQUARE, 512 * 512, 512).rate("fp32"))
         with machine.one_core():
-            for _ in range(30):
-                start = time.perf_counter()
-                _ = a @ a
-                seconds.append(time.perf_counter() - start)
-        return bool(rate / 10 < 2 * 512**3 / np.median(seconds) < 1.1 * rate)
+            rates.append(2 * 512**3 / roofline.seconds_of(lambda: a @ a))
+        return max(limits) / 10 < max(rates) < 1.1 * max(limits)
 
     assert holds(is_below)
 
@@ -134,8 +133,12 @@ def test_rates_are_in_the_order_of_the_precisions() -> None:
 
 
 def test_caches_are_in_the_bandwidth() -> None:
+    best = {20_000: 0.0, 50_000_000: 0.0}  # bytes a second by the number of weights
+
     def is_faster() -> bool:
-        small, large = (roofline.core(SQUARE, weights, 16).bandwidths["fp32"] for weights in (20_000, 50_000_000))
+        for weights, known in best.items():
+            best[weights] = max(known, roofline.core(SQUARE, weights, 16).bandwidths["fp32"])
+        small, large = best.values()
         return small > 1.2 * large > 1e9
 
     assert holds(is_faster)
@@ -219,6 +222,10 @@ def test_no_variant_is_faster_than_the_limit(
     encoding = checkpoint.encoder.fill(news, length)
     with machine.one_core():
         fastest = min(latency.time_call(classifier, encoding) for _ in range(30))
+    for _ in range(3):  # each measures the core again
+        with contextlib.suppress(InputError):
+            cell.limit(fastest)
+            break
     figures = cell.limit(fastest)  # raises where it is faster
     assert 0 < figures["share_of_best_limit"] <= figures["share_of_limit"] <= 1
     assert figures["floor_s"] / fastest == figures["share_of_limit"]

@@ -21,11 +21,8 @@ def test_where_no_bar_can_be_drawn_every_tenth_is_a_line_unless_all_is_done_at_o
         for completed in (21, 22, 25):
             advance(completed)
         advance(50, "counted")
-    assert capsys.readouterr().err.splitlines() == [
-        "counting: 40 % after 2 s",
-        "counting: 50 % after 2 s",
-        "counted: 100 % after 2 s",
-    ]
+    lines = [line.split(" after ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["counting: 40 %", "counting: 50 %", "counted: 100 %"]
 
 
 def test_what_has_no_end_has_no_tenths(capsys: pytest.CaptureFixture[str]) -> None:

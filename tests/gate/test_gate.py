@@ -398,7 +398,7 @@ def test_a_gate_that_is_stopped_leaves_nothing(
         time.sleep(0.1)
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(120) == 128 + signal.SIGTERM
     assert nothing_is_left()
 
 
@@ -493,9 +493,10 @@ def worker(trained: Checkpoint, news: Dataset) -> Any:
 
 def test_a_worker_times_what_it_built(worker: Any) -> None:
     prepared = worker.ask("prepare", model="tiny", max_length=64, variant="fp32")
-    cost = worker.ask("build", cell="a", model="tiny", load=prepared["load"])
-    for _ in range(5):  # again where a neighbour had the core
-        plain, slowed = [], []
+    costs, plain, slowed = [], [], []
+    for _ in range(5):  # more where a neighbour had the core
+        costs.append(worker.ask("build", cell="a", model="tiny", load=prepared["load"]))
+        cost = min(costs)
         for _ in range(9):
             plain.append(worker.ask("time", cell="a", cost_s=cost, slowdown=0.0))
             slowed.append(worker.ask("time", cell="a", cost_s=cost, slowdown=0.2))
@@ -503,13 +504,16 @@ def test_a_worker_times_what_it_built(worker: Any) -> None:
         if 1.1 < ratio < 1.4:
             break
     assert 1.1 < ratio < 1.4
-    assert cost / 3 < sorted(plain)[4] < 3 * cost
+    assert cost / 3 < min(plain) < 3 * cost
 
 
 def test_a_slowdown_is_a_share_of_the_call() -> None:
-    for slowdown, expected in ((0.5, 0.075), (0.0, 0.05)):  # the least of some, for a machine that is busy
-        least = min(timing.seconds(lambda: time.sleep(0.05), slowdown) for _ in range(10))
-        assert least == pytest.approx(expected, rel=0.02)
+    slowed, plain = [], []
+    for _ in range(10):  # the least of each in turns, for a machine that is busy
+        slowed.append(timing.seconds(lambda: time.sleep(0.05), 0.5))
+        plain.append(timing.seconds(lambda: time.sleep(0.05), 0.0))
+    assert min(plain) >= 0.05
+    assert min(slowed) / min(plain) == pytest.approx(1.5, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -608,7 +609,7 @@ def test_compare_takes_the_noise_from_the_history(save: Callable[..., Path], tmp
     assert "1 slower" in output
 
 
-def test_a_hundred_runs_are_compared_in_two_seconds(save: Callable[..., Path]) -> None:
+def test_a_hundred_runs_are_compared_in_little_more_time_than_reading_them_takes(save: Callable[..., Path]) -> None:
     data = [0.1234567890123 + number * 1e-9 for number in range(800)]
     cells = [benchmark("latency", median=0.1, variant=f"v{number}") for number in range(54)]
     content = run(*(cell | {"stats": cell["stats"] | {"data": data}} for cell in cells))
@@ -624,5 +625,12 @@ def test_a_hundred_runs_are_compared_in_two_seconds(save: Callable[..., Path]) -
         assert done.returncode == 0, done.stderr
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    # 2 s on a machine with nothing else to do; neighbours that fill the caches double it.
-    assert any(used_s() < 4 for _ in range(4))
+    def read_s() -> float:
+        before = time.process_time()
+        for path in paths:
+            json.loads(path.read_bytes())
+        return time.process_time() - before
+
+    # In turns, so that neighbours who fill the caches slow both: 2 s and 1 s on a machine with nothing else to do.
+    used, read = zip(*((used_s(), read_s()) for _ in range(3)), strict=True)
+    assert min(used) < 4 * min(read)
