@@ -126,7 +126,7 @@ def nncf_control(checked: Checked, guard: float, parameters: Any = None) -> tupl
     )
     seconds = time.monotonic() - start
     plain = nncf.quantize(model, calibration, advanced_parameters=parameters, **settings)
-    with one_core():  # the threads of a compiled model stay on the cores of the one that compiles it
+    with one_core():
         before, after = (openvino.classifier(openvino.compile_model(one, "f32")) for one in (plain, changed))
     every, left = (len(int8_products(one)) for one in (plain, changed))
     found, flips = checked.drop(after)

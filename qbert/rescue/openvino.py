@@ -55,7 +55,7 @@ class AccuracyControl:
         rest = set(int8_products(graph))
         kept = tuple(name for name in names if name not in rest)
         self._graphs[frozenset(kept)] = graph
-        with machine.one_core():  # the threads of a compiled model stay on the cores of the one that compiles it
+        with machine.one_core():
             logits = np.concatenate([*map(self.classifier(kept), held.encodings)])
         judged = guard.judge(held, logits)
         searched = [{"kept": len(kept), "f1_drop": judged.comparison.f1_drop, "at_most": judged.at_most}]
