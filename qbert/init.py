@@ -17,6 +17,7 @@ from typing import Any
 from qbert import parse
 from qbert.errors import InputError, reason
 from qbert.gate.sides import git
+from qbert.git import GitError, run_git
 
 WORKFLOW = Path(".github/workflows/qbert.yml")
 IGNORED = ".benchmarks/"
@@ -128,11 +129,14 @@ def repository(folder: Path) -> Path:
     """Return the root of the git repository that `folder` is in.
 
     Raises:
-        InputError: it is in none.
+        InputError: it is in none that git opens.
     """
-    root = git("-C", str(folder), "rev-parse", "--show-toplevel")
-    if not root:
-        raise InputError(f"{folder} is in no git repository: run git init first, or go to a folder of one")
+    try:
+        root = run_git("-C", str(folder), "rev-parse", "--show-toplevel")
+    except GitError as error:
+        raise InputError(
+            f"{folder} is in no git repository that git opens ({error}): run git init first, or go to a folder of one"
+        ) from error
     return Path(root).resolve()
 
 

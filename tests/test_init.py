@@ -238,7 +238,7 @@ def test_a_wrong_option_is_told_and_nothing_written(repository: Path, arguments:
 def test_outside_a_repository_it_says_so(tmp_path: Path) -> None:
     done = init(tmp_path, "--yes")
     assert done.returncode == 2
-    assert f"Error: {tmp_path} is in no git repository: run git init first" in done.stderr
+    assert f"Error: {tmp_path} is in no git repository that git opens (" in done.stderr
     assert written(tmp_path) == {}
 
 

@@ -59,6 +59,7 @@ def tasks() -> dict[int, tuple[float, str]]:
 
 def used(call: Callable[[], object], seconds: float = 0.2) -> set[str]:
     """The processors that threads may use which work while this thread calls; another thread looks."""
+    time.sleep(seconds)  # NumPy's threads wait busily for a while after what was converted
     seen: dict[int, set[str]] = defaultdict(set)
     begin, calling = tasks(), True
 
