@@ -176,16 +176,19 @@ def test_where_int8_holds_the_guard_nothing_is_kept(
     assert "kept_ops" not in Artefact.open(tmp_path / "out").load().evidence
 
 
+def hide_behind(number: float, weights: Path) -> None:
+    """Add `number` to all values of the first attention, and subtract it behind its output: in fp32 it cancels out."""
+    tensors, attention = load_file(weights), "bert.encoder.layer.0.attention"
+    tensors[f"{attention}.self.value.bias"] += np.float32(number)
+    tensors[f"{attention}.output.dense.bias"] -= number * tensors[f"{attention}.output.dense.weight"].sum(axis=1)
+    save_file(tensors, weights, {"format": "pt"})
+
+
 @needs_native
 def test_where_nothing_holds_the_guard_the_exit_code_is_1(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
-    # A number added to all values of attention, and subtracted behind its output, cancels out in fp32. The weights of a
-    # product that is not int8 are bf16: what their rounding leaves of the number hides all else.
+    # The weights of a product that is not int8 are bf16: what their rounding leaves of the number hides all else.
     named = arguments(1, "--max-f1-drop", 0.05)
-    weights = tmp_path / "fragile" / "model.safetensors"
-    tensors, attention = load_file(weights), "bert.encoder.layer.0.attention"
-    tensors[f"{attention}.self.value.bias"] += np.float32(1e5)
-    tensors[f"{attention}.output.dense.bias"] -= 1e5 * tensors[f"{attention}.output.dense.weight"].sum(axis=1)
-    save_file(tensors, weights, {"format": "pt"})
+    hide_behind(1e5, tmp_path / "fragile" / "model.safetensors")
     done = CliRunner().invoke(main, named)
     assert done.exit_code == 1, done.stderr
     assert "Nothing holds the guard: with no product in int8, F1 drops by" in done.stdout
@@ -197,14 +200,9 @@ def test_where_nothing_holds_the_guard_the_exit_code_is_1(arguments: Callable[..
 def test_an_accuracy_control_that_ends_without_the_guard_writes_nothing(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    # NNCF judges in fp32, where a number added to all values of attention, and subtracted behind its output, cancels
-    # out; in bf16 nothing else is left of them.
+    # NNCF judges in fp32; in bf16 nothing but the number is left of the values.
     named = arguments(1, "--max-f1-drop", 0.05, "--variant", "int8-bf16-openvino")
-    weights = tmp_path / "fragile" / "model.safetensors"
-    tensors, attention = load_file(weights), "bert.encoder.layer.0.attention"
-    tensors[f"{attention}.self.value.bias"] += np.float32(1000)
-    tensors[f"{attention}.output.dense.bias"] -= 1000 * tensors[f"{attention}.output.dense.weight"].sum(axis=1)
-    save_file(tensors, weights, {"format": "pt"})
+    hide_behind(1000, tmp_path / "fragile" / "model.safetensors")
     done = CliRunner().invoke(main, named)
     assert done.exit_code == 1, done.stderr
     assert "Nothing holds the guard: with 12 products of 13 in int8, F1 drops by" in done.stdout

@@ -703,6 +703,6 @@ def test_a_hundred_runs_are_compared_in_little_more_time_than_reading_them_takes
             json.loads(path.read_bytes())
         return time.process_time() - before
 
-    # In turns, so that neighbours who fill the caches slow both: 2 s and 1 s on a machine with nothing else to do.
+    # In turns, so that neighbours who fill the caches slow both: beside a load it was 1.9 to 2.7 times as long.
     used, read = zip(*((used_s(), read_s()) for _ in range(3)), strict=True)
     assert min(used) < 4 * min(read)
