@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qbert import accuracy, audit, dataset, machine
-from qbert.terminal import shown
+from qbert.inputs import dataset
+from qbert.measure import accuracy, audit
+from qbert.system import machine
+from qbert.system.terminal import shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qbert.settings import Settings
-    from qbert.suite import Cell
+    from qbert.inputs.settings import Settings
+    from qbert.measure.cells import Cell
 
 
 @pytest.mark.trained_models

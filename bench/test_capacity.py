@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import capacity, latency
+from qbert.measure import capacity, latency
 
 if TYPE_CHECKING:
-    from qbert.suite import Cell
+    from qbert.measure.cells import Cell
 
 
 @pytest.mark.own_process

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import footprint, machine
+from qbert.measure import footprint
+from qbert.system import machine
 
 if TYPE_CHECKING:
-    from qbert.suite import Cell
+    from qbert.measure.cells import Cell
 
 
 @pytest.mark.own_process

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert import accuracy, latency
+from qbert.measure import accuracy, latency
 
 if TYPE_CHECKING:
-    from qbert.suite import Cell
+    from qbert.measure.cells import Cell
 
 
 @pytest.mark.benchmark(disable_gc=True, timer=latency.replayed)

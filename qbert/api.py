@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from qbert.errors import InputError, lacking, reason
+from qbert.system.errors import InputError, lacking, reason
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qbert.serving import TextClassifier
+    from qbert.variants.serving import TextClassifier
 
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
@@ -59,8 +59,8 @@ def load(
     Raises:
         InputError: the folder is no artefact, is damaged, cannot run here, or does not take `max_length` tokens.
     """
-    from qbert.artefact import Artefact
-    from qbert.serving import TextClassifier
+    from qbert.variants.artefact import Artefact
+    from qbert.variants.serving import TextClassifier
 
     try:
         artefact = Artefact.open(Path(folder))
@@ -93,8 +93,9 @@ def quantize(
     Raises:
         InputError: something cannot be used, the variant cannot run here, or `output` exists already.
     """
-    from qbert import models, variants
-    from qbert.cache import build_folder, is_filled
+    from qbert import variants
+    from qbert.inputs import models
+    from qbert.system.cache import build_folder, is_filled
 
     source, target, texts = os.fspath(model), Path(output), None if dataset is None else os.fspath(dataset)
     chosen = variants.get(variant)
@@ -135,7 +136,7 @@ def choose(
     Raises:
         InputError: something cannot be used, no variant runs here, or `output` exists already.
     """
-    from qbert import choosing
+    from qbert.selection import choosing
 
     if not 0 <= max_f1_drop <= 1:
         raise InputError(f"max_f1_drop is {max_f1_drop!r}: give a number from 0 to 1")
@@ -187,8 +188,8 @@ def train(
     """
     import dataclasses
 
-    from qbert import dataset as datasets
-    from qbert import training
+    from qbert.inputs import dataset as datasets
+    from qbert.inputs import training
 
     loaded = datasets.load(os.fspath(dataset))
     recipe = training.recipe_for(os.fspath(base), len(loaded.train))
@@ -236,11 +237,13 @@ def evaluate(
     """
     import pandas as pd
 
-    from qbert import evaluation
-    from qbert.variants import named
+    from qbert.cluster.judging import team_at
+    from qbert.selection import evaluation
+    from qbert.variants import named, select
 
     names = _listed(variants)
-    evaluated = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents, cluster)
+    with team_at(cluster, [package for variant in select(names) for package in variant.packages]) as workers:
+        evaluated = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents, workers)
     for row in evaluated.results:
         if "cannot" in row and row["variant"] in named(names):
             raise InputError(row["cannot"])
@@ -301,8 +304,8 @@ def bench_arguments(
 
 def _bench(arguments: Sequence[str]) -> str:
     """Run `qbert bench` with a progress bar; return the last line that it printed."""
-    from qbert import children
-    from qbert.terminal import progress
+    from qbert.system import children
+    from qbert.system.terminal import progress
 
     path = os.pathsep.join(entry for entry in sys.path if entry)
     with (

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qbert.errors import TRACEBACK, CannotRunError, pip_install, sentence
+from qbert.system.errors import TRACEBACK, CannotRunError, pip_install, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from qbert.capacity import Load
-    from qbert.latency import Timers
-    from qbert.settings import Settings
-    from qbert.suite import Cell, Suite
+    from qbert.inputs.settings import Settings
+    from qbert.measure.capacity import Load
+    from qbert.measure.cells import Cell, Suite
+    from qbert.measure.latency import Timers
     from qbert.variants import Variant
 
 CASES = "qbert.bench"
@@ -233,7 +233,7 @@ def settings_of(config: pytest.Config) -> "Settings":
     """Return the session's settings: from the command line, `[tool.qbert]` at or above the rootdir, or the defaults."""
     state = _state(config)
     if state.settings is None:
-        from qbert import settings
+        from qbert.inputs import settings
 
         options = config.option
         state.settings = settings.here(
@@ -253,8 +253,8 @@ def suite_of(config: pytest.Config) -> "Suite":
     """Return the session's suite; the first call makes it."""
     state = _state(config)
     if state.suite is None:
-        from qbert import dataset
-        from qbert.suite import Suite
+        from qbert.inputs import dataset
+        from qbert.measure.cells import Suite
 
         settings = settings_of(config)
         state.suite = Suite(
@@ -299,7 +299,9 @@ def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
     lengths = [max(suite.max_lengths)] if own_process else suite.max_lengths
     names = [variant.name for variant in chosen]
     cells = list(itertools.product(models, lengths, names))
-    if own_process:  # so that those of one runtime follow each other: qbert.crew starts processes for all of them
+    if (
+        own_process
+    ):  # so that those of one runtime follow each other: qbert.measure.capacity_crew starts processes for all of them
         cells.sort(key=lambda cell: names.index(cell[-1]))
     for model, max_length, variant in cells:
         yield pytest.param(model, max_length, variant, id=f"{model}-{max_length}-{variant}")
@@ -415,13 +417,13 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     """Save what failed, and the boot of the machine during which this run was made."""
     state = _state(config)
     if state.suite:
-        from qbert import machine
+        from qbert.system import machine
 
         output_json["qbert"] = {"failed": state.failed, "boot": machine.boot()}
 
 
 def _shown(text: str) -> str:
-    from qbert.terminal import shown
+    from qbert.system.terminal import shown
 
     return shown(text)
 
@@ -514,7 +516,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def qbert_timers() -> "Iterator[Timers]":
     """Yield the processes that time latency; they end with the session."""
-    from qbert.latency import Timers
+    from qbert.measure.latency import Timers
 
     with contextlib.closing(Timers()) as started:
         yield started
@@ -530,8 +532,8 @@ def qbert_documents(pytestconfig: pytest.Config, qbert_suite: "Suite") -> "pd.Da
 @pytest.fixture(scope="session")
 def qbert_load(pytestconfig: pytest.Config, qbert_suite: "Suite") -> "Load":
     """Return what the workers of the capacity cells serve."""
-    from qbert import dataset
-    from qbert.capacity import Load
+    from qbert.inputs import dataset
+    from qbert.measure.capacity import Load
 
     options = pytestconfig.option
     with in_a_sentence():
@@ -592,7 +594,7 @@ def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: 
 
 def odds(results: list[dict[str, Any]]) -> str:
     """Return a line on how often the F1 guard errs in the cell with the most flips."""
-    from qbert import accuracy
+    from qbert.measure import accuracy
     from qbert.variants import BASELINE
 
     judged = [result["extra_info"] for result in results if "f1_guard" in result["extra_info"]]

@@ -15,11 +15,11 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
-from qbert import dataset as datasets
-from qbert import training
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
-from qbert.git import names_of_a_repository
+from qbert.inputs import dataset as datasets
+from qbert.inputs import training
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.system.git import names_of_a_repository
 
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")

@@ -16,16 +16,18 @@ import pytest
 from click.testing import CliRunner
 
 import qbert
-from qbert import api, labels, terminal, variants
-from qbert.artefact import Artefact
-from qbert.checkpoint import Checkpoint
+from qbert import api, variants
 from qbert.cli import main
-from qbert.dataset import Dataset
-from qbert.errors import EXTRAS, InputError, pip_install
-from qbert.serving import Prediction, TextClassifier
+from qbert.inputs import labels
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.system import terminal
+from qbert.system.errors import EXTRAS, InputError, pip_install
 from qbert.variants import VARIANTS
+from qbert.variants.artefact import Artefact
+from qbert.variants.serving import Prediction, TextClassifier
 
-NEVER_SERVED = ("torch", "transformers", "pandas", "scipy", "sklearn", "onnx", "nncf", "qbert.checkpoint")
+NEVER_SERVED = ("torch", "transformers", "pandas", "scipy", "sklearn", "onnx", "nncf", "qbert.inputs.checkpoint")
 SERVED = [
     pytest.param(name, marks=pytest.mark.skipif(bool(lack), reason=lack))
     for name in ("int8-onnxruntime", "int8-openvino", "int8-native")
@@ -80,7 +82,7 @@ def test_every_name_of_the_interface_is_there_and_says_what_it_is() -> None:
 
 def test_importing_qbert_imports_no_library() -> None:
     done = python("import qbert; print(sorted(name for name in sys.modules if 'qbert' in name or 'numpy' in name))")
-    assert done.stdout.strip() == "['qbert', 'qbert.errors']"
+    assert done.stdout.strip() == "['qbert', 'qbert.system.errors']"
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -380,7 +382,7 @@ def test_runs_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 
 CELL = """
-from qbert.terminal import progress
+from qbert.system.terminal import progress
 with progress("cell", 3) as advance:
     for number in range(3):
         advance(number + 1)

@@ -7,8 +7,8 @@ import campaign
 import pytest
 from made_up import whole
 
-from qbert import training
-from qbert.dataset import Dataset
+from qbert.inputs import training
+from qbert.inputs.dataset import Dataset
 
 
 @pytest.mark.timeout(1800, method="thread")  # the campaign has the signal's timer for itself

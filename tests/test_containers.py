@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import qbert
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
-from qbert.errors import CannotRunError, InputError
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.system.errors import CannotRunError, InputError
 from qbert.variants import VARIANTS
 from qbert.variants.native import compiler
 
@@ -24,7 +24,7 @@ IS_ROOT = pytest.mark.skipif(
 )
 LOAD = """
 import sys, qbert
-from qbert.errors import InputError
+from qbert.system.errors import InputError
 for folder in sys.argv[1:]:
     try:
         print("answers", qbert.load(folder)("体育").score)
@@ -164,7 +164,7 @@ def test_whatever_a_runtime_raises_is_an_input_error(
 def test_an_artefact_that_may_not_be_read_is_an_input_error(
     artefact: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qbert import cache
+    from qbert.system import cache
 
     folder = artefact("int8-dynamic-onednn")
     monkeypatch.setattr(cache, "_sha256", broken(PermissionError(13, "Permission denied", str(folder / "config.json"))))

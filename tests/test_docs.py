@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 
 import qbert
 from qbert.cli import main
-from qbert.settings import read
+from qbert.inputs.settings import read
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import qbert
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
-from qbert.serving import TextClassifier
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
 from qbert.variants import VARIANTS
+from qbert.variants.serving import TextClassifier
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")

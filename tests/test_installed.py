@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from qbert.checkpoint import Checkpoint
 from qbert.cli.bench import DEFAULTS
-from qbert.dataset import Dataset
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -42,7 +42,7 @@ def test_theirs(cell, model, benchmark):
 
 def test_nothing_heavy_is_imported():
     ours = {name for name in sys.modules if name.partition(".")[0] == "qbert"}
-    assert ours <= {"qbert", "qbert.errors", "qbert.pytest_plugin"}
+    assert ours <= {"qbert", "qbert.system.errors", "qbert.pytest_plugin"}
     assert not {"torch", "transformers", "pandas", "sklearn"} & set(sys.modules)
 """
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 30  # ONNX Runtime's telemetry looks up its host at once, and after 5 and 14 seconds
@@ -18,8 +18,9 @@ SECONDS = 30  # ONNX Runtime's telemetry looks up its host at once, and after 5 
 CONVERT_AND_CALL = """
 import sys, time
 from pathlib import Path
-from qbert import dataset, variants
-from qbert.checkpoint import Checkpoint
+from qbert.inputs import dataset
+from qbert import variants
+from qbert.inputs.checkpoint import Checkpoint
 
 start = time.monotonic()
 checkpoint, news, runtimes = Checkpoint.open(Path(sys.argv[1])), dataset.load(sys.argv[2]), sys.argv[3].split(",")

@@ -11,15 +11,16 @@ from typing import Any
 import forked
 import pytest
 
-from qbert import roofline
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.measure import roofline
 from qbert.results import history
 
 ROOT = Path(__file__).parents[1]
 INT8 = "int8-dynamic-onednn"
 STOPWATCH = """
-from qbert import latency, roofline
+from qbert.measure import latency
+from qbert.measure import roofline
 
 def blocks(cell, encoding):
     block = lambda: [latency.time_call(cell.classifier, encoding) for _ in range(9)]

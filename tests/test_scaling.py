@@ -13,8 +13,8 @@ import pytest
 import transformers
 
 import qbert
-from qbert import training
-from qbert.dataset import Dataset
+from qbert.inputs import training
+from qbert.inputs.dataset import Dataset
 from qbert.variants import VARIANTS
 
 pytestmark = [

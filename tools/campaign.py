@@ -292,7 +292,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         os.environ |= {"QBERT_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "80"}
-        from qbert import dataset, training, variants
+        from qbert import variants
+        from qbert.inputs import dataset, training
 
         news = dataset.load("news_mini")
         recipe = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)

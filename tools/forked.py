@@ -23,7 +23,7 @@ SERVER.set_forkserver_preload(
         "sklearn.metrics",
         "qbert.cli",
         "qbert.results.page",
-        "qbert.suite",
+        "qbert.measure.cells",
     ]
 )
 LONGEST_S = 600

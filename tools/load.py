@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import qbert
-from qbert import dataset
+from qbert.inputs import dataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from qbert import cluster
+from qbert.cluster import workers as cluster
 
 QUICK = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "10 s"}  # after which one that is cut off counts as dead
 

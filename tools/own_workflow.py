@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from qbert import init
+from qbert.cli import setup as init
 
 FILE = Path(__file__).parents[1] / ".github" / "workflows" / "bench.yml"
 VARIANTS = "--variants fp32,int8-dynamic,int8-onnxruntime,int8-openvino"
@@ -14,7 +14,7 @@ VARIANTS = "--variants fp32,int8-dynamic,int8-onnxruntime,int8-openvino"
 def text() -> str:
     return init.render(
         "workflow.yml",
-        about="Made by tools/own_workflow.py from qbert/templates/workflow.yml: change these.",
+        about="Made by tools/own_workflow.py from qbert/cli/templates/workflow.yml: change these.",
         name="bench",
         changed=init.paths(
             "paths-ignore",

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qbert import capacity, cores, dataset, queueing, stats
-from qbert.crew import Crew
-from qbert.suite import Cell, Suite
-from qbert.terminal import echo
+from qbert.inputs import dataset
+from qbert.measure import capacity, queueing, stats
+from qbert.measure.capacity_crew import Crew
+from qbert.measure.cells import Cell, Suite
+from qbert.system import cores
+from qbert.system.terminal import echo
 
 LOADS = (0.5, 0.7, 0.9)
 STRETCHES = 30

@@ -10,12 +10,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from qbert import choosing, kept_answers, variants
-from qbert import dataset as datasets
-from qbert.dataset import text_rows
-from qbert.errors import CannotRunError
-from qbert.kept_answers import KeptAnswers
-from qbert.suite import baseline_of
+from qbert import variants
+from qbert.inputs import dataset as datasets
+from qbert.inputs.dataset import text_rows
+from qbert.measure.cells import baseline_of
+from qbert.selection import choosing, kept_answers
+from qbert.selection.kept_answers import KeptAnswers
+from qbert.system.errors import CannotRunError
 
 VARIANTS = "default,int8-dynamic-per-channel"
 

@@ -21,10 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qbert import cluster, dataset, models, variants
-from qbert.dataset import text_rows
-from qbert.suite import Suite
-from qbert.team import Job, Logits, Team, Text
+from qbert import variants
+from qbert.cluster import workers as cluster
+from qbert.cluster.judging import Job, Logits, Team, Text
+from qbert.inputs import dataset, models
+from qbert.inputs.dataset import text_rows
+from qbert.measure.cells import Suite
 
 SPREAD = 0.05  # of the logarithm of a worker's speed: machines of one type in a cloud
 SLOW, SLOWER = 0.02, 3.0  # so many workers are so much slower: a neighbour, a hot processor

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qbert.gate import run as gate_run
 from qbert.gate import sides
-from qbert.terminal import say
+from qbert.system.terminal import say
 
 SLOWDOWN = 0.05
 

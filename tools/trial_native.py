@@ -10,10 +10,11 @@ import time
 
 import numpy as np
 
-from qbert import dataset, variants
-from qbert.latency import time_call
-from qbert.machine import one_core
-from qbert.suite import Suite
+from qbert import variants
+from qbert.inputs import dataset
+from qbert.measure.cells import Suite
+from qbert.measure.latency import time_call
+from qbert.system.machine import one_core
 
 
 def durations(suite: Suite, names: list[str], length: int, seconds: float) -> dict[str, np.ndarray]:

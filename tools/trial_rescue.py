@@ -22,18 +22,20 @@ from typing import Any
 
 import numpy as np
 
-from qbert import accuracy, kept_answers, rescue, variants
-from qbert import dataset as datasets
-from qbert.artefact import Artefact
-from qbert.cache import cache_dir
-from qbert.labels import predicted
-from qbert.machine import one_core
-from qbert.rescue import judging
-from qbert.rescue.openvino import int8_products
-from qbert.rescue.search import timed
-from qbert.suite import baseline_of
-from qbert.terminal import silent
+from qbert import variants
+from qbert.inputs import dataset as datasets
+from qbert.inputs.labels import predicted
+from qbert.measure import accuracy
+from qbert.measure.cells import baseline_of
+from qbert.selection import kept_answers, rescue
+from qbert.selection.rescue import judging
+from qbert.selection.rescue.openvino import int8_products
+from qbert.selection.rescue.search import timed
+from qbert.system.cache import cache_dir
+from qbert.system.machine import one_core
+from qbert.system.terminal import silent
 from qbert.variants import openvino
+from qbert.variants.artefact import Artefact
 
 NNCF: dict[str, Callable[[], Any]] = {"nncf": lambda: None, "nncf-unsmoothed": lambda: openvino.parameters(alpha=-1)}
 """Its parameters: as it comes, and without SmoothQuant, from which its accuracy control does not recover."""

@@ -22,12 +22,12 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from qbert import accuracy
-from qbert import dataset as datasets
-from qbert.checkpoint import Checkpoint
-from qbert.labels import predicted
-from qbert.rescue.judging import squared_errors
-from qbert.tokenizer import Encoding
+from qbert.inputs import dataset as datasets
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.labels import predicted
+from qbert.inputs.tokenizer import Encoding
+from qbert.measure import accuracy
+from qbert.selection.rescue.judging import squared_errors
 from qbert.variants import CALIBRATION_DOCUMENTS, families, native
 from qbert.variants.native import rounding
 from qbert.variants.native.encoder import PRODUCTS, WEIGHTS, Encoder

@@ -8,9 +8,9 @@ import click
 
 from qbert import __version__
 from qbert.cli import bench, choose, fleet, gate, init, machine, models, reproduce, rescue, results
-from qbert.errors import TRACEBACK, lacking, sentence
-from qbert.settings import import_plugin
-from qbert.terminal import echo, shown
+from qbert.inputs.settings import import_plugin
+from qbert.system.errors import TRACEBACK, lacking, sentence
+from qbert.system.terminal import echo, shown
 
 EXTRAS = {
     "train": "train",

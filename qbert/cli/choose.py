@@ -1,6 +1,5 @@
 """The command that picks a variant and writes it: choose."""
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -10,12 +9,12 @@ import click
 
 from qbert.cli import options
 from qbert.cli.options import Number
-from qbert.errors import InputError
-from qbert.settings import here
-from qbert.terminal import echo
+from qbert.inputs.settings import here
+from qbert.system.errors import InputError
+from qbert.system.terminal import echo
 
 if TYPE_CHECKING:
-    from qbert.choosing import Prefer
+    from qbert.selection.choosing import Prefer
 
 _MEGABYTES = Number(0, 1e9, min_open=True)
 
@@ -65,10 +64,9 @@ def choose(
     The exit code is 1 if none holds. An interrupted call is taken up by the next: no document is judged twice. Defaults
     are in pyproject.toml, [tool.qbert].
     """
-    from qbert import choosing
-    from qbert import cluster as clusters
+    from qbert.cluster.judging import team_at
     from qbert.results import tables
-    from qbert.team import Team
+    from qbert.selection import choosing
     from qbert.variants.base import MAX_F1_DROP
 
     settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants, max_f1_drop=max_f1_drop)
@@ -82,10 +80,9 @@ def choose(
         max_memory_bytes=max_memory_mb and max_memory_mb * 1e6,
         prefer=prefer,
     )
-    with contextlib.ExitStack() as stack:
-        team = Team(stack.enter_context(clusters.connect(cluster))) if cluster is not None else None
-        if team is not None:
-            choosing.check_team(team)
+    with team_at(cluster) as workers:
+        if workers is not None:
+            choosing.check_workers(workers)
         found = choosing.choose(
             options.one_model(settings),
             settings.dataset,
@@ -94,7 +91,7 @@ def choose(
             wanted,
             validation=validation,
             max_length=max_length,
-            team=team,
+            workers=workers,
         )
     options.write(json_file, json.dumps(found.to_record(), indent=1, ensure_ascii=False) + "\n")
     tables.show(tables.choice(found.to_record()))

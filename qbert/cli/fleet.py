@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from qbert.cli import options
-from qbert.terminal import echo
+from qbert.system.terminal import echo
 
 
 @click.command()
@@ -27,11 +27,11 @@ def fleet(arguments: tuple[str, ...], cluster: str, output: Path) -> None:
     Each machine runs by itself, in a process beside Dask's worker, with nothing else to do. Folders of models and
     datasets in ARGS are sent. The exit code is 1 if a machine failed; the others go on.
     """
-    from qbert import cluster as clusters
-    from qbert import fleet as machines_of
-    from qbert import settings
+    from qbert.cluster import bench as machines_of
+    from qbert.cluster import workers as clusters
+    from qbert.inputs import settings
     from qbert.results import history, machines, page
-    from qbert.terminal import counted, progress
+    from qbert.system.terminal import counted, progress
 
     here = settings.here(Path.cwd())
     with clusters.connect(cluster) as client:

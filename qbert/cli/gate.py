@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from qbert.cli import options
-from qbert.errors import InputError
-from qbert.settings import here
-from qbert.terminal import echo
+from qbert.inputs.settings import here
+from qbert.system.errors import InputError
+from qbert.system.terminal import echo
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -95,11 +95,11 @@ def gate(
     """
     import contextlib
 
-    from qbert import dataset as datasets
     from qbert.gate import run as gates
     from qbert.gate import sides
+    from qbert.inputs import dataset as datasets
+    from qbert.inputs.training import GEOMETRIES
     from qbert.results import tables, verdicts
-    from qbert.training import GEOMETRIES
 
     named = base_ref or base_python or base_model or base_dataset
     if not (named or calibrate):

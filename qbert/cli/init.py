@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from qbert.cli.options import lengths
-from qbert.errors import InputError
-from qbert.terminal import echo
+from qbert.system.errors import InputError
+from qbert.system.terminal import echo
 
 
 @click.command()
@@ -37,10 +37,10 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
     The options fill the table [tool.qbert] of pyproject.toml. Everything is shown before it is written. Nothing is
     overwritten: a table or a workflow that is there stays as it is.
     """
-    from qbert import init as setup
     from qbert import variants as table
-    from qbert.dataset import BUILT_IN
-    from qbert.training import GEOMETRIES
+    from qbert.cli import setup
+    from qbert.inputs.dataset import BUILT_IN
+    from qbert.inputs.training import GEOMETRIES
 
     root = setup.repository(Path.cwd())
     table.import_installed()
@@ -77,7 +77,7 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
 
 def _model(source: str, root: Path) -> str:
     """Return the name of the model `source` in the table."""
-    from qbert import init as setup
+    from qbert.cli import setup
 
     folder = Path(source)
     if folder.is_dir():
@@ -89,8 +89,8 @@ def _model(source: str, root: Path) -> str:
 
 def _dataset(source: str, root: Path) -> str:
     """Return the name of the dataset `source` in the table."""
-    from qbert import init as setup
-    from qbert.dataset import BUILT_IN, FILES
+    from qbert.cli import setup
+    from qbert.inputs.dataset import BUILT_IN, FILES
 
     if not Path(source).is_dir():
         raise InputError(f"--dataset {source} is no folder: give one with {', '.join(FILES)}, or {BUILT_IN}")

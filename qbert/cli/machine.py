@@ -15,7 +15,7 @@ def variants() -> None:
     from rich.table import Table
 
     from qbert import variants as table
-    from qbert.terminal import console
+    from qbert.system.terminal import console
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("variant", "runtime", "here", "needs"):
@@ -34,11 +34,11 @@ def machine() -> None:
     from rich.console import Group
     from rich.table import Table
 
-    from qbert import machine as this_machine
-    from qbert import roofline
     from qbert import variants as table
+    from qbert.measure import roofline
     from qbert.results import tables
-    from qbert.terminal import say
+    from qbert.system import machine as this_machine
+    from qbert.system.terminal import say
 
     packages = sorted({name for variant in table.VARIANTS.values() for name in variant.packages})
     say("measuring matrix products on one core, some seconds")

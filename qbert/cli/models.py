@@ -11,14 +11,14 @@ import click
 
 from qbert.cli import options
 from qbert.cli.options import Number
-from qbert.errors import InputError
-from qbert.settings import DEFAULT_MAX_LENGTH, DEFAULTS, here
-from qbert.terminal import echo
+from qbert.inputs.settings import DEFAULT_MAX_LENGTH, DEFAULTS, here
+from qbert.system.errors import InputError
+from qbert.system.terminal import echo
 
 if TYPE_CHECKING:
-    from qbert.artefact import Artefact
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
     from qbert.variants import Classifier
+    from qbert.variants.artefact import Artefact
 
 
 _dataset = click.option(
@@ -135,15 +135,19 @@ def evaluate(
     A variant that cannot be made or run for this model says why; the others are judged. The exit code is then 2 only if
     LIST names it, not if 'default' or 'all' includes it. Defaults are in pyproject.toml, [tool.qbert].
     """
-    from qbert import evaluation
+    from qbert.cluster.judging import team_at
     from qbert.results import tables
-    from qbert.terminal import counted
+    from qbert.selection import evaluation
+    from qbert.system.terminal import counted
+    from qbert.variants import select
 
     settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants)
     names = settings.variant_list
-    evaluated = evaluation.evaluate(
-        options.one_model(settings), settings.dataset, names, max_length, documents, cluster
-    )
+    packages = [package for variant in select(names) for package in variant.packages]
+    with team_at(cluster, packages) as workers:
+        evaluated = evaluation.evaluate(
+            options.one_model(settings), settings.dataset, names, max_length, documents, workers
+        )
     options.write(json_file, json.dumps(evaluated.results, indent=1, ensure_ascii=False) + "\n")
     judged_by = f"{counted(evaluated.documents, 'document')}, {counted(evaluated.max_length, 'token')} at most"
     tables.show(tables.accuracy(evaluated.results, title=f"{evaluated.model} on {evaluated.dataset}, {judged_by}"))
@@ -201,8 +205,8 @@ def predict(
     between, and none where there is none. The answer to a blank line has neither label nor score (null in JSON), so
     that the n-th answer is to the n-th line.
     """
-    from qbert.labels import MULTI_LABEL
-    from qbert.serving import TextClassifier
+    from qbert.inputs.labels import MULTI_LABEL
+    from qbert.variants.serving import TextClassifier
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
@@ -240,10 +244,10 @@ def _open(
 ) -> "tuple[Classifier, Checkpoint | Artefact, str]":
     """Return the classifier of `model`, the artefact or checkpoint that `model` is, and the variant's name."""
     from qbert import variants as table
-    from qbert.artefact import Artefact, is_artefact
+    from qbert.variants.artefact import Artefact, is_artefact
 
     if not is_artefact(Path(model)):
-        from qbert import models
+        from qbert.inputs import models
 
         chosen = table.get(variant or table.BASELINE)
         checkpoint, loaded = models.to_serve(model, chosen, dataset, max_length)

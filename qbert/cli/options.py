@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
-from qbert.cache import write_file
-from qbert.errors import InputError
-from qbert.settings import DEFAULTS, Settings
-from qbert.stats import MIN_EFFECT, MIN_F1_EFFECT
+from qbert.inputs.settings import DEFAULTS, Settings
+from qbert.measure.stats import MIN_EFFECT, MIN_F1_EFFECT
+from qbert.system.cache import write_file
+from qbert.system.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)

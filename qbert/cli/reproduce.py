@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from qbert.cli import options
-from qbert.errors import InputError
-from qbert.terminal import echo
+from qbert.system.errors import InputError
+from qbert.system.terminal import echo
 
 
 @click.command()
@@ -41,13 +41,14 @@ def reproduce(
     """
     import dataclasses
 
-    from qbert import cluster as clusters
-    from qbert import dataset as datasets
-    from qbert import reproduce
     from qbert import variants as table
-    from qbert.models import UNTRAINED
+    from qbert.cluster import trainings as trainings_there
+    from qbert.cluster import workers as clusters
+    from qbert.inputs import dataset as datasets
+    from qbert.inputs.models import UNTRAINED
+    from qbert.measure.cells import Suite
     from qbert.results import tables
-    from qbert.suite import Suite
+    from qbert.selection import reproduce
 
     table.get(variant)
     if variant == table.BASELINE:
@@ -64,7 +65,7 @@ def reproduce(
         with clusters.connect(cluster) as client:
             for sentence in clusters.unlike(client):
                 echo(f"not as here: {sentence}", err=True)
-            results = reproduce.on_cluster(suite, variant, base, client)
+            results = trainings_there.run(suite, variant, base, client)
     title = f"{base} on {loaded.name}, {len(loaded.test)} documents one by one: fp32 before, {variant} after"
     tables.show(reproduce.table(results, title=title))
     options.write(json_file, json.dumps([dataclasses.asdict(training) for training in results], indent=1) + "\n")

@@ -9,13 +9,13 @@ import click
 
 from qbert.cli import options
 from qbert.cli.options import Number
-from qbert.settings import here
-from qbert.terminal import counted, echo
+from qbert.inputs.settings import here
+from qbert.system.terminal import counted, echo
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from qbert.rescue import Rescued
+    from qbert.selection.rescue import Rescued
 
 DOCUMENTS = 2_000  # with 20 flips among them, a drop is known to 0.004
 SHOWN = 6  # names of products, in the sentence
@@ -80,8 +80,8 @@ def rescue(
     for the time that they cost; with OpenVINO, NNCF's accuracy control chooses. The test split is read once, at the
     end. If the guard does not hold with all of them kept, nothing is written, and the exit code is 1.
     """
-    from qbert import rescue as rescuing
     from qbert.results import tables
+    from qbert.selection import rescue as rescuing
 
     settings = here(Path.cwd(), models=model and (model,), dataset=dataset)
     rescued = rescuing.rescue(

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from qbert import settings
 from qbert.cli import options
-from qbert.errors import InputError
+from qbert.inputs import settings
 from qbert.results.compare import MACHINE, SUBJECT
-from qbert.terminal import echo
+from qbert.system.errors import InputError
+from qbert.system.terminal import echo
 
 MACHINES = "machines"
 """What --across calls all that says on which machine a run was made."""
@@ -226,7 +226,7 @@ def report(
     """
     from qbert.results import history as saved
     from qbert.results import machines, page
-    from qbert.terminal import progress
+    from qbert.system.terminal import progress
 
     if not (output or markdown or csv_file):
         raise InputError("name what to write: -o tables.html, --markdown FILE or --csv FILE")

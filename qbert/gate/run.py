@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from qbert import __version__, accuracy, stats
+from qbert import __version__
 from qbert import variants as table
-from qbert.errors import CannotRunError, InputError
 from qbert.gate.sides import Side, Subject, Worker
+from qbert.inputs.settings import Limit
+from qbert.measure import accuracy, stats
+from qbert.measure.stats import CONFIDENCE
 from qbert.results import compare
-from qbert.settings import Limit
-from qbert.stats import CONFIDENCE
-from qbert.terminal import counted, progress, say
+from qbert.system.errors import CannotRunError, InputError
+from qbert.system.terminal import counted, progress, say
 
 # In a pair, each cell is timed until its ABBAs give the log ratio with the standard error ERROR: for at least SECONDS
 # and ABBAS, and at most MOST_SECONDS unless one ABBA takes longer.

@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from filelock import FileLock
 
-from qbert import children
-from qbert.dataset import FILES
-from qbert.errors import CannotRunError, InputError
-from qbert.git import GitError, run_git
+from qbert.inputs.dataset import FILES
+from qbert.system import children
+from qbert.system.errors import CannotRunError, InputError
+from qbert.system.git import GitError, run_git
 
 CELL = ("cell", "model", "max_length", "variant")
 CHECKPOINT = ("config.json", "*.safetensors")

@@ -26,21 +26,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from qbert.suite import Cell, Suite
+    from qbert.measure.cells import Cell, Suite
 
-WARM_UP_S = 0.15  # equals qbert.latency.WARM_UP_S; defined here to be the same for both sides
+WARM_UP_S = 0.15  # equals qbert.measure.latency.WARM_UP_S; defined here to be the same for both sides
 # Disturbances of a shared machine come in bursts of 50 ms and more, so turns are short: in such a burst the medians of
 # a second's turns of 50 ms spread by 5 %, those of 10 ms by 1 % (BERT-tiny int8, AMD Zen 5).
 BLOCK_S = 0.006
 SETTLE_S = 0.004
 CACHES_FILLED_S = 0.02
-RUNS = ("qbert.suite", "qbert.accuracy", "qbert.evaluate", "qbert.latency", "qbert.footprint")
+RUNS = (
+    ("qbert.measure.cells", "qbert.suite"),
+    ("qbert.measure.accuracy", "qbert.accuracy", "qbert.evaluate"),
+    ("qbert.measure.latency", "qbert.latency"),
+    ("qbert.measure.footprint", "qbert.footprint"),
+)
 """The modules of qbert that a side runs, by current and former names; their imports and the plugins are added."""
 
 
-def _own(name: str) -> "ModuleType":
+def _own(room: str, name: str) -> "ModuleType":
     """Return the module `name` of the qbert that this file belongs to; the side's qbert may lack it."""
-    spec = importlib.util.spec_from_file_location(f"_gate_{name}", Path(__file__).parents[1] / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_gate_{name}", Path(__file__).parents[1] / room / f"{name}.py")
     assert spec is not None  # noqa: S101  it is a Python file
     assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
@@ -50,8 +55,19 @@ def _own(name: str) -> "ModuleType":
 
 def first_module(*names: str) -> "ModuleType":
     """Return the first of the modules `names`, current and former ones, that the side's qbert has."""
-    name = next((known for known in names if importlib.util.find_spec(known)), names[0])
-    return importlib.import_module(name)
+    return importlib.import_module(first_name(*names))
+
+
+def first_name(*names: str) -> str:
+    """Return the first of the modules' `names` that the side's qbert has; the first of all where it has none."""
+    return next(filter(_exists, names), names[0])
+
+
+def _exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even its package exists
+        return False
 
 
 class Worker:
@@ -80,29 +96,30 @@ class Worker:
         self._plugins = plugins
         for name in plugins:
             importlib.import_module(name)
-        from qbert import dataset as datasets
         from qbert import variants as table
-        from qbert.suite import Suite
+
+        datasets = first_module("qbert.inputs.dataset", "qbert.dataset")
 
         wanted = [name.strip() for name in variants.split(",")]
         if lenient:
             known = {variant.name for variant in table.select("all")} | {"default", "all"}
             wanted = [name for name in wanted if name in known]
         chosen = [variant.name for variant in table.select(",".join(wanted))] if wanted else []
-        self._suite = Suite(datasets.load(dataset), models, max_lengths=max_lengths)
+        self._suite = first_module(*RUNS[0]).Suite(datasets.load(dataset), models, max_lengths=max_lengths)
         names = dict(zip(dict.fromkeys(models), self._suite.models, strict=True))
         return {"models": [names[model] for model in models], "variants": chosen}
 
     def fingerprints(self) -> dict[str, Any]:
         """Return `same`, which identifies code, libraries, models and dataset of the side, and the code's `files`."""
-        geometries = first_module("qbert.training", "qbert.train").GEOMETRIES
+        geometries = first_module("qbert.inputs.training", "qbert.training", "qbert.train").GEOMETRIES
 
         assert self._suite is not None, "open comes first"  # noqa: S101  a mistake of the gate, not of the user
-        suite, sources = self._suite, _own("sources")
+        suite, sources = self._suite, _own("system", "sources")
+        modules = [*(first_name(*names) for names in RUNS), *self._plugins]
         installed = {f"{package.name} {package.version}" for package in importlib.metadata.distributions()}
         return {
             "same": {
-                "code": sources.sha256(*RUNS, *self._plugins),
+                "code": sources.sha256(*modules),
                 "libraries": [sys.version, *sorted(installed)],
                 "models": [
                     model.source if model.source in geometries else suite.checkpoint(model, suite.max_lengths[0]).sha256
@@ -110,7 +127,7 @@ class Worker:
                 ],
                 "dataset": suite.dataset.sha256,
             },
-            "files": sorted(map(str, sources.files(*RUNS, *self._plugins).values())),
+            "files": sorted(map(str, sources.files(*modules).values())),
         }
 
     def _cell(self, model: str, max_length: int, variant: str) -> "Cell":
@@ -125,7 +142,7 @@ class Worker:
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         if not np.isfinite(cell.classifier(encoding)).all():
-            raise first_module("qbert.errors", "qbert").CannotRunError(
+            raise first_module("qbert.system.errors", "qbert.errors", "qbert").CannotRunError(
                 f"{cell.name} answers with nan or infinity: leave the model or the variant out"
             )
         return cell.describe(cell.classifier.evidence) | {
@@ -144,12 +161,12 @@ class Worker:
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return the cell's answers for the test documents (labels.answers), and its F1 drop against fp32."""
-        accuracy = first_module("qbert.accuracy", "qbert.evaluate")
+        accuracy = first_module(*RUNS[1])
 
         cell = self._cell(**named)
         rows = cell.suite.dataset.documents(documents)
         logits, _ = accuracy.run(cell.classifier, cell.encoder, rows, cell.max_length)
-        labels = _own("labels")
+        labels = _own("inputs", "labels")
         if getattr(cell.checkpoint.config, "problem_type", None) != labels.MULTI_LABEL:
             true = labels.one_hot(rows["label"].to_numpy(), logits.shape[1])
             predicted = labels.predicted(logits, labels.SINGLE_LABEL)
@@ -159,7 +176,7 @@ class Worker:
             true = getattr(cell, "dataset", cell.suite.dataset).indicators(rows)
             predicted = labels.predicted(logits, labels.MULTI_LABEL)
         else:
-            raise first_module("qbert.errors", "qbert").InputError(
+            raise first_module("qbert.system.errors", "qbert.errors", "qbert").InputError(
                 "its qbert is of a time before multi-label models: compare with a newer one"
             )
         comparison, _ = cell.judge(rows, logits)
@@ -171,18 +188,16 @@ class Worker:
 
     def peak_memory(self, **named: Any) -> int:  # noqa: ANN401
         """Return the peak resident memory, in bytes, of a process that only runs this cell."""
-        from qbert import footprint
-
+        footprint = first_module(*RUNS[3])
         cell = self._cell(**named)
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
-        return footprint.measure(cell.variant, cell.folder, encoding).peak_rss_bytes
+        return int(footprint.measure(cell.variant, cell.folder, encoding).peak_rss_bytes)
 
     def capacity(self, documents: int | None, **named: Any) -> dict[str, float]:  # noqa: ANN401
         """Return `texts_per_s` and `loaded_p99_s` of processes, one on each core, that all run this cell."""
-        from qbert import capacity, dataset
-
+        capacity = first_module("qbert.measure.capacity", "qbert.capacity")
         cell = self._cell(**named)
-        rows = dataset.text_rows(cell.suite.dataset.documents(documents))
+        rows = first_module("qbert.inputs.dataset", "qbert.dataset").text_rows(cell.suite.dataset.documents(documents))
         load = capacity.Load(rows, cell.suite.dataset.name, min_rounds=capacity.MIN_ROUNDS)
         _, figures = capacity.measure(cell, load)
         return {name: figures[name] for name in ("texts_per_s", "loaded_p99_s")}
@@ -221,7 +236,7 @@ class Worker:
         if gc.isenabled():
             gc.collect()
             gc.disable()
-        self._run_on({max(self._allowed, default=0)})  # as in qbert.machine.one_core
+        self._run_on({max(self._allowed, default=0)})  # as in qbert.system.machine.one_core
         call = self._calls[cell]
         settling, timed = block(cost_s)
         for _ in range(settling):
@@ -264,7 +279,7 @@ def error_answer(error: Exception) -> dict[str, Any]:
 
 def main() -> None:
     """Answer requests until there are no more, or the gate has ended."""
-    children = _own("children")
+    children = _own("system", "children")
     children.end_with_parent()
     children.answer_requests(Worker(), error_answer)
 

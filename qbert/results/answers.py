@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qbert.labels import unpacked_logits
+from qbert.inputs.labels import unpacked_logits
 
 Answers = Mapping[str, Any]
 """What a saved run holds of a cell's answers: saved_run.Answers."""

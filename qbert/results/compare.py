@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert.errors import InputError
+from qbert.measure.stats import CONFIDENCE, MIN_EFFECT, MIN_F1_EFFECT, bonferroni, verdict
 from qbert.results import answers
-from qbert.stats import CONFIDENCE, MIN_EFFECT, MIN_F1_EFFECT, bonferroni, verdict
+from qbert.system.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,7 +197,7 @@ def _two_samples(
 
 def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_effect: float) -> dict[str, Any]:
     """Compare the F1 of two runs; `inconclusive` if one is an older run that does not hold its answers."""
-    from qbert import accuracy
+    from qbert.measure import accuracy
 
     if _is_missing(base.get("f1")) or _is_missing(head.get("f1")):
         return {}

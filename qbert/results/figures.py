@@ -13,7 +13,7 @@ import pandas as pd
 from qbert.results import verdicts
 from qbert.results.columns import limit_of, loaded_over_alone, shares, speedup, standing
 from qbert.results.tables import has_threads, is_too_noisy, three_digits
-from qbert.terminal import counted, shown
+from qbert.system.terminal import counted, shown
 from qbert.variants import BASELINE
 
 if TYPE_CHECKING:

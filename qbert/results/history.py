@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qbert import machine
-from qbert.errors import InputError
+from qbert.measure.stats import MIN_EFFECT, guarded_drop
 from qbert.results import saved_run
 from qbert.results.compare import CELL, MACHINE, SUBJECT, differences, samples
-from qbert.stats import MIN_EFFECT, guarded_drop
+from qbert.system import machine
+from qbert.system.errors import InputError
 from qbert.variants import BASELINE
 
 LATENCY = [

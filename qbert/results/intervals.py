@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qbert.stats import CONFIDENCE
+from qbert.measure.stats import CONFIDENCE
 
 Logs = npt.NDArray[np.float64]
 """Logarithms of a cell's speedup, or of its ratio to another cell's, one per process."""

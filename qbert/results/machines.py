@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from qbert.errors import InputError
 from qbert.results import answers, summary
 from qbert.results.columns import Entry, entry, shares
 from qbert.results.compare import CELL, MACHINE, differences
 from qbert.results.figures import COLOURS, Figure, draw, label_axes
 from qbert.results.tables import has_threads, in_limit, three_digits
-from qbert.terminal import counted
+from qbert.system.errors import InputError
+from qbert.system.terminal import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

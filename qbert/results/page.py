@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from qbert import __version__
-from qbert.errors import InputError, pip_install
 from qbert.results import columns, figures, machines
 from qbert.results.machines import Machine
 from qbert.results.tables import (
@@ -24,7 +23,8 @@ from qbert.results.tables import (
     served_texts,
     spreadsheet,
 )
-from qbert.terminal import shown
+from qbert.system.errors import InputError, pip_install
+from qbert.system.terminal import shown
 
 FLIPS_SHOWN = 200
 

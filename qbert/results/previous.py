@@ -6,10 +6,10 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from qbert import parse
-from qbert.errors import InputError
 from qbert.results import compare, saved_run, tables
-from qbert.terminal import shown
+from qbert.system import parse
+from qbert.system.errors import InputError
+from qbert.system.terminal import shown
 
 GROWTH = 0.05  # allowed in bytes on disk, which do not vary, and in peak memory, which varies by 1 to 2 %
 Benchmark = Mapping[str, Any]

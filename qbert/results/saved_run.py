@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from qbert import labels, parse
-from qbert.errors import InputError
+from qbert.inputs import labels
 from qbert.results.compare import CELL
+from qbert.system import parse
+from qbert.system.errors import InputError
 
 Seconds = Annotated[float, Meta(gt=0, lt=1e6)]  # nobody waits eleven days for one call
 Ratio = Annotated[float, Meta(gt=0, lt=1e6)]

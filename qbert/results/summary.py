@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from qbert.errors import InputError
 from qbert.results import intervals
 from qbert.results.compare import CELL, SUBJECT, differences
 from qbert.results.history import ACCURACY, CAPACITY, FOOTPRINT, LATENCY
 from qbert.results.tables import at_one_pace, in_limit, is_too_noisy, one_limit, three_digits
-from qbert.terminal import counted
+from qbert.system.errors import InputError
+from qbert.system.terminal import counted
 from qbert.variants import BASELINE
 
 

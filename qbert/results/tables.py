@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qbert.results import intervals
-from qbert.terminal import console, counted, shown
+from qbert.system.terminal import console, counted, shown
 from qbert.variants import BASELINE
 
 Row = Mapping[Any, Any]

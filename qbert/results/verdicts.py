@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from qbert.cache import write_file
-from qbert.errors import InputError, pip_install, reason
+from qbert.measure.stats import DECIDED
 from qbert.results import answers, tables
 from qbert.results.history import SERIES
 from qbert.results.tables import Format, Row
-from qbert.stats import DECIDED
-from qbert.terminal import counted, shown
+from qbert.system.cache import write_file
+from qbert.system.errors import InputError, pip_install, reason
+from qbert.system.terminal import counted, shown
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis

@@ -13,11 +13,11 @@ from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
-from qbert import machine
-from qbert.cache import check_files
-from qbert.errors import CannotRunError, InputError, reason
-from qbert.record import RECORD
-from qbert.terminal import counted
+from qbert.system import machine
+from qbert.system.cache import check_files
+from qbert.system.errors import CannotRunError, InputError, reason
+from qbert.system.record import RECORD
+from qbert.system.terminal import counted
 from qbert.variants import eager, inductor, native, onnxruntime, openvino
 from qbert.variants.base import CONVERTERS, Classifier, Variant
 from qbert.variants.build import (

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert import forks
-from qbert.errors import EXTRAS, pip_install
+from qbert.system import forks
+from qbert.system.errors import EXTRAS, pip_install
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from qbert.tokenizer import Encoding
+    from qbert.inputs.tokenizer import Encoding
 
     Run = Callable[[Encoding], npt.NDArray[np.float32]]
 

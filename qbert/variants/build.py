@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import machine, sources
-from qbert.cache import MANIFEST, build_kept, cache_dir, seal
-from qbert.errors import CannotRunError, InputError, reason
-from qbert.record import write_record
-from qbert.terminal import say, silent
-from qbert.tokenizer import Encoding
+from qbert.inputs.tokenizer import Encoding
+from qbert.system import machine, sources
+from qbert.system.cache import MANIFEST, build_kept, cache_dir, seal
+from qbert.system.errors import CannotRunError, InputError, reason
+from qbert.system.record import write_record
+from qbert.system.terminal import say, silent
 from qbert.variants import eager, held, readme
 from qbert.variants.base import Classifier, Variant, qualified
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Checkpoint
-    from qbert.dataset import Dataset
+    from qbert.inputs.checkpoint import Checkpoint
+    from qbert.inputs.dataset import Dataset
 
 CALIBRATION_DOCUMENTS = 192  # NNCF's default of 300 takes longer and flips as many labels of SST-2 and MRPC
 UNTRAINED_DOCUMENTS = 24  # of random weights only the latency is of interest, not the ranges
@@ -62,7 +62,7 @@ def prepare(
         checkpoint.sha256,
         qualified(variant.export),
         # Edited code makes it again.
-        sources.sha256(variant.export.__module__, __name__, "qbert.checkpoint"),
+        sources.sha256(variant.export.__module__, __name__, "qbert.inputs.checkpoint"),
         _options(variant, checkpoint, max_length),
         _calibration(variant, checkpoint, dataset),
         machine.instruction_sets(),

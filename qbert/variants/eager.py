@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import machine
-from qbert.errors import InputError, reason
-from qbert.terminal import quiet, quiet_transformers
-from qbert.tokenizer import Encoding
+from qbert.inputs.tokenizer import Encoding
+from qbert.system import machine
+from qbert.system.errors import InputError, reason
+from qbert.system.terminal import quiet, quiet_transformers
 from qbert.variants.base import Classifier, Products
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # nobody can act on the warnings of the engine qnnpack
 
@@ -51,7 +51,7 @@ def load(folder: Path, dtype: str = "float32", threads: int = 1) -> Classifier:
     """Return the checkpoint in `folder`, run in `dtype` on so many threads."""
     import torch
 
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
 
     return classifier(Checkpoint(folder).load(dtype=getattr(torch, dtype)), threads)
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from qbert.errors import CannotRunError
+from qbert.system.errors import CannotRunError
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
 
 BERT = {
     "embeddings.word": "embeddings.word_embeddings",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qbert.errors import CannotRunError
+from qbert.system.errors import CannotRunError
 from qbert.variants import eager
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from qbert.checkpoint import Checkpoint
-    from qbert.tokenizer import Encoding
+    from qbert.inputs.checkpoint import Checkpoint
+    from qbert.inputs.tokenizer import Encoding
 
 LENGTHS = (1, 4, 12, 40, 512)
 """Of the texts, in words of the vocabulary: longer ones would cost more than all else."""

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qbert import machine
-from qbert.cache import cache_dir, check_trusted
-from qbert.errors import CannotRunError, InputError, reason
-from qbert.tokenizer import Encoding
+from qbert.inputs.tokenizer import Encoding
+from qbert.system import machine
+from qbert.system.cache import cache_dir, check_trusted
+from qbert.system.errors import CannotRunError, InputError, reason
 from qbert.variants import eager, held
 from qbert.variants.base import Classifier
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
 
 PACKAGE = "model.pt2"
 INSTRUCTION_SETS = "instruction_sets.txt"

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from qbert import machine
-from qbert.errors import InputError, reason
-from qbert.tokenizer import Encoding
+from qbert.inputs.tokenizer import Encoding
+from qbert.system import machine
+from qbert.system.errors import InputError, reason
 from qbert.variants import eager, held, trimmed
 from qbert.variants.base import Classifier, Products
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
 
 GRAPH = "openvino_model.xml"
 """The name that optimum-intel uses."""

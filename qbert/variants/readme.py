@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qbert.errors import EXTRAS, pip_install_released
-from qbert.labels import MULTI_LABEL
+from qbert.inputs.labels import MULTI_LABEL
+from qbert.system.errors import EXTRAS, pip_install_released
 from qbert.variants.base import Variant, qualified
 
 README = "README.md"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert.tokenizer import Encoding
+from qbert.inputs.tokenizer import Encoding
 from qbert.variants import families
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
 
 
 def trim(checkpoint: "Checkpoint", **options: Any) -> Any:  # noqa: ANN401  a torch module; options of from_pretrained

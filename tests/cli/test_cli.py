@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from qbert import training
-from qbert.artefact import Artefact
-from qbert.checkpoint import Checkpoint
 from qbert.cli import main
-from qbert.dataset import Dataset
-from qbert.errors import InputError
+from qbert.inputs import training
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.system.errors import InputError
+from qbert.variants.artefact import Artefact
 
 
 def qbert(*arguments: object, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,7 @@ def test_variants_lists_each_with_what_it_needs() -> None:
 ON_ARM = """
 import platform, sys
 platform.machine = lambda: "aarch64"
-from qbert import machine
+from qbert.system import machine
 machine.instruction_sets = lambda: tuple(sys.argv[1].split(","))
 from qbert.cli import main
 main(["variants"])

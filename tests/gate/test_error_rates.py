@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from qbert import accuracy, stats
 from qbert.gate import run
+from qbert.measure import accuracy, stats
 
 Noise = Callable[[np.random.Generator, tuple[int, ...]], npt.NDArray[np.float64]]
 SPREAD = 0.01

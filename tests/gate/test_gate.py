@@ -19,14 +19,15 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from sklearn.metrics import f1_score
 
-from qbert import accuracy, variants
-from qbert.checkpoint import Checkpoint
+from qbert import variants
 from qbert.cli import main
-from qbert.dataset import Dataset
-from qbert.errors import InputError
 from qbert.gate import run, sides
 from qbert.gate import worker as timing
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.measure import accuracy
 from qbert.results import verdicts
+from qbert.system.errors import InputError
 from qbert.variants import VARIANTS
 
 PLUGIN = """
@@ -811,7 +812,7 @@ def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
 
 
 def test_a_worker_takes_a_module_by_the_name_that_its_side_has() -> None:
-    assert timing.first_module("qbert.accuracy", "qbert.evaluate").__name__ == "qbert.accuracy"
-    assert timing.first_module("qbert.no_such_module", "qbert.labels").__name__ == "qbert.labels"
+    assert timing.first_module("qbert.measure.accuracy", "qbert.evaluate").__name__ == "qbert.measure.accuracy"
+    assert timing.first_module("qbert.no_such_module", "qbert.inputs.labels").__name__ == "qbert.inputs.labels"
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         timing.first_module("qbert.no_such_module", "qbert.nor_this_one")

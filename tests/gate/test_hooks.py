@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import qbert
-from qbert import init
-from qbert.errors import InputError
+from qbert.cli import setup as init
 from qbert.gate import sides
+from qbert.system.errors import InputError
 
 WHO = ("-c", "user.name=n", "-c", "user.email=e@example.org")
 LOCAL = subprocess.run(["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=True).stdout
@@ -132,7 +132,7 @@ def test_one_function_starts_git() -> None:
         if isinstance(node, ast.List | ast.Tuple) and node.elts
         if isinstance(node.elts[0], ast.Constant) and node.elts[0].value == "git"
     ]
-    assert starting == [Path("git.py")]
+    assert starting == [Path("system/git.py")]
 
 
 @pytest.mark.parametrize("place", [".git/hooks", "hooks of the team"])

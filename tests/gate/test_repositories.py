@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qbert.errors import InputError
 from qbert.gate import sides
+from qbert.system.errors import InputError
 
 COMMIT = ["-c", "user.name=n", "-c", "user.email=e@example.org", "commit", "-qm", "one"]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from qbert import stats
+from qbert.measure import stats
 from qbert.results import compare
 
 finite = st.floats(-1, 1, allow_nan=False).map(lambda value: round(value, 6))

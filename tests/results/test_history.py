@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbert.cli import main
-from qbert.errors import InputError
 from qbert.results import history
+from qbert.system.errors import InputError
 
 IDENTITY = {
     "processor": "P",

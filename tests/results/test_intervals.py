@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qbert import latency
+from qbert.measure import latency
 from qbert.results import history, intervals, tables
 
 BETWEEN, WITHIN = 0.02, 0.01  # standard deviations of logarithms

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner
 from made_up import benchmark, run, served, whole
 
-from qbert import labels
 from qbert.cli import main
-from qbert.errors import InputError
+from qbert.inputs import labels
 from qbert.results import answers, history, machines, page
+from qbert.system.errors import InputError
 
 SEEN = Path(__file__).parents[3] / "shared" / "runs" / "granite-rapids.json"
 

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from made_up import LENGTHS, VARIANTS, benchmark, capacity, cell, run, served, whole
 from rich.console import Console
 
-from qbert import accuracy
 from qbert.cli import main
-from qbert.errors import InputError
+from qbert.measure import accuracy
 from qbert.results import columns, history, machines, page, summary, tables
+from qbert.system.errors import InputError
 
 MARKUP = "<script>document.title='run'</script><img src=x onerror=alert(1)> $x_1$ | * & \"quoted\""
 

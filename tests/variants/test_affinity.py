@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from qbert import variants
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
 from qbert.variants import VARIANTS, Classifier, Variant
 
 ALLOWED = sorted(os.sched_getaffinity(0)) if Path("/proc/self/task").exists() else []

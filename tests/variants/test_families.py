@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from qbert.checkpoint import OUTPUTS, Checkpoint
-from qbert.errors import CannotRunError
+from qbert.inputs.checkpoint import OUTPUTS, Checkpoint
+from qbert.system.errors import CannotRunError
 from qbert.variants import families, native
 from qbert.variants.native.encoder import WEIGHTS, header
 

@@ -12,9 +12,9 @@ import torch
 import transformers
 
 from qbert import variants
-from qbert.checkpoint import Checkpoint
-from qbert.errors import CannotRunError, InputError
-from qbert.tokenizer import Encoding
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.tokenizer import Encoding
+from qbert.system.errors import CannotRunError, InputError
 from qbert.variants import VARIANTS, Classifier, Variant, eager, held
 
 SIZE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from native_cases import Emulated, text, weights, write
 
-from qbert import machine
-from qbert.errors import InputError
+from qbert.system import machine
+from qbert.system.errors import InputError
 from qbert.variants import VARIANTS, native
 from qbert.variants.native import compiler
 from qbert.variants.native.compiler import KERNELS, TWIN, WIDE, Kernel
@@ -224,7 +224,7 @@ code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line 
 prctl = ctypes.CDLL(None).prctl
 filter = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code)))
 assert prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, filter) == 0
-from qbert.errors import InputError
+from qbert.system.errors import InputError
 from qbert.variants.native.compiler import load_library
 print(load_library().qbert_instructions().decode())
 try:

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from native_cases import Emulated, reference, text, weights, write
 from safetensors.numpy import load_file, save_file
 
-from qbert import machine, variants
-from qbert.artefact import Artefact
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
-from qbert.errors import InputError
+from qbert import variants
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.system import machine
+from qbert.system.errors import InputError
 from qbert.variants import VARIANTS, native
+from qbert.variants.artefact import Artefact
 from qbert.variants.native import compiler, convert
 from qbert.variants.native.encoder import ACTIVATIONS, HEAD_ACTIVATIONS, WEIGHTS, Encoder, Geometry, Kept
 
@@ -292,7 +293,7 @@ def test_an_artefact_predicts_without_torch_or_transformers(trained: Checkpoint,
     variants.write_artefact(VARIANTS["int8-native"], trained, tmp_path)
     script = f"""
 import pathlib, sys
-from qbert.artefact import Artefact
+from qbert.variants.artefact import Artefact
 artefact = Artefact.open(pathlib.Path({str(tmp_path)!r}))
 classifier = artefact.load()
 print(artefact.labels[classifier(artefact.encoder("球队赢了比赛", max_length=64)).argmax()])

@@ -14,7 +14,7 @@ from native_cases import ROUNDING, text
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from qbert.checkpoint import Checkpoint
+from qbert.inputs.checkpoint import Checkpoint
 from qbert.variants import native
 from qbert.variants.native import convert, ranges
 from qbert.variants.native.encoder import WEIGHTS, Encoder, header

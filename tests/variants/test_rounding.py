@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from qbert import variants
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
-from qbert.rescue.judging import squared_errors
-from qbert.tokenizer import Encoding
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.inputs.tokenizer import Encoding
+from qbert.selection.rescue.judging import squared_errors
 from qbert.variants import VARIANTS, native
 from qbert.variants.native import convert, rounding
 from qbert.variants.native.encoder import WEIGHTS, Encoder

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from qbert import variants
-from qbert.checkpoint import Checkpoint
-from qbert.dataset import Dataset
-from qbert.errors import CannotRunError, InputError
-from qbert.tokenizer import Encoding
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.dataset import Dataset
+from qbert.inputs.tokenizer import Encoding
+from qbert.system.errors import CannotRunError, InputError
 from qbert.variants import VARIANTS, Variant
 from qbert.variants.build import CALIBRATION_DOCUMENTS
 
@@ -443,8 +443,9 @@ def test_two_processes_on_an_empty_cache_share_the_work(
     name = next((row.name for row in HERE if row.calibrated and row.default), "int8-dynamic-onednn")
     script = f"""
 import pathlib
-from qbert import dataset, variants
-from qbert.checkpoint import Checkpoint
+from qbert.inputs import dataset
+from qbert import variants
+from qbert.inputs.checkpoint import Checkpoint
 checkpoint = Checkpoint.open(pathlib.Path({str(trained.folder)!r}))
 variants.build(variants.get({name!r}), checkpoint, dataset.load({str(news.folder)!r}))
 """
@@ -474,8 +475,9 @@ def test_what_was_compiled_for_another_processor_is_refused(trained: Checkpoint,
 def test_no_telemetry_is_imported(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     script = f"""
 import pathlib, sys
-from qbert import dataset, variants
-from qbert.checkpoint import Checkpoint
+from qbert.inputs import dataset
+from qbert import variants
+from qbert.inputs.checkpoint import Checkpoint
 checkpoint = Checkpoint.open(pathlib.Path({str(trained.folder)!r}))
 row = variants.get("int8-openvino")
 texts = dataset.load({str(news.folder)!r}).training_texts(9)
@@ -491,7 +493,7 @@ def test_nothing_is_printed_where_torchao_is_installed(trained: Checkpoint) -> N
     script = f"""
 import pathlib
 from qbert import variants
-from qbert.checkpoint import Checkpoint
+from qbert.inputs.checkpoint import Checkpoint
 variants.build(variants.get("fp32"), Checkpoint.open(pathlib.Path({str(trained.folder)!r})))
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

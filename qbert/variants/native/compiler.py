@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from qbert import machine
-from qbert.cache import build_kept, cache_dir, check_trusted
-from qbert.errors import CannotRunError, InputError, pip_install, reason
-from qbert.terminal import say
+from qbert.system import machine
+from qbert.system.cache import build_kept, cache_dir, check_trusted
+from qbert.system.errors import CannotRunError, InputError, pip_install, reason
+from qbert.system.terminal import say
 
 SOURCES = Path(__file__).parent
 LIBRARY = "native.dylib" if sys.platform == "darwin" else "native.so"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert.errors import CannotRunError
-from qbert.tokenizer import Encoding
+from qbert.inputs.tokenizer import Encoding
+from qbert.system.errors import CannotRunError
 from qbert.variants import families
 from qbert.variants.native import ranges, rounding
 from qbert.variants.native.compiler import load_library
@@ -26,7 +26,7 @@ from qbert.variants.native.encoder import (
 )
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
 
 Array = npt.NDArray[Any]
 

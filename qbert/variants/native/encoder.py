@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert.errors import InputError, reason
-from qbert.tokenizer import Encoding
+from qbert.inputs.tokenizer import Encoding
+from qbert.system.errors import InputError, reason
 from qbert.variants.base import Classifier
 from qbert.variants.native.compiler import load_library
 

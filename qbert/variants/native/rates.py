@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert.errors import InputError
+from qbert.system.errors import InputError
 from qbert.variants.base import Products
 from qbert.variants.native import compiler
 

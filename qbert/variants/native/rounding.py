@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert.tokenizer import Encoding
+from qbert.inputs.tokenizer import Encoding
 
 if TYPE_CHECKING:
-    from qbert.checkpoint import Checkpoint
+    from qbert.inputs.checkpoint import Checkpoint
 
 Array = npt.NDArray[Any]
 

@@ -1,0 +1,1 @@
+"""Several machines: their workers, judging documents there, and running the benchmarks there."""

@@ -1,0 +1,1 @@
+"""What comes in: checkpoints, tokenizers, datasets and settings, read and checked, and models trained from them."""

@@ -1,0 +1,323 @@
+"""Load a dataset folder, and check it so that training, timing and judging do not fail on it."""
+
+import csv
+import hashlib
+import io
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from qbert.inputs.labels import Indicators, one_hot
+from qbert.system.errors import InputError
+from qbert.system.parse import check_name, decode, read_bytes
+from qbert.system.terminal import counted
+
+BUILT_IN = "news_mini"
+FILES = ("train.csv", "test.csv", "label.json")
+LEAST_DOCUMENTS = 20  # to choose a model by: fewer decide nothing
+
+
+class DatasetWarning(UserWarning):
+    """The dataset can be used, but its figures may mislead."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Texts with labels, in a training split and a test split."""
+
+    folder: Path
+    """The folder of its files."""
+    label_names: tuple[str, ...]
+    """The names of the labels, in the order of their ids."""
+    train: pd.DataFrame
+    """Columns `text`, for sentence pairs `text_pair`, and `label` (int64 ids) or `labels` (tuples of ids)."""
+    test: pd.DataFrame
+    """The same columns as `train`."""
+    sha256: str
+    """The hash of its three files."""
+    order: tuple[int, ...] = ()
+    """The ids of the labels in the order in which a model has them; empty where that is by id."""
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the labels, in the order in which the model has them."""
+        return tuple(self.label_names[label] for label in self.order) or self.label_names
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a document has any number of labels."""
+        return "labels" in self.train
+
+    def indicators(self, documents: pd.DataFrame) -> Indicators:
+        """Return which labels each of `documents`, rows of a split, has; the shape is `(documents, num_labels)`.
+
+        The labels are in the order of `names`.
+        """
+        count = len(self.label_names)
+        if self.multi_label:
+            result = np.zeros((len(documents), count), dtype=bool)
+            for row, ids in enumerate(documents["labels"]):
+                result[row, list(ids)] = True
+        else:
+            result = one_hot(documents["label"].to_numpy(), count)
+        return result[:, self.order] if self.order else result
+
+    def documents(self, count: int | None = None) -> pd.DataFrame:
+        """Return the test split, or a sample of `count` documents: always the same, in file order."""
+        if count is None or count >= len(self.test):
+            return self.test
+        return self.test.sample(count, random_state=0).sort_index()
+
+    def training_texts(self, count: int) -> list[tuple[str, ...]]:
+        """Return the text, or the two texts of a pair, of `count` training documents: always the same."""
+        return text_rows(self.calibration(count))
+
+    def calibration(self, count: int) -> pd.DataFrame:
+        """Return `count` training documents, always the same: those that variants are calibrated on."""
+        return self.train.sample(min(count, len(self.train)), random_state=0)
+
+    def held_out(self, calibration: int) -> pd.DataFrame:
+        """Return half of the training split, always the same and stratified by label, without the `training_texts`.
+
+        `calibration` is how many of these there are. With several labels a document's stratum is its set of labels.
+        """
+        rest = self.train.drop(self.calibration(calibration).index)
+        share = min(1.0, len(self.train) / 2 / max(1, len(rest)))
+        return rest.groupby("labels" if self.multi_label else "label").sample(frac=share, random_state=0).sort_index()
+
+    def to_choose_by(
+        self, validation: Path | None, calibration: int, trained_on: str | None
+    ) -> tuple[pd.DataFrame, str]:
+        """Return the documents to choose a model by, in random order, and a sentence on what they are.
+
+        Those of the file `validation`, or else half of the training split without its `calibration` documents.
+        `trained_on` is the hash of the dataset that the model was trained on, where that is known.
+
+        Raises:
+            InputError: the file cannot be used or has rows of the test split, or the training split is too small.
+        """
+        if validation is not None:
+            documents = self.read_like_train(validation)
+            texts, known, tested = (set(text_rows(rows)) for rows in (documents, self.train, self.test))
+            if texts & tested:
+                raise InputError(
+                    f"{validation}: {len(texts & tested)} of {counted(len(documents), 'row')} are in test.csv too, on "
+                    "which the choice is judged: remove them"
+                )
+            said = f"Chosen by {counted(len(documents), 'document')} of {validation.name}"
+            seen = len(texts & known)
+            said += f"; {seen} of them are in train.csv, so the model may have seen them." if seen else "."
+            return _shuffled(documents), said
+        documents = self.held_out(calibration)
+        if len(documents) < LEAST_DOCUMENTS:
+            raise InputError(
+                f"{self.folder / 'train.csv'} has {counted(len(self.train), 'row')}, too few to hold any out "
+                "to choose by: add some, or give a file of other documents (--validation)"
+            )
+        said = f"Chosen by {counted(len(documents), 'document')} of train.csv, which no variant is calibrated on"
+        if trained_on == self.sha256:
+            said += ", but which the model was trained on: on unseen text labels change more often (--validation FILE)."
+        else:
+            said += ". If the model was trained on them, labels change more often on unseen text (--validation FILE)."
+        return _shuffled(documents), said
+
+    def read_like_train(self, path: Path) -> pd.DataFrame:
+        """Return the documents in `path`, a file with the columns of train.csv.
+
+        Raises:
+            InputError: it cannot be read, lacks a column, or has another label.
+        """
+        rows = _rows(path, read_bytes(path, "give a CSV file with the columns of train.csv"))
+        if set(rows) != set(self.train):
+            found, needed = (", ".join(split.columns) for split in (rows, self.train))
+            raise InputError(f"{path} has the columns {found}, not {needed}: name them alike")
+        return _number_labels(self.label_names, {path: rows})[0]
+
+
+def load(source: str | Path) -> Dataset:
+    """Load the dataset folder `source`, or the built-in one by its name.
+
+    Warns with DatasetWarning where rows occur in both splits.
+
+    Raises:
+        InputError: a file, column or label is missing or damaged; the message names file and line.
+    """
+    folder = _locate(source)
+    check_name(Path(folder.resolve().name))  # records hold it
+    contents = {}
+    for name in FILES:
+        contents[name] = read_bytes(folder / name, f"a dataset is a folder with {', '.join(FILES)}")
+    label_names = _label_names(folder / "label.json", contents["label.json"])
+    train, test = (_rows(folder / name, contents[name]) for name in ("train.csv", "test.csv"))
+    for name in ("text_pair", "labels"):
+        if (name in train) != (name in test):
+            raise InputError(f"{folder}: column {name!r} has to be in both train.csv and test.csv or in neither")
+    train, test = _number_labels(label_names, {folder / "train.csv": train, folder / "test.csv": test})
+    train_labels, test_labels = (
+        set(split["labels"].explode().dropna() if "labels" in split else split["label"]) for split in (train, test)
+    )
+    if untrained := sorted(test_labels - train_labels):
+        names = ", ".join(repr(label_names[label]) for label in untrained)
+        raise InputError(f"{folder / 'test.csv'} has the label {names}, of which train.csv has no row: add some")
+    _warn_of_duplicates(folder, train, test)
+    digest = hashlib.sha256()
+    for name in FILES:
+        digest.update(hashlib.sha256(contents[name]).digest())
+    return Dataset(folder.resolve(), label_names, train, test, digest.hexdigest())
+
+
+def _shuffled(documents: pd.DataFrame) -> pd.DataFrame:
+    return documents.sample(frac=1, random_state=0)
+
+
+def text_rows(documents: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Return the text, or the two texts of a pair, of each document."""
+    columns = [name for name in ("text", "text_pair") if name in documents]
+    return list(documents[columns].itertuples(index=False, name=None))
+
+
+def traffic(path: Path) -> list[tuple[str, ...]]:
+    """Return the texts in the file `path`, one a line, or of a CSV file its columns `text` and, for pairs, `text_pair`.
+
+    Blank ones are left out: a service refuses them.
+
+    Raises:
+        InputError: it cannot be read, is no UTF-8 or CSV, has no such column, or holds no text.
+    """
+    remedy = "name a file of texts, one a line, or a CSV file with the column 'text'"
+    content = _text(path, read_bytes(path, remedy))
+    rows: list[tuple[str, ...]]
+    if path.suffix.lower() != ".csv":
+        rows = [(line,) for line in content.splitlines()]
+    else:
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+        try:
+            header = reader.fieldnames or []
+            if "text" not in header:
+                raise InputError(f"{path}: the column 'text' is needed, its first line has {list(header)}: {remedy}")
+            columns = [name for name in ("text", "text_pair") if name in header]
+            rows = [tuple(row[name] or "" for name in columns) for row in reader]
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {reader.line_num}: broken CSV ({error}): double the quotes inside a quoted text"
+            ) from error
+    if not (rows := [row for row in rows if all(text.strip() for text in row)]):
+        raise InputError(f"{path} holds no text: {remedy}")
+    return rows
+
+
+def _locate(source: str | Path) -> Path:
+    if source == BUILT_IN:
+        package = Path(__file__).parents[1]
+        for folder in (package.parent / "data" / BUILT_IN, package / "data" / BUILT_IN):
+            if folder.is_dir():
+                return folder
+    folder = Path(source)
+    if not folder.is_dir():
+        raise InputError(f"dataset {str(source)!r} is no folder: give one with {', '.join(FILES)}, or '{BUILT_IN}'")
+    return folder
+
+
+def _text(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}, line {line}: not UTF-8 (byte {error.object[error.start]:#04x}): save it as UTF-8"
+        ) from error
+
+
+def _label_names(path: Path, content: bytes) -> tuple[str, ...]:
+    ids = decode(path, content, dict[str, int], 'it maps each label\'s name to its id, as in {"sport": 0, "health": 1}')
+    if len(ids) < 2 or sorted(ids.values()) != list(range(len(ids))):  # noqa: PLR2004  one label is no choice
+        raise InputError(
+            f"{path} has the ids {sorted(ids.values())}: at least two are needed, 0, 1, 2 and so on, each once"
+        )
+    return tuple(sorted(ids, key=ids.__getitem__))
+
+
+def _rows(path: Path, content: bytes) -> pd.DataFrame:
+    """Return the columns of a CSV file that are used, as text, indexed by the line where each row begins."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # csv's default of 128 KiB is less than a document may have
+    reader = csv.reader(io.StringIO(_text(path, content), newline=""), strict=True)
+    lines, rows = [], []
+    start = 1
+    try:
+        header = next(reader, [])
+        for alternatives in (["text"], ["label", "labels"]):
+            if sum(map(header.count, alternatives)) != 1:
+                either = " or ".join(map(repr, alternatives))
+                raise InputError(f"{path}: one column {either} is needed, its first line has {header}")
+        columns = [name for name in ("text", "text_pair", "label", "labels") if name in header]
+        start = reader.line_num + 1
+        for row in reader:
+            if row:  # a blank line is no row
+                if len(row) != len(header):
+                    raise InputError(
+                        f"{path}, line {start}: {len(row)} fields where the first line has {len(header)}: "
+                        "quote a text that holds commas"
+                    )
+                values = [row[header.index(name)] for name in columns]
+                for name, value in zip(columns, values, strict=True):
+                    if not value.strip() and name != "labels":
+                        raise InputError(f"{path}, line {start}: {name} is empty: fill it in or remove the row")
+                lines.append(start)
+                rows.append(values)
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{path}, line {start}: broken CSV ({error}): double the quotes inside a quoted text"
+        ) from error
+    if not rows:
+        raise InputError(f"{path} has no rows below its first line: add documents")
+    return pd.DataFrame(rows, columns=columns, index=lines, dtype=str)
+
+
+def _number_labels(label_names: tuple[str, ...], files: Mapping[Path, pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return the splits in `files` with label ids; labels are read as names or as ids, whichever matches more."""
+    by_name = {name: label for label, name in enumerate(label_names)}
+    by_id = {str(label): label for label in range(len(label_names))}
+    splits = list(files.values())
+    column = "labels" if "labels" in splits[0] else "label"
+    written = [split[column].map(_split_labels if column == "labels" else lambda field: [field]) for split in splits]
+    labels = [label for rows in written for row in rows for label in row]
+    known = max(by_name, by_id, key=lambda ids: sum(label in ids for label in labels))
+    for rows, path in zip(written, files, strict=True):
+        for line, row in rows.items():
+            for label in row:
+                if label not in known:
+                    raise InputError(
+                        f"{path}, line {line}: label {label!r} is not in label.json, which has {', '.join(known)}"
+                    )
+    numbered = [rows.map(lambda row: tuple(sorted({known[label] for label in row}))) for rows in written]
+    if column == "label":
+        numbered = [rows.str[0].astype("int64") for rows in numbered]
+    return [split.assign(**{column: ids}).reset_index(drop=True) for split, ids in zip(splits, numbered, strict=True)]
+
+
+def _split_labels(field: str) -> list[str]:
+    """Return the labels in a field of the column `labels`, separated by |; an empty field has none."""
+    return field.split("|") if field.strip() else []
+
+
+def _warn_of_duplicates(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> None:
+    texts = [name for name in ("text", "text_pair") if name in train]
+    shared = test[texts].merge(train[texts].drop_duplicates(), on=texts)
+    if len(shared):
+        warnings.warn(
+            f"{folder}: {len(shared)} of {len(test)} test rows are in train.csv too, so F1 flatters: remove them",
+            DatasetWarning,
+            stacklevel=3,
+        )

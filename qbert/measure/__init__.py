@@ -1,0 +1,1 @@
+"""The cells of a run, and what is measured of each: latency, capacity, accuracy, footprint, limit."""

@@ -1,5 +1,0 @@
-"""Find the few products whose int8 costs the answers, and keep those in float until the guard holds: `qbert rescue`."""
-
-from qbert.rescue.run import REPORT, Rescued, rescue
-
-__all__ = ["REPORT", "Rescued", "rescue"]

@@ -1,0 +1,1 @@
+"""Decisions by documents: judging variants, choosing one, rescuing one that loses too much."""

@@ -1,0 +1,449 @@
+"""Find the fastest variant that holds the F1 guard on this machine, reading no more documents than it takes."""
+
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize
+
+from qbert import variants
+from qbert.inputs import dataset as datasets
+from qbert.inputs.dataset import Dataset, text_rows
+from qbert.inputs.labels import predicted
+from qbert.measure import accuracy, capacity, footprint, latency, stats
+from qbert.measure.cells import Cell, baseline_of
+from qbert.measure.stats import CONFIDENCE
+from qbert.selection.kept_answers import KeptAnswers
+from qbert.system import machine
+from qbert.system.cache import build_folder, is_filled, seal
+from qbert.system.errors import CannotRunError, InputError
+from qbert.system.terminal import counted, progress
+from qbert.variants import BASELINE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qbert.selection.evaluation import Workers
+
+Prefer = Literal["latency", "capacity", "size"]
+RECORD = "choose.json"
+
+LIKELY = 0.8
+"""The least chance at which a drop counts as within the limit when all documents are read and it is not sure."""
+LOOK = 32  # documents between two looks: a look takes as long as about one document of BERT-base
+ROUNDS, TEXTS = 5, 12  # of the latency pass: 60 texts, enough for p95
+MOST = 1_000  # times the documents at hand: nobody labels so many more
+CAPACITY_S = 1.5  # for each variant, as in the bench
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the variant has to hold, and which of those that do is the best."""
+
+    max_f1_drop: float
+    latency_limit_s: float | None = None
+    """Of 95 of 100 texts."""
+    max_disk_bytes: float | None = None
+    max_memory_bytes: float | None = None
+    """At the peak of a process that serves it."""
+    prefer: Prefer = "latency"
+
+
+@dataclass
+class Row:
+    """What is known of one variant."""
+
+    variant: str
+    latency_s: float | None = None
+    """The mean of a block of texts, median of ROUNDS blocks."""
+    p95_s: float | None = None
+    disk_bytes: int = 0
+    peak_rss_bytes: int | None = None
+    texts_per_s: float | None = None
+    verdict: str = "not read"
+    """`holds`, `likely`, `unsure`, `over`; `outside` of a limit other than the guard; `cannot` run; or `not read`."""
+    why: str = ""
+    documents: int = 0
+    """How many it was judged by."""
+    flips: int = 0
+    f1_drop: float | None = None
+    chance: float | None = None
+    """That its F1 drop is within the limit, once all documents are read."""
+    documents_to_be_sure: int | None = None
+    """If its drop stays as it is; None where it is sure, or is on the limit."""
+    sufficient_f1_drop: float | None = None
+    """The limit that it would have held."""
+
+    @property
+    def chosen(self) -> bool:
+        """Whether it may be chosen."""
+        return self.verdict in {"holds", "likely"}
+
+
+@dataclass
+class Choice:
+    """What was found, and what was written."""
+
+    wanted: Wanted
+    rows: list[Row]
+    """The variants, best first."""
+    documents: int
+    """How many there were to judge by."""
+    judged_by: str
+    """Which these are, and whether the model has seen them, in words."""
+    chosen: Row | None = None
+    test: dict[str, Any] = field(default_factory=dict)
+    """The fields of accuracy.Comparison for the chosen variant on the test split."""
+    classified: int = 0
+    """Answers that were computed in this call, of the documents above."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the making, the latency pass and the races."""
+
+    @property
+    def sentence(self) -> str:
+        """What to know of it."""
+        return "\n".join([self._found(self.chosen) if self.chosen else self._nothing(), self.judged_by])
+
+    def _found(self, chosen: Row) -> str:
+        limit, before = self.wanted.max_f1_drop, self.rows[: self.rows.index(chosen)]
+        best = {"latency": "fastest", "capacity": "one with the highest capacity", "size": "smallest"}
+        said = f"{chosen.variant} is the {best[self.wanted.prefer]} that holds a limit of {limit:g}"
+        if chosen.variant == BASELINE:
+            said += ", being the baseline"
+        elif limit == 0:
+            said += f": it changes no label of {counted(chosen.documents, 'document')}"
+        elif chosen.verdict == "holds":
+            said += f", surely, after {chosen.documents} of {counted(self.documents, 'document')}"
+        else:
+            said += f", probably: with a chance of {chosen.chance or 0:.0%} after all {self.documents} documents"
+            if chosen.documents_to_be_sure:
+                said += f" (about {chosen.documents_to_be_sure:,} would make it sure)"
+        for row in before:
+            if row.verdict == "unsure" and row.documents_to_be_sure:
+                said += (
+                    f"; {row.variant} may hold it too, which about {row.documents_to_be_sure:,} documents would tell"
+                )
+        drop = self.test["f1_drop"]
+        said += f". On the test split, read once, its F1 drop is {drop:+.4f} ({self.test['documents']} documents)"
+        return said + ("." if drop <= limit else ": OVER THE LIMIT, so the choice is not confirmed.")
+
+    def _nothing(self) -> str:
+        limit = self.wanted.max_f1_drop
+        judged = {row.f1_drop: row for row in reversed(self.rows) if row.f1_drop is not None}
+        if not judged:
+            reasons = "; ".join(f"{row.variant} {row.why}" for row in self.rows if row.verdict == "outside")
+            return f"No variant is within the limits: {reasons}. Raise a limit, or name more variants."
+        # What was dropped early is known less well, and is farther.
+        drop = min(judged, key=lambda drop: (judged[drop].verdict == "over", drop))
+        nearest, excess = judged[drop], drop - limit
+        said = f"No variant holds a limit of {limit:g}. The nearest is {nearest.variant}: its F1 drop of "
+        said += f"{drop:+.4f} in {counted(nearest.documents, 'document')} is "
+        if limit == 0:
+            said += f"{counted(nearest.flips, 'changed label')} away from none"
+        elif excess > 0:
+            said += f"over by {excess:.4f}"
+        else:
+            said += f"within, with a chance of {nearest.chance or 0:.0%}, and {LIKELY:.0%} are asked for"
+        helps = []
+        if nearest.documents_to_be_sure:
+            helps.append(f"more documents (about {nearest.documents_to_be_sure:,} decide, if its drop stays)")
+        if nearest.sufficient_f1_drop is not None:
+            helps.append(f"a limit of {math.ceil(1e4 * nearest.sufficient_f1_drop) / 1e4:.4f}")
+        helps.append(f"{BASELINE} or another exact variant in --variants")
+        return f"{said}. What would help: {', '.join(helps)}; a rescue may help: qbert rescue."
+
+    def to_record(self) -> dict[str, Any]:
+        """Return all figures that are known."""
+        rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
+        return {
+            "wanted": asdict(self.wanted),
+            "chosen": self.chosen and self.chosen.variant,
+            "sentence": self.sentence,
+            "variants": rows,
+            "test": self.test,
+            "documents": self.documents,
+            "classified": self.classified,
+            "seconds": self.seconds,
+            "likely": LIKELY,
+            "confidence": CONFIDENCE,
+        }
+
+
+def check_workers(workers: "Workers") -> None:
+    """Raise InputError where a worker of `workers` is unlike this machine, for which a variant is chosen."""
+    if workers.notes:
+        raise InputError(f"a variant is chosen for this machine, and {workers.notes[0]}: leave that worker out")
+
+
+def choose(
+    model: str,
+    dataset: str,
+    names: str,
+    output: Path,
+    wanted: Wanted,
+    *,
+    validation: Path | None = None,
+    max_length: int | None = None,
+    workers: "Workers | None" = None,
+) -> Choice:
+    """Write the best variant of the list `names` that holds what is `wanted` to the folder `output`.
+
+    It is chosen by the documents of `validation`, a file like train.csv, or by a part of the training split, and then
+    judged by the test split once. Nothing is written if no variant holds. The workers of `workers`, if given and like
+    this machine (check_workers), judge the documents; latency is this machine's.
+
+    Raises:
+        InputError: something cannot be used, no variant runs here, or `output` exists already.
+    """
+    if is_filled(output):
+        raise InputError(f"{output} exists already: remove it or name another folder")
+    chosen = {variant.name: variant for variant in variants.select(names)}
+    loaded = datasets.load(dataset)
+    baseline = baseline_of(model, loaded, max_length)
+    calibration = variants.CALIBRATION_DOCUMENTS if any(row.calibrated for row in chosen.values()) else 0
+    trained_on = baseline.checkpoint.record.get("dataset_sha256")
+    documents, judged_by = loaded.to_choose_by(validation, calibration, trained_on)
+    started = time.monotonic()
+    _ = baseline.classifier  # an error of the model is no variant's
+    cells, rows = _built(baseline.suite.cell(baseline.model.name, baseline.max_length, variant) for variant in chosen)
+    if not cells:
+        raise InputError(f"none of {names} runs here: {'; '.join(row.why for row in rows)}")
+    made = time.monotonic()
+    texts = text_rows(documents)
+    _time(cells, rows, texts)
+    _narrow(cells, rows, texts, wanted)
+    rows.sort(key=lambda row: (row.verdict == "cannot", row.verdict == "outside", _order(row, wanted.prefer)))
+    timed = time.monotonic()
+    choice = Choice(wanted, rows, len(documents), judged_by)
+    races = _Races(baseline, documents, wanted.max_f1_drop, sum(row.verdict == "not read" for row in rows), workers)
+    choice.chosen = races.first(cells, rows)
+    choice.classified = races.classified
+    raced = time.monotonic()
+    choice.seconds = {"making": made - started, "latency": timed - made, "races": raced - timed}
+    if choice.chosen:
+        cell = cells[choice.chosen.variant]
+        choice.test = _on_test(cell, baseline, loaded, workers)
+        _write(output, cell, choice, baseline.max_length)
+    return choice
+
+
+def _built(cells: Iterable[Cell]) -> tuple[dict[str, Cell], list[Row]]:
+    """Return those of `cells` that can run, by variant, and a row for each."""
+    able, rows = {}, []
+    for cell in cells:
+        row = Row(cell.variant.name)
+        rows.append(row)
+        try:
+            _ = cell.classifier
+        except CannotRunError as error:
+            row.verdict, row.why = "cannot", str(error)
+            continue
+        able[row.variant] = cell
+        row.disk_bytes = cell.disk_bytes
+    return able, rows
+
+
+def _time(cells: Mapping[str, Cell], rows: Iterable[Row], texts: Sequence[tuple[str, ...]]) -> None:
+    """Time the `cells` in turns, all on the same texts at their own lengths, and note it in their `rows`."""
+    numbers = capacity.representative(texts, ROUNDS * TEXTS)
+    first = next(iter(cells.values()))
+    encodings = [first.encoder(*texts[number], max_length=first.max_length) for number in numbers]
+    blocks: dict[str, list[list[float]]] = {name: [] for name in cells}
+    costs: dict[str, float] = {}
+    with machine.one_core(), progress("latency, turn", (ROUNDS + 1) * len(cells)) as advance:
+        for turn in range(-1, ROUNDS):  # the first turn warms up
+            for place, (name, cell) in enumerate(cells.items()):
+                classifier = cell.classifier
+                if turn < 0:
+                    calls = [latency.time_call(classifier, encoding) for encoding in encodings[:TEXTS]]
+                    costs[name] = float(np.median(calls))
+                else:
+                    for number in range(latency.settling_calls(costs[name])):
+                        classifier(encodings[number % len(encodings)])
+                    block = encodings[turn * TEXTS : (turn + 1) * TEXTS]
+                    blocks[name].append([latency.time_call(classifier, encoding) for encoding in block])
+                advance((turn + 1) * len(cells) + place + 1)
+    for row in rows:
+        if row.variant in blocks:
+            row.latency_s = float(np.median([np.mean(block) for block in blocks[row.variant]]))
+            row.p95_s = accuracy.percentiles(np.concatenate(blocks[row.variant]))["p95_s"]
+
+
+def _narrow(cells: Mapping[str, Cell], rows: Iterable[Row], texts: Sequence[tuple[str, ...]], wanted: Wanted) -> None:
+    """Mark the `rows` that are outside a limit other than the guard, and measure what the others are preferred by."""
+
+    def outside(row: Row, value: float | None, limit: float | None, what: str, scale: float, unit: str) -> None:
+        if limit is not None and value is not None and value > limit and row.verdict == "not read":
+            row.verdict = "outside"
+            row.why = f"{what} {value * scale:.3g} {unit} (limit {limit * scale:.3g})"
+
+    for row in rows:
+        if row.verdict != "not read":
+            continue
+        cell = cells[row.variant]
+        outside(row, row.p95_s, wanted.latency_limit_s, "takes", 1e3, "ms for 95 of 100 texts")
+        outside(row, row.disk_bytes, wanted.max_disk_bytes, "takes", 1e-6, "MB of disk")
+        if row.verdict == "not read" and wanted.max_memory_bytes is not None:
+            longest = cell.encoder(*max(texts, key=lambda text: sum(map(len, text))), max_length=cell.max_length)
+            row.peak_rss_bytes = footprint.measure(cell.variant, cell.folder, longest).peak_rss_bytes
+            outside(row, row.peak_rss_bytes, wanted.max_memory_bytes, "takes", 1e-6, "MB of memory")
+        if row.verdict == "not read" and wanted.prefer == "capacity":
+            load = capacity.Load(texts, "the documents it is chosen by", seconds=CAPACITY_S)
+            row.texts_per_s = capacity.measure(cell, load)[1]["texts_per_s"]
+
+
+def _order(row: Row, prefer: Prefer) -> tuple[float, float]:
+    """Return what sorts the best row first."""
+    latency_s = row.latency_s or 0.0
+    return {"size": row.disk_bytes, "capacity": -(row.texts_per_s or 0.0), "latency": latency_s}[prefer], latency_s
+
+
+class _Races:
+    """Judges variants by documents in one random order, the next only if those before do not decide."""
+
+    def __init__(
+        self,
+        baseline: Cell,
+        documents: "pd.DataFrame",
+        limit: float,
+        variants_in_all: int,
+        workers: "Workers | None" = None,
+    ) -> None:
+        """Start with what is kept of the baseline's answers."""
+        self._documents, self._texts = documents, text_rows(documents)
+        self._labels = baseline.dataset.indicators(documents)
+        self._limit, self._problem_type = limit, baseline.checkpoint.problem_type
+        self._baseline, self._workers = KeptAnswers(baseline, workers), workers
+        # All that are said to hold surely do, with a chance of CONFIDENCE; each that is dropped is over with that.
+        self._enough_to_hold = -math.log(1 - stats.bonferroni(CONFIDENCE, variants_in_all))
+        self._enough_to_drop = -math.log(1 - CONFIDENCE)
+        self._classified = 0
+
+    @property
+    def classified(self) -> int:
+        """How many answers were computed."""
+        return self._classified + self._baseline.classified
+
+    def first(self, cells: Mapping[str, Cell], rows: Iterable[Row]) -> Row | None:
+        """Return the first of `rows` that holds; None if none does."""
+        for row in rows:
+            if row.verdict == "not read":
+                try:
+                    self.run(cells[row.variant], row)
+                except CannotRunError as error:
+                    row.verdict, row.why = "cannot", str(error)
+            if row.chosen:
+                return row
+        return None
+
+    def run(self, cell: Cell, row: Row) -> None:
+        """Judge `cell` until it is sure, or all documents are read, and note it in `row`."""
+        if cell.is_baseline:
+            row.verdict, row.f1_drop, row.chance = "holds", 0.0, 1.0
+            return
+        answers, total = KeptAnswers(cell, self._workers), len(self._texts)
+        try:
+            with progress(f"judging {row.variant}, document", total) as advance:
+                for count in (*range(LOOK, total, LOOK), total):
+                    advance(row.documents)
+                    self._look(answers, row, count)
+                    if row.verdict != "not read":
+                        return
+        finally:
+            self._classified += answers.classified
+        self._undecided(row)
+
+    def _look(self, answers: KeptAnswers, row: Row, count: int) -> None:
+        """Judge by the first `count` documents."""
+        predictions = [
+            predicted(side.logits(self._texts[:count]), self._problem_type) for side in (self._baseline, answers)
+        ]
+        self._judged = self._labels[:count], *predictions
+        row.documents, row.flips = count, int((predictions[0] != predictions[1]).any(axis=1).sum())
+        values, counts = accuracy.f1_drop_parts(*self._judged)
+        row.f1_drop = float(values @ counts / count)
+        if self._limit == 0:
+            if row.flips:  # documents can show no true drop of exactly 0 where labels change
+                row.verdict = "over"
+                row.why = f"changes a label within {counted(count, 'document')}"
+        elif stats.wealth(values, counts, self._limit) >= self._enough_to_hold:
+            row.verdict = "holds"
+        elif stats.wealth(-values, counts, -self._limit) >= self._enough_to_drop:
+            row.verdict = "over"
+            row.sufficient_f1_drop = self._sufficient()
+
+    def _undecided(self, row: Row) -> None:
+        """Judge by how likely the drop is within the limit, since no document is left."""
+        if self._limit == 0:
+            row.verdict = "likely"
+            return
+        drops, drop = accuracy.f1_drop_resamples(*self._judged), row.f1_drop or 0.0
+        row.chance = float((drops <= self._limit).mean())
+        row.verdict = "likely" if row.chance >= LIKELY and drop <= self._limit else "unsure"
+        row.sufficient_f1_drop = self._sufficient()
+        row.documents_to_be_sure = documents_to_be_sure(
+            *accuracy.f1_drop_parts(*self._judged), self._limit, self._enough_to_hold
+        )
+
+    def _sufficient(self) -> float:
+        return float(np.quantile(accuracy.f1_drop_resamples(*self._judged), LIKELY))
+
+
+def documents_to_be_sure(
+    values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], limit: float, enough: float
+) -> int | None:
+    """Return about how many documents like those seen, to two digits, show the drop to be within `limit`.
+
+    `values` and `counts` are from accuracy.f1_drop_parts; `enough` is the logarithm of the wealth that is asked for.
+    None if the drop is not within the limit, or so little that MOST times as many do not show it.
+    """
+
+    def surplus(times: float) -> float:
+        return stats.wealth(values, counts * times, limit) - enough
+
+    if surplus(MOST) < 0:
+        return None
+    needed = float(counts.sum() * optimize.brentq(surplus, 1.0, MOST))
+    digits: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return digits * math.ceil(needed / digits)
+
+
+def _on_test(cell: Cell, baseline: Cell, loaded: Dataset, workers: "Workers | None" = None) -> dict[str, Any]:
+    """Judge the chosen `cell` by the test split."""
+    texts = text_rows(loaded.test)
+    sides = []
+    for side in (baseline, cell):
+        with progress(f"test split, {side.variant.name}, document", len(texts)) as advance:
+            sides.append(KeptAnswers(side, workers).logits(texts, advance))
+    return asdict(cell.compare(loaded.test, *sides))
+
+
+def _write(output: Path, cell: Cell, choice: Choice, max_length: int) -> None:
+    """Write what `qbert quantize` writes, and why it was chosen."""
+    record = choice.to_record() | {
+        "model": cell.model.name,
+        "max_length": max_length,
+        "dataset": cell.suite.dataset.name,
+        "dataset_sha256": cell.suite.dataset.sha256,
+        "checkpoint_sha256": cell.checkpoint.sha256,
+        "identity": machine.identity(*cell.variant.packages),
+        "disturbances": machine.disturbances(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+    def fill(stage: Path) -> None:
+        variants.write_artefact(cell.variant, cell.checkpoint, stage, cell.suite.dataset, max_length)
+        text = json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True)
+        (stage / RECORD).write_text(text + os.linesep, encoding="utf-8")
+        seal(stage)
+
+    build_folder(output, fill)

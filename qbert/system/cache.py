@@ -1,0 +1,250 @@
+"""Folders and files that are either absent or whole: made beside their place, then renamed; folders under a lock."""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from qbert.system.errors import InputError
+from qbert.system.parse import check_name
+from qbert.system.terminal import say
+
+MANIFEST = "files.sha256"
+SILENT_S = 2  # of waiting for another process before a message says so; most builds take longer
+OTHERS_WRITE = 0o022  # the bits of a file's mode with which its group or everybody may write to it
+FULL = 1 << 20  # a disk with fewer free bytes counts as full
+CANNOT_WRITE = {
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EDQUOT", "EEXIST", "EFBIG", "EIO", "ELOOP", "ENAMETOOLONG"),
+        *("ENOLCK", "ENOSPC", "ENOSYS", "ENOTDIR", "EOPNOTSUPP", "EPERM", "EROFS"),
+    )
+    if hasattr(errno, name)
+}
+
+
+def cache_dir() -> Path:
+    """Return the folder that keeps trained built-in models and quantized variants (`QBERT_CACHE`).
+
+    Raises:
+        InputError: it is not named, and this user has no home.
+    """
+    try:
+        return Path(os.environ.get("QBERT_CACHE") or platformdirs.user_cache_dir("qbert"))
+    except RuntimeError as error:  # HOME is not set, and the user's id has no name
+        raise InputError(
+            "this user has no home folder (HOME) in which to keep what is made: name a folder for it (QBERT_CACHE)"
+        ) from error
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file beside `path`, then rename it to `path`; devices and pipes are written directly.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    destination = stage = path
+    try:
+        destination = stage = path.resolve()
+        if not destination.exists() or destination.is_file():
+            # The suffix is kept, since it may determine the format.
+            stage = destination.with_name(f".{destination.stem}.unfinished-{secrets.token_hex(4)}{destination.suffix}")
+        write(stage)
+        if stage != destination:
+            stage.replace(destination)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
+    finally:
+        if stage != destination:
+            with contextlib.suppress(OSError):
+                stage.unlink()
+
+
+def is_filled(target: Path) -> bool:
+    """Whether `target` exists and is not an empty folder."""
+    return target.exists() and not (target.is_dir() and not any(target.iterdir()))
+
+
+def lock_of(name: str) -> FileLock:
+    """Return the lock of that name, which all processes with this cache share."""
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / name)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock of `target`; lock files are never removed, so they are in the cache, not in users' folders."""
+    lock = lock_of(hashlib.sha256(str(target).encode()).hexdigest()[:32])
+    try:
+        lock.acquire(timeout=SILENT_S)
+    except Timeout:
+        say(f"waiting for another process, which makes {target}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_stages(target: Path) -> None:
+    """Remove what interrupted builds of `target` left beside it; errors are ignored: leftovers only take disk space."""
+    for dots in (".", ".."):  # with two: of a process that the build started and that made the stage in the same way
+        for stage in target.parent.glob(f"{dots}{glob.escape(target.name)}.unfinished*"):
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """Create files that only this user can write to, whatever the umask: programs among them are run."""
+    umask = os.umask(OTHERS_WRITE)
+    os.umask(umask | OTHERS_WRITE)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+
+
+@_closed_to_others()
+def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callable[[Path], bool] = is_filled) -> Path:
+    """Return `target`; where it is not `intact`, first let `build` fill an empty folder beside it and rename that.
+
+    A second process that needs the same folder waits and then uses it. The next build of `target` removes what a killed
+    one left beside it. Each build has a stage of its own, so a build that was thought dead disturbs no other.
+
+    Raises:
+        InputError: the place cannot be written to, is full, or has a name that is no UTF-8.
+    """
+    target = target.resolve()
+    check_name(target)
+    if intact(target):
+        return target
+    stage = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            if intact(target):
+                return target
+            if is_filled(target):
+                say(f"{target} is damaged: making it again")
+                shutil.rmtree(target)
+            _remove_stages(target)
+            stage.mkdir()
+            try:
+                _build(build, stage)
+                if target.is_dir():
+                    target.rmdir()
+                stage.rename(target)
+            finally:
+                _remove_stages(target)
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise InputError(
+            f"{error.filename or target} cannot be written ({error.strerror}): "
+            "name another place (QBERT_CACHE names the cache)"
+        ) from error
+    return target
+
+
+def build_kept(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return the folder `target` of the cache; where it is absent or a file in it was changed, let `build` fill it."""
+
+    def build_sealed(stage: Path) -> None:
+        build(stage)
+        seal(stage)
+
+    return build_folder(target, build_sealed, intact=_is_sealed)
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of the files in `folder` into it."""
+    (folder / MANIFEST).write_text(_manifest(folder), encoding="utf-8")
+
+
+def check_files(folder: Path) -> None:
+    """Check that the files in `folder` are as `seal` listed them; files that it did not list are ignored.
+
+    Raises:
+        InputError: one is missing or was changed, or there is no list.
+    """
+    again = "make it again with qbert quantize"
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    if not lines:
+        raise InputError(
+            f"{folder} has no list of checksums ({MANIFEST}): {again}, or load it unchecked (--no-verify; verify=False)"
+        )
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing, and {MANIFEST} beside it lists it: {again}")
+        if _sha256(path) != digest:
+            raise InputError(f"{path} is damaged (its checksum is not that in {MANIFEST}): {again}")
+
+
+def _is_sealed(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).read_text(encoding="utf-8") == _manifest(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _manifest(folder: Path) -> str:
+    """Return a line for each file below `folder`, in the format of sha256sum."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
+    return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_trusted(path: Path) -> None:
+    """Check that only this user and root can have written `path`, from which programs are about to be run.
+
+    It checks a file and its folder, or a folder and all in it, and the folders above within the cache.
+
+    Raises:
+        InputError: one of these is another user's, or others can write to it.
+    """
+    if sys.platform == "win32":  # permissions are not in the mode there
+        return
+    cache, folder = cache_dir().resolve(), path if path.is_dir() else path.parent
+    above = [place for place in folder.parents if place.is_relative_to(cache)]
+    for place in (*reversed(above), folder, *(folder.rglob("*") if folder == path else [path])):
+        try:
+            status = place.stat()
+        except FileNotFoundError:  # removed meanwhile, or a broken link
+            continue
+        if status.st_uid not in {os.geteuid(), 0}:
+            raise InputError(
+                f"{place} decides what is run here and belongs to another user (id {status.st_uid}): "
+                "take it over with chown, or name a cache of your own (QBERT_CACHE)"
+            )
+        if status.st_mode & OTHERS_WRITE:
+            top = cache if above else folder
+            raise InputError(f"{place} decides what is run here and others can write to it: chmod -R go-w {top}")
+
+
+def _build(build: Callable[[Path], None], stage: Path) -> None:
+    """Call `build`; where it fails on a full disk, raise the error that says so."""
+    try:
+        build(stage)
+    except Exception as error:  # native writers raise exceptions of any class
+        if shutil.disk_usage(stage).free < FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(stage.parent)) from error
+        raise

@@ -1,0 +1,205 @@
+"""What the loader takes, and what it refuses with file, line and remedy."""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qbert.inputs import dataset
+from qbert.system.errors import InputError
+
+Write = Callable[..., Path]
+SHARED = Path(__file__).parents[3] / "shared" / "datasets"
+
+
+def test_labels_are_read_as_ids_and_as_names(write_dataset: Write) -> None:
+    by_id = dataset.load(write_dataset())
+    by_name = dataset.load(
+        write_dataset(train="text,label\ngood film,positive\nbad film,negative\n", test="text,label\nfine,positive\n")
+    )
+    assert list(by_id.train["label"]) == [1, 0]
+    assert list(by_name.train["label"]) == [1, 0]
+
+
+def test_names_that_are_numbers_are_told_from_ids_by_what_explains_more(write_dataset: Write) -> None:
+    stars = '{"1": 0, "2": 1, "3": 2}'
+    as_names = dataset.load(write_dataset(train="text,label\na,1\nb,2\nc,3\n", test="text,label\nd,3\n", label=stars))
+    as_ids = dataset.load(write_dataset(train="text,label\na,0\nb,1\nc,2\n", test="text,label\nd,2\n", label=stars))
+    assert list(as_names.train["label"]) == list(as_ids.train["label"]) == [0, 1, 2]
+
+
+def test_a_document_has_the_labels_between_the_bars_of_its_field_or_none(write_dataset: Write) -> None:
+    names = "text,labels\na,positive|negative\nb,\nc,positive\nd,positive|positive\n"
+    for split in (names, names.replace("positive", "1").replace("negative", "0")):
+        loaded = dataset.load(write_dataset(train=split, test="text,labels\ne,\n"))
+        assert loaded.multi_label
+        assert list(loaded.train["labels"]) == [(0, 1), (), (1,), (1,)]
+        indicators = loaded.indicators(loaded.train)
+        assert indicators.tolist() == [[True, True], [False, False], [False, True], [False, True]]
+
+
+def test_one_label_a_document_has_indicators_too(write_dataset: Write) -> None:
+    loaded = dataset.load(write_dataset())
+    assert not loaded.multi_label
+    assert loaded.indicators(loaded.train).tolist() == [[False, True], [True, False]]
+
+
+def test_a_pipe_for_a_file_is_not_waited_for(write_dataset: Write) -> None:
+    folder = write_dataset(test=None)
+    os.mkfifo(folder / "test.csv")
+    with pytest.raises(InputError, match=r"test\.csv cannot be read \(it is a pipe or a device\)"):
+        dataset.load(folder)
+
+
+def test_column_order_extra_columns_blank_lines_and_a_byte_order_mark_do_not_matter(
+    write_dataset: Write,
+) -> None:
+    loaded = dataset.load(write_dataset(train='\ufefflabel,id,text\n\n1,7,"good, film"\n0,8,bad\n'))
+    assert loaded.train.to_dict("list") == {"text": ["good, film", "bad"], "label": [1, 0]}
+
+
+def test_the_hash_is_of_the_contents(write_dataset: Write) -> None:
+    first = dataset.load(write_dataset()).sha256
+    assert dataset.load(write_dataset()).sha256 == first
+    assert dataset.load(write_dataset(test="text,label\nfine film!,1\n")).sha256 != first
+
+
+def test_a_sample_of_documents_is_the_same_each_time_and_in_file_order() -> None:
+    loaded = dataset.load("news_mini")
+    sample = loaded.documents(50)
+    assert list(sample.index) == sorted(set(sample.index)) == list(loaded.documents(50).index)
+    assert loaded.documents(10_000) is loaded.test
+
+
+def test_rows_in_both_splits_are_counted_in_a_warning(write_dataset: Write) -> None:
+    folder = write_dataset(test="text,label\ngood film,1\ngood film,1\nfine film,1\n")
+    with pytest.warns(dataset.DatasetWarning, match="2 of 3 test rows are in train.csv"):
+        dataset.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"test": None}, "test.csv cannot be read"),
+        ({"label": None}, "label.json cannot be read"),
+        ({"train": "text\ngood\n"}, "train.csv: one column 'label' or 'labels' is needed"),
+        ({"train": ""}, "train.csv: one column 'text' is needed"),
+        ({"train": "text,text,label\na,b,1\n"}, "one column 'text' is needed"),
+        ({"train": "text,label\n"}, "train.csv has no rows"),
+        ({"train": "text,label\ngood,1\n  ,0\n"}, "train.csv, line 3: text is empty"),
+        ({"train": 'text,label\n"two\nlines",1\n,0\n'}, "train.csv, line 4: text is empty"),
+        ({"train": "text,label\ngood,\n"}, "train.csv, line 2: label is empty"),
+        ({"train": "text,label\ngood,1\nbad,7\n"}, "train.csv, line 3: label '7' is not in label.json"),
+        (
+            {"train": "text,label\ngood,positive\nbad,awful\n", "test": "text,label\nx,positive\n"},
+            "label 'awful'",
+        ),
+        ({"train": "text,label\ngood, film,1\n"}, "line 2: 3 fields where the first line has 2"),
+        ({"train": "text,label\ngood\n"}, "line 2: 1 fields"),
+        ({"train": 'text,label\n"good" film,1\n'}, "line 2: broken CSV"),
+        ({"train": 'text,label\ngood,1\n"bad,0\n'}, "line 3: broken CSV"),
+        ({"train": "text,label\ngood,1\n坏,0\n".encode("gbk")}, "train.csv, line 3: not UTF-8"),
+        ({"train": "text,label\ngood,1\n"}, "'negative', of which train.csv has no row"),
+        ({"train": "text,text_pair,label\na,b,1\n"}, "'text_pair' has to be in both"),
+        ({"train": "text,labels\na,1\n"}, "'labels' has to be in both"),
+        ({"train": "text,label,labels\na,1,1\n"}, "one column 'label' or 'labels' is needed"),
+        (
+            {"train": "text,labels\na,\nb,1|7\n", "test": "text,labels\na,1\n"},
+            "train.csv, line 3: label '7' is not in label.json",
+        ),
+        ({"train": "text,labels\na,1|\n", "test": "text,labels\na,1\n"}, "train.csv, line 2: label ''"),
+        ({"train": "text,labels\na,1\n", "test": "text,labels\nb,0|1\n"}, "'negative', of which train.csv has no row"),
+        (
+            {"train": "text,text_pair,label\na,,1\n", "test": "text,text_pair,label\na,b,1\n"},
+            "line 2: text_pair is empty",
+        ),
+        ({"label": "{"}, "label.json cannot be used (Input data was truncated): it maps each label's name to its id"),
+        ({"label": "[1]"}, "label.json cannot be used (Expected `object`, got `array`)"),
+        ({"label": "[" * 100_000}, "label.json cannot be used"),
+        ({"label": '{"a": "0", "b": 1}'}, "label.json cannot be used (Expected `int`, got `str`"),
+        ({"label": '{"a": true, "b": 0}'}, "label.json cannot be used (Expected `int`, got `bool`"),
+        ({"label": '{"a": 0, "b": 2}'}, "has the ids [0, 2]"),
+        ({"label": '{"a": 0}'}, "at least two"),
+    ],
+)
+def test_bad_input_is_named_with_its_place(write_dataset: Write, files: dict[str, str], message: str) -> None:
+    files = {"test": "text,label\nfine film,0\n"} | files if message.startswith("'negative'") else files
+    folder = write_dataset(**files)
+    for name in (name for name, content in files.items() if content is None):
+        (folder / f"{name}.json").unlink(missing_ok=True)
+    with pytest.raises(InputError) as error:
+        dataset.load(folder)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        dataset.load(tmp_path / "missing")
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1).filter(
+    lambda text: bool(text.strip())
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(texts, min_size=2, max_size=8, unique=True))
+def test_any_text_that_was_written_as_csv_is_read_back(write_dataset: Write, written: list[str]) -> None:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerows([("text", "label"), *((text, row % 2) for row, text in enumerate(written))])
+    folder = write_dataset(train=file.getvalue(), test="text,label\n\ue000 only in test,1\n")
+    assert list(dataset.load(folder).train["text"]) == written
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real datasets are not here")
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("sougou", (370, 125)), ("thucnews_titles", (8000, 2000)), ("sst2", (6920, 872)), ("mrpc", (3680, 400))],
+)
+@pytest.mark.filterwarnings("ignore::qbert.inputs.dataset.DatasetWarning")
+def test_real_datasets_load(name: str, rows: tuple[int, int]) -> None:
+    loaded = dataset.load(SHARED / name)
+    assert (len(loaded.train), len(loaded.test)) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("lines.txt", "one\n\n  \ntwo, too\n", [("one",), ("two, too",)]),
+        ("rows.csv", 'id,text\n1,"a, b"\n2,\n3,c\n', [("a, b",), ("c",)]),
+        ("pairs.csv", "text,text_pair\na,b\nc,\n", [("a", "b")]),
+        ("mark.csv", "\ufefftext\na\n", [("a",)]),
+    ],
+)
+def test_traffic_is_lines_or_a_column_without_blank_ones(
+    tmp_path: Path, name: str, content: str, rows: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert dataset.traffic(tmp_path / name) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.txt", b"\n \n", "holds no text"),
+        ("empty.csv", b"", r"the column 'text' is needed, its first line has \[\]"),
+        ("other.csv", b"message\nhello\n", r"the column 'text' is needed, its first line has \['message'\]"),
+        ("header.csv", b"text\n", "holds no text"),
+        ("broken.csv", b'text\n"a\n', "broken CSV"),
+        ("latin.txt", b"na\xefve\n", "line 1: not UTF-8"),
+    ],
+)
+def test_traffic_that_cannot_be_served_is_a_sentence(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        dataset.traffic(tmp_path / name)
+    with pytest.raises(InputError, match=r"nowhere\.txt cannot be read"):
+        dataset.traffic(tmp_path / "nowhere.txt")
