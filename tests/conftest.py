@@ -28,6 +28,8 @@ LONGEST_S = 900
 """A test that takes longer hangs: it is ended, and fails."""
 WORKERS = 4
 """A whole folder's tests are run by a process on each core, and by no more than these: each has torch in memory."""
+SHARED = "QBERT_TESTS_SHARED"
+"""The environment variable with a folder where checkpoints and their conversions stay for the next run of the tests."""
 FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert")
 RECIPE = training.Recipe(epochs=1, learning_rate=1e-3, batch_size=16, warmup=0.1, masked=0.15, shortest=0.25)
 Made = Callable[[str, Callable[[Path], object]], Path]
@@ -43,6 +45,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if folders and cores > 1 and option.numprocesses is None and option.dist == "no" and not option.usepdb:
         option.numprocesses = min(cores, WORKERS)
+    if folders and option.durations is None:
+        option.durations, option.durations_min = 20, 1.0
     if option.numprocesses:
         option.dist = "worksteal"  # neighbours, which share what is built, mostly stay together
         option.benchmark_disable = True  # pytest-benchmark would do so, and warn
@@ -56,10 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all processes that run these tests together."""
+    """The folder of all processes that run these tests together, or where SHARED says, of several runs."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if hasattr(request.config, "workerinput") else own) / "shared"
-    folder.mkdir(exist_ok=True)
+    if given := os.environ.get(SHARED):
+        folder = Path(given)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -196,18 +196,13 @@ def wide(made: Made, news: Dataset) -> Checkpoint:
     return Checkpoint.open(made("wide", make))
 
 
-def is_quickly_made(variant: variants.Variant) -> bool:
-    return not variant.calibrated and variant.runtime != "TorchInductor"
-
-
-def cases() -> list[Any]:
-    """Every variant with the model `trained`, and with `wide`: what takes more than seconds is slow."""
-    all_of_them = [(model, row) for model in ("trained", "wide") for row in variants.VARIANTS.values()]
-    return [
-        pytest.param(model, row.name, marks=() if model == "trained" and is_quickly_made(row) else pytest.mark.slow)
-        for model, row in all_of_them
-        if not row.missing()
-    ]
+def cases() -> Iterator[Any]:
+    """Every variant with the model `trained`, and the default ones with `wide`; what takes longer is slow."""
+    for row in (row for row in variants.VARIANTS.values() if not row.missing()):
+        compiled = [pytest.mark.exhaustive] if row.runtime == "TorchInductor" else []
+        yield pytest.param("trained", row.name, marks=compiled or [pytest.mark.slow] * row.calibrated)
+        if row.default or compiled:
+            yield pytest.param("wide", row.name, marks=compiled or [pytest.mark.slow])
 
 
 @pytest.mark.parametrize("length", [16, 128])
