@@ -17,7 +17,7 @@ RENAMED = {"suite": "cells"}
 class FormerNames(MetaPathFinder, Loader):
     """Finds `qbert.NAME` in the room that has it now."""
 
-    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:  # noqa: ARG002  importlib gives them
         """Return a spec that loads the module of today; None where there is none."""
         package, _, name = fullname.rpartition(".")
         if package != "qbert" or name in ROOMS:
