@@ -185,8 +185,8 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 
     Each machine and each dataset has its own history.
     """
+    from qbert.results import figures, tables, verdicts
     from qbert.results import history as saved
-    from qbert.results import tables, verdicts
 
     table, left_out = saved.stored(storage)
     for sentence in left_out:
@@ -194,7 +194,7 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
     rows = saved.changes(table, min_effect)
     tables.show(verdicts.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
     if plot:
-        verdicts.plot_history(table, rows, plot)
+        figures.plot_history(table, rows, plot)
 
 
 @click.command()
@@ -231,7 +231,7 @@ def report(
     if not (output or markdown or csv_file):
         raise InputError("name what to write: -o tables.html, --markdown FILE or --csv FILE")
     runs = saved.load(files)
-    found = machines.of(runs, settings.read(settings.nearest(Path.cwd())).prices | dict(prices))
+    found = machines.split(runs, settings.read(settings.nearest(Path.cwd())).prices | dict(prices))
     machines.check_prices(found, dict(prices))
     if output:
         with progress("drawing"):
@@ -241,5 +241,5 @@ def report(
         options.write(markdown, page.markdown(found))
     if csv_file:
         options.write(csv_file, page.csv(found))
-    for answer in machines.told(found):
+    for answer in machines.findings(found):
         echo(answer)

@@ -31,7 +31,7 @@ class Difference:
         return len(self.rows)
 
 
-def between(answers: Mapping[str, Answers]) -> Difference | None:
+def compare(answers: Mapping[str, Answers]) -> Difference | None:
     """Compare the `answers` of machines, by their names; None where they are not of the same documents."""
     sides = list(answers.values())
     if len({(side["labels"], side.get("rows", "")) for side in sides}) > 1:

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CELL = ["model", "max_length", "variant"]
+MEASURED = ("latency", "accuracy", "footprint", "capacity")
+"""What a benchmark of this suite measures."""
+
+
+def cell_name(row: Mapping[Any, Any]) -> str:
+    """Return the name of a row's cell."""
+    return "-".join(str(row[name]) for name in CELL)
+
+
 MACHINE = ("processor", "instruction_sets", "hardware", "machine_name")
 """The keys of a result's `identity` that say on which machine it was measured; `machine_name` is --machine-name's."""
 SUBJECT = (
@@ -115,7 +124,7 @@ def runs(
             row["machine_flips"] = _machine_flips(last[0].get("answers"), last[1].get("answers"))
         for name in ("disk_bytes", "peak_rss_bytes"):
             for side, newest in zip(("base", "head"), last, strict=True):
-                row[f"{side}_{name}"] = None if _is_missing(newest.get(name)) else float(newest[name])
+                row[f"{side}_{name}"] = None if is_missing(newest.get(name)) else float(newest[name])
     return rows
 
 
@@ -149,7 +158,7 @@ def _machine_flips(base: Any, head: Any) -> answers.Difference | None:  # noqa: 
     """Compare what two machines answer; None where a run has kept no answers, or those to other documents."""
     if not isinstance(base, dict) or not isinstance(head, dict):
         return None
-    return answers.between({"base": base, "head": head})
+    return answers.compare({"base": base, "head": head})
 
 
 def is_of_another_machine(identity: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -199,7 +208,7 @@ def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_e
     """Compare the F1 of two runs; `inconclusive` if one is an older run that does not hold its answers."""
     from qbert.measure import accuracy
 
-    if _is_missing(base.get("f1")) or _is_missing(head.get("f1")):
+    if is_missing(base.get("f1")) or is_missing(head.get("f1")):
         return {}
     before, after = (run.get("answers") for run in (base, head))
     if not isinstance(before, dict) or not isinstance(after, dict) or before["labels"] != after["labels"]:
@@ -208,7 +217,8 @@ def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_e
     return accuracy.compare_answers(before, after, confidence, min_effect)
 
 
-def _is_missing(value: Any) -> bool:  # noqa: ANN401
+def is_missing(value: Any) -> bool:  # noqa: ANN401
+    """Whether a table has no such value: None, or not a number."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -220,7 +230,7 @@ def over_machine_flips(rows: Iterable[Mapping[str, Any]], limit: int) -> list[st
     told = []
     compared = 0
     for row in rows:
-        name = "-".join(str(row[key]) for key in CELL)
+        name = cell_name(row)
         difference = row.get("machine_flips")
         compared += difference is not None
         if difference is not None and difference.flips > limit:

@@ -9,39 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from msgspec.structs import asdict
 
 from qbert.measure.stats import MIN_EFFECT, guarded_drop
-from qbert.results import saved_run
+from qbert.results import columns, saved_run
 from qbert.results.compare import CELL, MACHINE, SUBJECT, differences, samples
 from qbert.system import machine
 from qbert.system.errors import InputError
 from qbert.variants import BASELINE
 
-LATENCY = [
-    *("median_s", "q1_s", "q3_s", "p95_s", "speedup", "speedup_low", "speedup_high", "baseline_p50_s"),
-    *("share_of_limit", "share_of_best_limit", "limit_definition", "precision", "runtime", "process_speedups"),
-]
-ACCURACY = [
-    *("f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high", "max_f1_drop", "f1_guard"),
-    "over_limit",
-    *("flips", "mcnemar_p", "documents", "visible_drop", "flipped", "answers"),
-]
-FOOTPRINT = ["disk_bytes", "load_s", "first_call_s", "after_pause_s", "peak_rss_bytes"]
-CAPACITY = [
-    *("workers", "worker_threads", "texts_per_s", "loaded_p50_s", "loaded_p95_s", "loaded_p99_s", "loaded_worst_s"),
-    *(
-        "worker_shares",
-        "alone_p50_s",
-        "half_load_slowdown",
-        "loaded_over_alone",
-        "loaded_over_alone_low",
-        "loaded_over_alone_high",
-    ),
-    *("pss_bytes", "latency_limit_s", "rates", "rates_p99_s", "rate_within_limit", "price_per_hour"),
-    *("cost_per_million", "scaling", "traffic", "traffic_sha256", "traffic_tokens", "capacity_notes"),
-]
 RUN = ["file", "when", "host", "boot", "machine", "dataset", "commit", "failed"]
-FIGURES = {"accuracy": ACCURACY, "footprint": FOOTPRINT, "capacity": CAPACITY}
 SERIES = ["machine", "dataset", *CELL]
 """The columns that identify one history; latency depends on the dataset's texts, so each dataset has its own."""
 STORAGE = Path(".benchmarks")
@@ -52,32 +29,28 @@ FIRST_LIMIT = 1
 def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row per cell, in order of appearance, from a run's `benchmarks`; other projects' are left out.
 
-    Columns: CELL, `trained`, `identity`, `stated` (whether only its own code says that it is int8), LATENCY, ACCURACY,
-    FOOTPRINT, CAPACITY; values are missing if the run lacks that benchmark.
+    Columns: CELL, `trained`, `identity`, `stated` (whether only its own code says that it is int8), and columns.kept;
+    values are missing if the run lacks that benchmark.
     """
+    known = [*CELL, "trained", "identity"]
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for benchmark in benchmarks:
         info = benchmark.get("extra_info", {})
-        if not all(name in info for name in [*CELL, "trained", "identity"]):
+        if not all(name in info for name in known):
             continue
-        row = rows.setdefault(
-            tuple(info[name] for name in CELL), {name: info[name] for name in [*CELL, "trained", "identity"]}
-        )
+        row = rows.setdefault(tuple(info[name] for name in CELL), {name: info[name] for name in known})
         row["stated"] = info.get("stated", False)
-        measured = FIGURES.get(info.get("measured"), LATENCY)
-        row |= {name: info[name] for name in measured if name in info}
+        measured = info.get("measured", "latency")
+        row |= {name: info[name] for name in columns.kept(measured) if name in info}
         if "f1_guard" in info:  # older runs did not record the guard's verdict
             judged = guarded_drop(info["f1_drop"], info["f1_drop_high"], info["f1_guard"])
             row["over_limit"] = info["variant"] != BASELINE and judged > info["max_f1_drop"]
-        if measured is LATENCY:
-            row["median_s"] = benchmark["stats"]["median"]
+        if measured == "latency":
             if "share_of_limit" in row:
                 row.setdefault("limit_definition", FIRST_LIMIT)
-            row |= {f"{name}_s": benchmark["stats"].get(name) for name in ("q1", "q3")}
+            row |= {f"{name}_s": benchmark["stats"].get(name) for name in ("median", "q1", "q3")}
             row |= {name: info["identity"].get("definition", {}).get(name, "") for name in ("precision", "runtime")}
-    return pd.DataFrame(
-        rows.values(), columns=[*CELL, "trained", "identity", "stated", *LATENCY, *ACCURACY, *FOOTPRINT, *CAPACITY]
-    )
+    return pd.DataFrame(rows.values(), columns=[*known, "stated", *columns.kept()])
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -87,7 +60,7 @@ def read(path: Path) -> pd.DataFrame:
         InputError: the file cannot be read, is no run of pytest-benchmark, is damaged, or holds no cell of this suite.
     """
     run = saved_run.read(path)
-    table = cells(saved_run.as_dictionaries(run.cells(str(path))))
+    table = cells({"extra_info": one.extra_info, "stats": asdict(one.stats)} for one in run.cells(str(path)))
     if table.empty:
         raise InputError(f"{path} holds no cell of this suite: it is another project's run, or an older version's")
     table["file"] = str(path)
@@ -161,10 +134,10 @@ def sittings(table: pd.DataFrame) -> list[int]:
     previous one and less than LONGEST after the first. They share whatever varies from day to day, so several of them
     are no surer than one.
     """
-    columns = [table[name] for name in ("when", "host", "boot")]
+    series = [table[name] for name in ("when", "host", "boot")]
     numbers: dict[tuple[pd.Timestamp, str, str], int] = {}
     current: dict[int, tuple[pd.Timestamp, pd.Timestamp, str, str]] = {}  # first and last run, host, boot
-    for number, run in enumerate(sorted(set(zip(*columns, strict=True)))):
+    for number, run in enumerate(sorted(set(zip(*series, strict=True)))):
         when, host, boot = run
         current = {
             sitting: state for sitting, state in current.items() if when - state[1] < GAP and when - state[0] < LONGEST
@@ -177,7 +150,7 @@ def sittings(table: pd.DataFrame) -> list[int]:
         numbers[run] = next(same, number)
         first, _, _, known_boot = current.get(numbers[run], (when, when, host, boot))
         current[numbers[run]] = (first, when, host, boot or known_boot)
-    return [numbers[run] for run in zip(*columns, strict=True)]
+    return [numbers[run] for run in zip(*series, strict=True)]
 
 
 GAP = pd.Timedelta(hours=6)

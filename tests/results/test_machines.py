@@ -66,14 +66,14 @@ def test_each_machine_has_its_own_answer_and_figures(load: Callable[..., pd.Data
             for name in ("p50_s", "baseline_p50_s", "floor_s", "best_floor_s"):
                 one["extra_info"][name] *= 3
             one["stats"] = {name: 3 * value for name, value in one["stats"].items()}
-    found = machines.of(load(TWO[0], slower))
+    found = machines.split(load(TWO[0], slower))
     assert [machine.label for machine in found] == ["A processor", "cheap"]
-    told = machines.told(found)
+    told = machines.findings(found)
     assert sum(sentence.startswith("A processor: served, 384 tokens: int8-openvino is 7.14") for sentence in told) == 1
     assert sum(sentence.startswith("cheap: served, 384 tokens: int8-openvino is 7.14") for sentence in told) == 1
     latency = machines.side_by_side(found, "served")[0]
-    assert latency.headings == ("tokens", "variant", "A processor", "cheap")
-    row = next(row for row in latency.rows if row[0][0] == "384" and row[1][0] == "int8-openvino")
+    assert [column.heading for column in latency.columns.values()] == ["tokens", "variant", "A processor", "cheap"]
+    row = next(row for row in latency.entries() if row[0][0] == "384" and row[1][0] == "int8-openvino")
     assert [text for text, _ in row[2:]] == ["14.0", "42.0"]  # no mean of both
     html = page.render(found)
     assert "Machines side by side" in html
@@ -86,7 +86,7 @@ def test_each_machine_has_its_own_answer_and_figures(load: Callable[..., pd.Data
 
 
 def test_runs_of_one_machine_are_shown_as_before(load: Callable[..., pd.DataFrame]) -> None:
-    html = page.render(machines.of(load(TWO[0])))
+    html = page.render(machines.split(load(TWO[0])))
     assert "side by side" not in html
     assert "<details" not in html
 
@@ -117,15 +117,15 @@ def test_prices_come_from_the_settings_too(
 
 def test_what_differs_beside_the_machine_is_said(load: Callable[..., pd.DataFrame]) -> None:
     other = of(TWO[1], versions={"torch": "2.12"})
-    _, told = machines.notes(machines.of(load(TWO[0], other)))
+    _, told = machines.notes(machines.split(load(TWO[0], other)))
     assert told == "A processor and cheap differ in more: torch: 2.13, 2.12."
     with pytest.raises(InputError, match="dataset"):
-        machines.of(load(TWO[0], of(TWO[1], dataset_sha256="e" * 64)))
+        machines.split(load(TWO[0], of(TWO[1], dataset_sha256="e" * 64)))
 
 
 def test_machines_of_one_kind_have_labels_of_their_own(load: Callable[..., pd.DataFrame]) -> None:
     kinds = [{"family": 6, "model": model, "instance type": "m7i.large"} for model in (1, 2)]
-    found = machines.of(load(*(of(TWO[0], hardware=kind) for kind in kinds)))
+    found = machines.split(load(*(of(TWO[0], hardware=kind) for kind in kinds)))
     assert [machine.label for machine in found] == ["m7i.large (1)", "m7i.large (2)"]
 
 
@@ -136,15 +136,15 @@ def test_answers_of_machines_are_compared(load: Callable[..., pd.DataFrame]) -> 
     other = LOGITS + np.array([[0, 0], [0, 0], [2.5, 0]], np.float32)
     first = of(run(judged([0, 1, 1], LOGITS)), machine_name="one")
     second = of(run(judged([0, 1, 0], other)), machine_name="two")
-    found = machines.of(load(first, second))
-    told = machines.told(found)[-1]
+    found = machines.split(load(first, second))
+    told = machines.findings(found)[-1]
     assert told == (
         "served: machines answer differently, most in int8-openvino, 384 tokens: 1 of 3 labels differ between machines "
         "(documents 2), logits by 2.5 at most (document 2)."
     )
     counts, documents = machines.answers_compared(found, "served")
-    assert [text for text, _ in counts.rows[0][2:]] == ["3", "1", "2.5", "2", "one, two"]
-    assert [text for text, _ in documents.rows[0]] == ["384", "int8-openvino", "2", "good", "bad"]
+    assert [text for text, _ in counts.entries()[0][2:]] == ["3", "1", "2.5", "2", "one, two"]
+    assert [text for text, _ in documents.entries()[0]] == ["384", "int8-openvino", "2", "good", "bad"]
     assert "Documents that machines label differently" in page.render(found)
 
 
@@ -156,7 +156,7 @@ def test_answers_of_another_checkpoint_or_variant_are_not_compared(
 ) -> None:
     first = of(run(judged([0, 1, 1], LOGITS)), machine_name="one")
     second = of(run(judged([0, 1, 0], LOGITS)), machine_name="two", **other)
-    told = machines.told(machines.of(load(first, second)))[-1]
+    told = machines.findings(machines.split(load(first, second)))[-1]
     assert told.startswith("served: the answers of one and two cannot be compared")
 
 
@@ -219,16 +219,16 @@ def test_logits_that_do_not_fit_are_damage(load: Callable[..., pd.DataFrame]) ->
 
 def test_a_sample_names_its_documents() -> None:
     sample = {"labels": "0 1", "predicted": "0 1", "logits_sha256": "a", "rows": "4 9"}
-    difference = answers.between({"one": sample, "other": sample | {"predicted": "0 0", "logits_sha256": "b"}})
+    difference = answers.compare({"one": sample, "other": sample | {"predicted": "0 0", "logits_sha256": "b"}})
     assert difference is not None
     assert difference.rows == {9: ("1", "0")}
-    assert answers.between({"one": sample, "other": sample | {"rows": "4 8"}}) is None
+    assert answers.compare({"one": sample, "other": sample | {"rows": "4 8"}}) is None
 
 
 @pytest.mark.skipif(not SEEN.exists(), reason="there is no saved run of another processor")
 def test_an_older_run_of_another_processor_stands_beside_newer_ones(load: Callable[..., pd.DataFrame]) -> None:
     seen = json.loads(SEEN.read_text())
-    found = machines.of(load(seen, of(seen, machine_name="the same again")))
+    found = machines.split(load(seen, of(seen, machine_name="the same again")))
     assert [machine.label for machine in found] == ["Intel Xeon, 2 cores", "the same again"]
-    assert re.search(r"bert-tiny: the answers of .* cannot be compared", "\n".join(machines.told(found)))
+    assert re.search(r"bert-tiny: the answers of .* cannot be compared", "\n".join(machines.findings(found)))
     assert page.render(found)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from qbert.cli import main
 from qbert.measure import accuracy
-from qbert.results import columns, history, machines, page, summary, tables
+from qbert.results import columns, history, machines, page, run_tables, summary
 from qbert.system.errors import InputError
 
 MARKUP = "<script>document.title='run'</script><img src=x onerror=alert(1)> $x_1$ | * & \"quoted\""
@@ -37,7 +37,7 @@ def load(tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_the_answer_comes_first_and_is_a_sentence(load: Callable[..., Any]) -> None:
-    html = page.render(machines.of(load(whole())))
+    html = page.render(machines.split(load(whole())))
     answer = (
         "served, 384 tokens: int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29), 3.57 times faster than the "
         "best fp32; weighted F1 0.9460, 0.0040 lower (95 %: 0.0020 higher to 0.0100 lower), 1 of 500 labels changed."
@@ -54,7 +54,7 @@ def test_a_variant_over_its_limit_is_not_the_answer(load: Callable[..., Any]) ->
             one["extra_info"] |= {"f1_drop": 0.02, "f1": 0.93}
     runs = load(content)
     assert "bf16 is 2.50 times faster" in summary.answers(summary.summarize(runs))[0]
-    assert "over the limit" in page.markdown(machines.of(runs))
+    assert "over the limit" in page.markdown(machines.split(runs))
 
 
 def judged_by(guard: str, drop: float, high: float, variant: str = "int8-openvino") -> dict[str, Any]:
@@ -75,8 +75,8 @@ def test_an_interval_over_the_limit_is_over_it_in_every_form_of_the_report(load:
     serves_most, fastest = summary.answers(summary.summarize(runs))
     assert "bf16 is 2.50 times faster" in fastest
     assert "bf16, within its F1 limit, serves most" in serves_most
-    assert re.search(r"\| 384 \| int8-openvino .*\| over the limit \|", page.markdown(machines.of(runs)))
-    (words,) = re.findall(r'aria-label="(served, F1 against latency[^"]+)"', page.render(machines.of(runs)))
+    assert re.search(r"\| 384 \| int8-openvino .*\| over the limit \|", page.markdown(machines.split(runs)))
+    (words,) = re.findall(r'aria-label="(served, F1 against latency[^"]+)"', page.render(machines.split(runs)))
     assert "int8-openvino 14 ms, F1 0.9460, over the limit" in words
 
 
@@ -110,11 +110,11 @@ def test_all_that_tell_of_the_guard_tell_the_same(
     )
     over = variant != "fp32" and bool(accuracy.guard(compared, [], limit=info["max_f1_drop"], by=guard, what="a cell"))
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.summary(history.cells(content["benchmarks"]), title="", caption=""))
+    console.print(run_tables.summary(history.cells(content["benchmarks"]), title="", caption=""))
     rows = [line for line in console.export_text().splitlines() if line.startswith(f"{variant} ")]
     assert any("!" in line for line in rows) == over
     table = summary.summarize(runs)
-    assert ("over the limit" in page.markdown(machines.of(runs))) == over
+    assert ("over the limit" in page.markdown(machines.split(runs))) == over
     best = {"int8-openvino": "bf16", "bf16": "int8-openvino", "fp32": "int8-openvino"}
     fastest = "int8-openvino" if not over else best[variant]
     assert f"{fastest} is " in next(answer for answer in summary.answers(table) if answer.startswith("served, 384"))
@@ -151,18 +151,18 @@ def test_what_a_million_texts_cost_is_told_where_there_is_a_price(load: Callable
     assert answer.endswith(
         "with int8-openvino, 9.00 with fp32 (2 workers); a million texts cost 0.700 instead of 5.20."
     )
-    assert "a million costs" in page.markdown(machines.of(load(priced)))
-    assert "a million costs" not in page.markdown(machines.of(load(run(*served("fp32")))))
+    assert "a million costs" in page.markdown(machines.split(load(priced)))
+    assert "a million costs" not in page.markdown(machines.split(load(run(*served("fp32")))))
 
 
 def test_capacity_is_in_every_form(load: Callable[..., Any]) -> None:
     runs = load(run(*served("fp32", "int8-openvino")))
-    row = next(line for line in page.markdown(machines.of(runs)).splitlines() if "| int8-openvino" in line)
+    row = next(line for line in page.markdown(machines.split(runs)).splitlines() if "| int8-openvino" in line)
     cells = "384 | int8-openvino | 143 | 71.4 | 14 |  | 16.8 | 18.2 | 1.04 (1.00 to 1.08) | 48% | 600"
     assert row == f"| {cells} |"
-    figures = pd.read_csv(io.StringIO(page.csv(machines.of(runs))))
+    figures = pd.read_csv(io.StringIO(page.csv(machines.split(runs))))
     assert figures.loc[1, ["texts_per_s", "tokens_p50", "worker_shares"]].tolist() == [2 / 0.014, 60, "0.520 0.480"]
-    html = page.render(machines.of(runs))
+    html = page.render(machines.split(runs))
     assert html.count("<figure>") == 3
     assert "int8-openvino 16.8 ms at 14.3 a second, 84 ms at 129" in html
     assert "texts of news, median 60 tokens (90 %: 20–128)" in html
@@ -172,7 +172,7 @@ def test_one_worker_has_no_drawing_of_what_others_do_to_it(load: Callable[..., A
     content = run(*served("fp32"))
     for name in ("loaded_over_alone", "loaded_over_alone_low", "loaded_over_alone_high"):
         del content["benchmarks"][0]["extra_info"][name]
-    assert page.render(machines.of(load(content))).count("<figure>") == 2
+    assert page.render(machines.split(load(content))).count("<figure>") == 2
 
 
 def test_another_limit_or_traffic_is_in_another_report(load: Callable[..., Any]) -> None:
@@ -187,7 +187,7 @@ def test_int8_that_is_only_stated_is_said(load: Callable[..., Any]) -> None:
         one["extra_info"]["stated"] = one["extra_info"]["variant"] == "int8-openvino"
     (row,) = [
         line
-        for line in page.markdown(machines.of(load(content))).splitlines()
+        for line in page.markdown(machines.split(load(content))).splitlines()
         if "| int8-openvino |" in line and "stated" in line
     ]
     assert row.endswith("int8 stated, not shown |")
@@ -287,7 +287,7 @@ def as_before(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_both_shares_of_the_limit_are_shown_and_explained(load: Callable[..., Any]) -> None:
-    for text in (page.render(machines.of(load(whole()))), page.markdown(machines.of(load(whole())))):
+    for text in (page.render(machines.split(load(whole()))), page.markdown(machines.split(load(whole())))):
         assert "40 (30)" in text
         assert f"In brackets: {columns.BEST_LIMIT}" in text
         assert columns.LIMITS[2] in text
@@ -296,8 +296,8 @@ def test_both_shares_of_the_limit_are_shown_and_explained(load: Callable[..., An
 
 def test_an_old_run_keeps_its_share_and_its_explanation(load: Callable[..., Any]) -> None:
     for text in (
-        page.render(machines.of(load(as_before(whole())))),
-        page.markdown(machines.of(load(as_before(whole())))),
+        page.render(machines.split(load(as_before(whole())))),
+        page.markdown(machines.split(load(as_before(whole())))),
     ):
         assert "40 (30)" not in text
         assert re.search(r"(>|\| )40( \||<)", text)
@@ -312,10 +312,10 @@ def test_old_and_new_shares_of_the_limit_are_not_in_one_report(load: Callable[..
     shares = summary.summarize(runs).set_index("variant")["share_of_limit"]
     assert shares["int8-openvino"] == pytest.approx(0.4)
     assert math.isnan(shares["bf16"])
-    for text in (page.render(machines.of(runs)), page.markdown(machines.of(runs))):
+    for text in (page.render(machines.split(runs)), page.markdown(machines.split(runs))):
         assert "Left out: 1 share of the limit as older versions defined it." in text
         assert columns.LIMITS[2] in text
-    (drawn,) = (text for text in page.render(machines.of(runs)).split("</figure>") if "share of the core" in text)
+    (drawn,) = (text for text in page.render(machines.split(runs)).split("</figure>") if "share of the core" in text)
     assert "int8-openvino 40 (30) %" in drawn
     assert "bf16" not in drawn.partition("<figure>")[2]
 
@@ -345,7 +345,7 @@ def test_the_first_two_that_cannot_be_told_apart_are_said(load: Callable[..., An
     assert "told apart" not in summary.answers(apart)[0]
     assert re.search(
         r"\| 2\.01 \(1\.9\d to 2\.0\d\) \|",
-        page.markdown(machines.of(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], **best)))),
+        page.markdown(machines.split(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], **best)))),
     )
 
 
@@ -371,13 +371,13 @@ def test_the_figures_of_a_row_rank_alike(load: Callable[..., Any]) -> None:
 def test_a_change_of_pace_is_said(load: Callable[..., Any]) -> None:
     runs = load(slowed_down())
     told = "The machine's pace changed by 40% among the cells of served, 384 tokens."
-    assert told in page.markdown(machines.of(runs))
-    assert told.replace("'", "&#39;") in page.render(machines.of(runs))
-    assert "pace changed" not in page.markdown(machines.of(load(whole())))
+    assert told in page.markdown(machines.split(runs))
+    assert told.replace("'", "&#39;") in page.render(machines.split(runs))
+    assert "pace changed" not in page.markdown(machines.split(load(whole())))
 
 
 def test_the_spreadsheet_has_the_medians_too(load: Callable[..., Any]) -> None:
-    table = pd.read_csv(io.StringIO(page.csv(machines.of(load(slowed_down())))))
+    table = pd.read_csv(io.StringIO(page.csv(machines.split(load(slowed_down())))))
     row = table[(table["model"] == "served") & (table["max_length"] == 384)].set_index("variant").loc["bf16"]
     assert (row["latency_s"], row["median_s"]) == pytest.approx((0.040, 0.056))
 
@@ -393,8 +393,8 @@ def noisy(*variants: str) -> dict[str, Any]:
 
 def test_an_interval_too_wide_is_told_in_words(load: Callable[..., Any]) -> None:
     runs = load(noisy("bf16"))
-    assert "| 384 | bf16 | 40 | 2.50 (too noisy) |" in page.markdown(machines.of(runs))
-    html = page.render(machines.of(runs))
+    assert "| 384 | bf16 | 40 | 2.50 (too noisy) |" in page.markdown(machines.split(runs))
+    html = page.render(machines.split(runs))
     assert "2.50 (too noisy)" in html
     assert "2.50 too noisy</text>" in html
     assert "int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29)" in summary.answers(summary.summarize(runs))[0]
@@ -457,10 +457,10 @@ def test_a_terminal_obeys_nothing_in_a_report(tmp_path: Path) -> None:
 )
 def test_a_part_of_a_run_makes_a_page_too(load: Callable[..., Any], content: dict[str, Any]) -> None:
     runs = load(content)
-    html = page.render(machines.of(runs))
+    html = page.render(machines.split(runs))
     assert "nan" not in re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL).lower().replace("nanumgothic", "")
-    assert page.markdown(machines.of(runs))
-    assert page.csv(machines.of(runs)).count("\n") > 1
+    assert page.markdown(machines.split(runs))
+    assert page.csv(machines.split(runs)).count("\n") > 1
 
 
 def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
@@ -471,25 +471,25 @@ def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
         info["variant"] += MARKUP if info["variant"] != "fp32" else ""
         info["identity"] |= {"processor": MARKUP, "dataset": MARKUP, "versions": {MARKUP: MARKUP}}
     runs = load(content)
-    html = page.render(machines.of(runs))
+    html = page.render(machines.split(runs))
     assert html.count("<script") == 1
     assert "<img" not in html
-    assert "<script" not in page.markdown(machines.of(runs))
-    assert "<img" not in page.markdown(machines.of(runs))
+    assert "<script" not in page.markdown(machines.split(runs))
+    assert "<img" not in page.markdown(machines.split(runs))
     assert all(
-        len(re.findall(r"(?<!\\)\|", line)) in (0, 8, 11) for line in page.markdown(machines.of(runs)).splitlines()
+        len(re.findall(r"(?<!\\)\|", line)) in (0, 8, 11) for line in page.markdown(machines.split(runs)).splitlines()
     )
 
 
 def test_the_page_needs_no_network(load: Callable[..., Any]) -> None:
-    html = page.render(machines.of(load(whole())))
+    html = page.render(machines.split(load(whole())))
     assert not re.findall(r'(?:src|href)="(?!#)', html)
     assert "@import" not in html
     assert "default-src 'none'" in html
 
 
 def test_two_drawings_share_no_id(load: Callable[..., Any]) -> None:
-    html = page.render(machines.of(load(whole())))
+    html = page.render(machines.split(load(whole())))
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     assert len(drawings) == 7
     ids = [set(re.findall(r'id="([^"]+)"', drawing)) for drawing in drawings]
@@ -499,7 +499,7 @@ def test_two_drawings_share_no_id(load: Callable[..., Any]) -> None:
 
 
 def test_every_drawing_says_in_words_what_it_shows(load: Callable[..., Any]) -> None:
-    html = page.render(machines.of(load(whole())))
+    html = page.render(machines.split(load(whole())))
     words = re.findall(r'role="img" aria-label="([^"]+)"', html)
     assert len(words) == 7
     assert all("int8-openvino" in text for text in words)
@@ -511,8 +511,8 @@ def test_many_flips_are_counted_and_not_all_shown(load: Callable[..., Any]) -> N
     for one in content["benchmarks"]:
         if one["extra_info"].get("flipped"):
             one["extra_info"]["flipped"] *= 300
-    html = page.render(machines.of(load(content)))
-    assert html.count('<td data-value="7">') == page.FLIPS_SHOWN
+    html = page.render(machines.split(load(content)))
+    assert html.count('<td data-value="7.0">') == page.FLIPS_SHOWN
     assert f"{600 - page.FLIPS_SHOWN} more are in the saved run" in html
 
 
@@ -572,7 +572,7 @@ def browser() -> Iterator[Any]:
 def opened(browser: Any, load: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Open the page with markup in its texts; whatever it says or asks for is an error."""
     path = tmp_path / "report.html"
-    path.write_text(page.render(machines.of(load(whole(text=MARKUP, label=MARKUP)))), encoding="utf-8")
+    path.write_text(page.render(machines.split(load(whole(text=MARKUP, label=MARKUP)))), encoding="utf-8")
     contexts = []
 
     def show(width: int, scheme: str = "light") -> Any:
