@@ -89,9 +89,9 @@ def compare(
     """
     import pandas as pd
 
+    from qbert.results import changes, tables, verdicts
     from qbert.results import compare as comparing
     from qbert.results import history as saved
-    from qbert.results import tables, verdicts
 
     if max_machine_flips is not None and MACHINES not in across:
         raise InputError(f"--max-machine-flips compares machines: give --across {MACHINES} too")
@@ -103,7 +103,7 @@ def compare(
             table, left_out = saved.stored(storage or saved.STORAGE)
             for sentence in left_out:
                 echo(f"left out: {sentence}", err=True)
-            spreads = saved.spreads(table, pd.concat([base, head]))
+            spreads = changes.spreads(table, pd.concat([base, head]))
         except InputError:
             if storage:
                 raise
@@ -156,17 +156,11 @@ def _sides(files: tuple[str, ...]) -> list[list[Path]]:
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of compare.runs without tables in it."""
-    flat: dict[str, Any] = (
-        {name: value for name, value in row.items() if name not in ("f1", "differs", "judged", "machine_flips")}
-        | ({"machine_flips": row["machine_flips"].flips} if row.get("machine_flips") else {})
-        | row["f1"]
-        | {
-            "f1_verdict": row["f1"].get("verdict", ""),
-            "verdict": row["verdict"],
-            "differs": "; ".join(row["differs"]),
-        }
-    )
-    return flat
+    left_out = ("f1", "differs", "judged", "machine_flips")
+    flips = {"machine_flips": row["machine_flips"].flips} if row.get("machine_flips") else {}
+    f1 = {name: value for name, value in row["f1"].items() if name != "verdict"}
+    verdicts = {"f1_verdict": row["f1"].get("verdict", ""), "differs": "; ".join(row["differs"])}
+    return {name: value for name, value in row.items() if name not in left_out} | flips | f1 | verdicts
 
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401
@@ -185,13 +179,13 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 
     Each machine and each dataset has its own history.
     """
-    from qbert.results import figures, tables, verdicts
+    from qbert.results import changes, figures, tables, verdicts
     from qbert.results import history as saved
 
     table, left_out = saved.stored(storage)
     for sentence in left_out:
         echo(f"left out: {sentence}", err=True)
-    rows = saved.changes(table, min_effect)
+    rows = changes.changes(table, min_effect)
     tables.show(verdicts.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
     if plot:
         figures.plot_history(table, rows, plot)

@@ -27,7 +27,7 @@ from qbert.results.records import (
     Share,
     Tokens,
 )
-from qbert.results.tables import Row, Shown, Write, between, each, milliseconds, number, three_digits, times, written
+from qbert.results.tables import Row, Shown, Write, bracketed, each, milliseconds, number, three_digits, times, written
 from qbert.variants import BASELINE
 
 TOO_NOISY = 1.25
@@ -49,7 +49,7 @@ def with_interval(form: str) -> Write:
             return ""
         if "+" not in form and is_too_noisy(row, name):
             return f"{row[name]:{form}} (too noisy)"
-        return f"{row[name]:{form}}" + between(row[f"{name}_low"], row[f"{name}_high"], lambda end: format(end, form))
+        return f"{row[name]:{form}}" + bracketed(row[f"{name}_low"], row[f"{name}_high"], lambda end: format(end, form))
 
     return write
 
@@ -76,15 +76,15 @@ def _speedup(row: Row, _: str) -> str:
     return f"{row['speedup']:.2f} {row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
 
 
-def of_limit(row: Row, _: str = "") -> str:
+def both_shares(row: Row, _: str = "") -> str:
     """Return both shares of the limit in percent; an older run has one."""
     shares = [100 * row[name] for name in SHARES if pd.notna(row[name])]
     return " ".join(f"{share:.0f}" if share >= 1 else "<1" for share in shares)
 
 
-def of_limits(row: Row, _: str = "") -> str:
+def in_brackets(row: Row, _: str = "") -> str:
     """Return the shares of the limit in percent, the second in brackets."""
-    share, *best = of_limit(row).split() or [""]
+    share, *best = both_shares(row).split() or [""]
     return share + "".join(f" ({one})" for one in best)
 
 
@@ -185,8 +185,8 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         ),
         Column("baseline_p50_s", Seconds, optional=True),
         Column(
-            *("share_of_limit", LimitShare, Shown("% of\nlimit", of_limit, 5), Shown("% of limit", of_limits)),
-            Shown("Share of the machine's own limit, %", of_limits),
+            *("share_of_limit", LimitShare, Shown("% of\nlimit", both_shares, 5)),
+            *(Shown("% of limit", in_brackets), Shown("Share of the machine's own limit, %", in_brackets)),
             optional=True,
         ),
         Column("share_of_best_limit", LimitShare, optional=True),

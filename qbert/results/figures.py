@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qbert.results.columns import is_too_noisy, limit_of, of_limits, standing, with_interval
-from qbert.results.history import SERIES
+from qbert.results.changes import SERIES
+from qbert.results.columns import in_brackets, is_too_noisy, limit_of, standing, with_interval
 from qbert.results.run_tables import has_threads
 from qbert.results.tables import Row, in_order, three_digits
 from qbert.system.cache import write_file
@@ -52,7 +52,7 @@ class Figure:
     caption: str
 
 
-def of_model(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure]:
+def of_one_machine(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure]:
     """Return the drawings of one model for which there are figures."""
     drawn: list[Figure] = []
 
@@ -98,7 +98,7 @@ def of_model(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure]:
     if len(limited := longest[longest["share_of_limit"].notna()]):
         add(
             *(_shares, limited, 0.9 + 0.32 * len(limited), f"share of the core's limit {at}"),
-            lambda row: f"{row['variant']} {of_limits(row)} %",
+            lambda row: f"{row['variant']} {in_brackets(row)} %",
             f"Share of the core's limit {at}: {limit_of(longest, 'Diamonds')}",
         )
     served = cells[cells["texts_per_s"].notna()]

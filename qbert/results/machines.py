@@ -13,7 +13,7 @@ from qbert.results import answers, columns, summary
 from qbert.results.compare import MACHINE, differences
 from qbert.results.figures import Figure, draw, machine_bars
 from qbert.results.run_tables import has_threads
-from qbert.results.tables import Columns, Row, Shown, Table, each, number, three_digits, written
+from qbert.results.tables import Columns, Row, Shown, Table, number, three_digits, written
 from qbert.system.errors import InputError
 from qbert.system.terminal import counted
 
@@ -139,13 +139,13 @@ def side_by_side(machines: Sequence[Machine], model: str) -> list[Table]:
             if known and not (figure.only_where_different and len({row[name] for row in known.values()}) == 1):
                 rows.append({"max_length": max_length, "variant": variant} | known)
         if rows:
-            own = Shown("", each(partial(_write_of, figure, name)), key=itemgetter(name))
+            own = Shown("", partial(_of_machine, figure, name), key=itemgetter(name))
             found.append(Table(figure.heading, _columns(machines, own), rows))
     return found
 
 
-def _write_of(figure: Shown, name: str, row: Row) -> str:
-    return figure.write(row, name)
+def _of_machine(figure: Shown, name: str, row: Row, machine: int) -> str:
+    return figure.write(row[machine], name) if machine in row else ""
 
 
 def _columns(machines: Sequence[Machine], own: Shown, **more: Shown) -> Columns:

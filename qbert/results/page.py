@@ -142,7 +142,7 @@ def _model(name: str, cells: pd.DataFrame, looks: figures.Looks) -> dict[str, An
     return {
         "name": name,
         "trained": bool(cells["trained"].all()),
-        "figures": figures.of_model(name, cells, looks),
+        "figures": figures.of_one_machine(name, cells, looks),
         "tables": tables(cells),
         "notes": _notes(cells),
         "flips": Table("Documents whose label changed", FLIPS, flips[:FLIPS_SHOWN]),

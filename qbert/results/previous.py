@@ -58,7 +58,7 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
     for run in runs:
         source = f"the previous run of {run.get('datetime')}" if isinstance(run, dict) else "the previous run"
         try:
-            typed = saved_run.of(run, source)
+            typed = saved_run.from_pytest(run, source)
             saved_run.check_once(typed.benchmarks, source)
             for benchmark in typed.benchmarks:
                 if benchmark.is_ours:

@@ -238,7 +238,7 @@ def read(path: Path) -> Run:
         return parse.convert(run, Run, str(path), remedy)
 
 
-def of(run: Mapping[str, Any], source: str) -> Run:
+def from_pytest(run: Mapping[str, Any], source: str) -> Run:
     """Return as typed object the `run` that pytest-benchmark has read; `source` names it.
 
     Raises:

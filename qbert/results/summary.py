@@ -10,7 +10,7 @@ from qbert.results import intervals
 from qbert.results.columns import in_limit, is_too_noisy, kept
 from qbert.results.compare import CELL, SUBJECT, cell_name, differences
 from qbert.results.pace import at_one_pace, one_limit
-from qbert.results.tables import between, in_order, three_digits
+from qbert.results.tables import bracketed, in_order, three_digits
 from qbert.system.errors import InputError
 from qbert.system.terminal import counted
 from qbert.variants import BASELINE
@@ -128,10 +128,10 @@ def _fastest(table: pd.DataFrame) -> list[str]:
         if noisy:
             sentence += " (too noisy)"
         else:
-            sentence += between(best["speedup_low"], best["speedup_high"], three_digits)
+            sentence += bracketed(best["speedup_low"], best["speedup_high"], three_digits)
         if pd.notna(best["over_best"]):
             sentence += f", {three_digits(best['over_best'])} times faster than the best fp32"
-            sentence += between(best["over_best_low"], best["over_best_high"], three_digits)
+            sentence += bracketed(best["over_best_low"], best["over_best_high"], three_digits)
         if pd.notna(best["f1"]):
             sentence += (
                 f"; weighted F1 {best['f1']:.4f}, {_drop(best['f1_drop'])}"

@@ -178,6 +178,6 @@ def times(factor: float, form: str) -> Write:
 written = each(str)
 
 
-def between(low: float, high: float, write: Callable[[float], str]) -> str:
+def bracketed(low: float, high: float, write: Callable[[float], str]) -> str:
     """Return an interval in brackets, after a space; empty if not known."""
     return "" if is_missing(low) else f" ({write(low)} to {write(high)})"

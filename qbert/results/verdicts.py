@@ -171,7 +171,7 @@ def calibration(rows: Sequence[Row], result: Row) -> Group:
 
 
 def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
-    """Return the history of each cell, from history.changes, by machine and dataset, with a line for each change."""
+    """Return the history of each cell, from changes.changes, by machine and dataset, with a line for each change."""
     parts: list[RenderableType] = []
     table = in_order(pd.DataFrame(rows))
     columns = tables.variants(max(table["variant"].str.len().max(), len("variant"))) | HISTORY

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbert.cli import main
-from qbert.results import history
+from qbert.results import changes, history
 from qbert.system.errors import InputError
 
 IDENTITY = {
@@ -346,31 +346,31 @@ def series(*levels: tuple[float, int], spread: float = 0.01, seed: int = 0) -> l
 
 
 def test_a_change_is_found_where_it_is() -> None:
-    assert history.change_points(series((0.1, 12), (0.11, 9))) == [12]
-    assert history.change_points(series((0.1, 10), (0.15, 10), (0.1, 10))) == [10, 20]
+    assert changes.change_points(series((0.1, 12), (0.11, 9))) == [12]
+    assert changes.change_points(series((0.1, 10), (0.15, 10), (0.1, 10))) == [10, 20]
 
 
 def test_a_change_smaller_than_the_minimum_effect_is_none() -> None:
     values = series((0.1, 20), (0.1015, 20), spread=0.001)
-    assert history.change_points(values) == []
-    assert history.change_points(values, min_effect=0.005) == [20]
+    assert changes.change_points(values) == []
+    assert changes.change_points(values, min_effect=0.005) == [20]
 
 
 def test_a_single_outlier_is_no_change() -> None:
     values = series((0.1, 20))
     values[9] *= 1.3
-    assert history.change_points(values) == []
+    assert changes.change_points(values) == []
 
 
 @pytest.mark.parametrize("runs", [5, 12, 40, 100])
 def test_constant_series_have_no_change(runs: int) -> None:
-    found = [bool(history.change_points(series((0.1, runs), spread=0.02, seed=seed))) for seed in range(300)]
+    found = [bool(changes.change_points(series((0.1, runs), spread=0.02, seed=seed))) for seed in range(300)]
     assert np.mean(found) < 0.05
 
 
 def test_few_or_equal_runs_have_no_change() -> None:
     for values in ([], [0.1], [0.1, 0.2, 0.3], [0.1] * 10):
-        assert history.change_points(values) == []
+        assert changes.change_points(values) == []
 
 
 def later(save: Callable[..., Path], **more: Any) -> Any:
@@ -379,11 +379,11 @@ def later(save: Callable[..., Path], **more: Any) -> Any:
 
 def test_a_series_levels_are_five_values_and_the_last_one_three() -> None:
     values = series((0.1, 12), (0.13, 4), (0.1, 12), spread=0.002)
-    assert history.change_points(values) == []
-    assert history.change_points(values[:14]) == []
-    assert history.change_points(values[:15]) == [12]
-    assert history.change_points(series((0.1, 4), (0.13, 3), spread=0.002)) == []
-    assert history.change_points(series((0.1, 5), (0.13, 3), spread=0.002)) == [5]
+    assert changes.change_points(values) == []
+    assert changes.change_points(values[:14]) == []
+    assert changes.change_points(values[:15]) == [12]
+    assert changes.change_points(series((0.1, 4), (0.13, 3), spread=0.002)) == []
+    assert changes.change_points(series((0.1, 5), (0.13, 3), spread=0.002)) == [5]
 
 
 def test_two_bad_runs_are_no_level() -> None:
@@ -391,7 +391,7 @@ def test_two_bad_runs_are_no_level() -> None:
         values = series((0.1, 20))
         for bad in (place, place + 1):
             values[bad] *= 1.2
-        assert history.change_points(values) == []
+        assert changes.change_points(values) == []
 
 
 def at(*starts: str, host: str = "n", boot: str = "") -> pd.DataFrame:
@@ -439,11 +439,11 @@ def test_runs_of_a_sitting_are_one_value_of_a_series(save: Callable[..., Path], 
             when = f"2026-01-{day + 1:02}T{hour:02}:00:00+00:00"
             save(run(benchmark("latency", median=level), datetime=when, commit=f"{day:02}{hour:02}" * 10))
     table, _ = history.stored(tmp_path / ".benchmarks")
-    (row,) = history.changes(table)
+    (row,) = changes.changes(table)
     (change,) = row["changes"]
     assert (change["run"], change["commits"], row["runs"]) == (25, "0809080..0810081", 36)
     assert change["change"] == pytest.approx(0.2, abs=0.02)
-    assert [freedom for _, freedom in history.spreads(table, later(save)).values()] == [10]
+    assert [freedom for _, freedom in changes.spreads(table, later(save)).values()] == [10]
 
 
 def test_the_compared_runs_and_their_sittings_are_no_history(save: Callable[..., Path], tmp_path: Path) -> None:
@@ -454,8 +454,8 @@ def test_the_compared_runs_and_their_sittings_are_no_history(save: Callable[...,
     same_day = tmp_path / "same_day.json"
     same_day.write_text(json.dumps(run(benchmark("latency"), datetime="2026-01-06T15:00:00+00:00")))
     for compared, freedom in ([copy], 10), ([days[3], copy], 10), ([copy, same_day], 9):
-        assert [found[1] for found in history.spreads(table, history.load(compared)).values()] == [freedom]
-    assert history.spreads(table, history.load(days)) == {}
+        assert [found[1] for found in changes.spreads(table, history.load(compared)).values()] == [freedom]
+    assert changes.spreads(table, history.load(days)) == {}
 
 
 HARDWARE = {"family": 25, "model": 1, "stepping": 1, "logical cores": 2, "L3 unified": "32M"}
@@ -508,9 +508,9 @@ def test_another_machines_history_tells_nothing_of_this_one(save: Callable[..., 
     for day, median in enumerate(series((0.1, 12))):
         save(run(benchmark("latency", median=median, identity=hardware()), day=day))
     table, _ = history.stored(tmp_path / ".benchmarks")
-    assert history.spreads(table, later(save, identity=hardware(stepping=2))) == {}
-    assert len(history.spreads(table, later(save, identity=hardware()))) == 1
-    assert len(history.spreads(table, later(save))) == 1  # it does not know
+    assert changes.spreads(table, later(save, identity=hardware(stepping=2))) == {}
+    assert len(changes.spreads(table, later(save, identity=hardware()))) == 1
+    assert len(changes.spreads(table, later(save))) == 1  # it does not know
 
 
 @pytest.mark.parametrize("wrong", [3, [], {"family": None}, {"caches": {"L1": "32K"}}])
@@ -533,7 +533,7 @@ def test_spreads_are_those_between_changes(save: Callable[..., Path], tmp_path: 
     for day, median in enumerate(series((0.1, 30), (0.2, 30))):
         save(run(benchmark("latency", median=median), day=day))
     table, _ = history.stored(tmp_path / ".benchmarks")
-    ((spread, freedom),) = history.spreads(table, later(save)).values()
+    ((spread, freedom),) = changes.spreads(table, later(save)).values()
     assert spread == pytest.approx(0.01, rel=0.3)
     assert freedom == 58
 
@@ -543,8 +543,8 @@ def test_another_dataset_is_another_history(save: Callable[..., Path], tmp_path:
         identity = IDENTITY | ({"dataset": "other", "dataset_sha256": "e" * 64} if day >= 10 else {})
         save(run(benchmark("latency", median=median, identity=identity), day=day))
     table, _ = history.stored(tmp_path / ".benchmarks")
-    assert [(row["runs"], row["changes"]) for row in history.changes(table)] == [(10, []), (10, [])]
-    ((spread, freedom),) = history.spreads(table, later(save)).values()
+    assert [(row["runs"], row["changes"]) for row in changes.changes(table)] == [(10, []), (10, [])]
+    ((spread, freedom),) = changes.spreads(table, later(save)).values()
     assert (spread, freedom) == (pytest.approx(0.01, rel=0.5), 18)
     code, output = qbert("history", tmp_path / ".benchmarks")
     assert code == 0

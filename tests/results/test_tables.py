@@ -203,7 +203,7 @@ def test_the_figures_of_a_row_rank_alike() -> None:
     ("share", "best", "shown"), [(0.31, 0.3, "31 30"), (0.01, 0.009, "1 <1"), (0.5, math.nan, "50"), (None, None, "")]
 )
 def test_both_shares_of_the_limit_are_percent(share: float | None, best: float | None, shown: str) -> None:
-    assert columns.of_limit({"share_of_limit": share, "share_of_best_limit": best}) == shown
+    assert columns.both_shares({"share_of_limit": share, "share_of_best_limit": best}) == shown
 
 
 def test_a_share_of_the_limit_is_of_the_latency_beside_it() -> None:
