@@ -51,7 +51,7 @@ class BaseAndHead(click.Command):
     "storage",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Saved runs that show the noise between sittings.  [default: .benchmarks]",
+    help="Saved runs that show the noise between sessions.  [default: .benchmarks]",
 )
 @click.option(
     "--across",
@@ -83,7 +83,7 @@ def compare(
 ) -> None:
     """Compare saved runs with each other: latency with its interval, F1, flips, size.
 
-    The sittings of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files need no
+    The sessions of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files need no
     `--` between them. Between machines, answers are compared and no verdict is given on latency. The exit code is 1
     where more than --max-machine-flips labels of a cell differ, or cannot be compared.
     """
@@ -116,15 +116,15 @@ def compare(
         across={*across, *(MACHINE if MACHINES in across else ())},
     )
     title = verdicts.answer(rows)
-    counts = [side["sitting"].nunique() for side in (base, head)]
+    counts = [side["session"].nunique() for side in (base, head)]
     caption = (
-        f"{len(names[0])} and {len(names[1])} runs, of {counts[0]} and {counts[1]} sittings. Intervals hold together "
+        f"{len(names[0])} and {len(names[1])} runs, of {counts[0]} and {counts[1]} sessions. Intervals hold together "
         f"with 95 %;\nslower, faster: beyond {min_effect:.1%}; worse, better: beyond {min_f1_effect:g} of F1; same: "
         "within.\nLatency: geometric mean of medians."
     )
     if counts == [1, 1]:
         known = sum(tuple(row[name] for name in comparing.CELL) in spreads for row in rows)
-        caption += "\nWith one sitting a side the noise between days cannot be told from a change: " + (
+        caption += "\nWith one session a side the noise between days cannot be told from a change: " + (
             f"for {known} of\n{len(rows)} cells it is taken from --history."
             if known
             else "save runs\nof several days, or use qbert gate."

@@ -11,7 +11,7 @@ import pandas as pd
 
 from qbert.measure.stats import MIN_EFFECT
 from qbert.results.compare import CELL, MACHINE, SUBJECT, differences, samples
-from qbert.results.history import sittings
+from qbert.results.history import sessions
 
 SERIES = ["machine", "dataset", *CELL]
 """The columns that identify one history; latency depends on the dataset's texts, so each dataset has its own."""
@@ -107,7 +107,7 @@ def _p_value(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) ->
 def changes(table: pd.DataFrame, min_effect: float = MIN_EFFECT) -> list[dict[str, Any]]:
     """Return a row for each SERIES of a `table` from `stored`: number of runs, first and last level, changes.
 
-    A sitting's runs are one value of the series. Each of `changes` has the index of the first changed `run`, `when` it
+    A session's runs are one value of the series. Each of `changes` has the index of the first changed `run`, `when` it
     was, the `commits`, in git's notation, one of which caused it, and the relative `change` of latency.
     """
     rows = []
@@ -135,14 +135,14 @@ def changes(table: pd.DataFrame, min_effect: float = MIN_EFFECT) -> list[dict[st
 
 
 def _first_run(group: pd.DataFrame, point: int, before: float, after: float) -> int:
-    """Return the index of the first run at the level `after`, given that the level changes at the sitting `point`.
+    """Return the index of the first run at the level `after`, given that the level changes at the session `point`.
 
-    The run may lie in this sitting or in the previous one: it is the one with the least squared residuals. The levels
+    The run may lie in this session or in the previous one: it is the one with the least squared residuals. The levels
     are logarithms.
     """
-    previous, this = np.unique(group["sitting"])[point - 1 : point + 1]
-    sitting, logs = group["sitting"].to_numpy(), np.log(group["median_s"].to_numpy())
-    candidates = range(int(np.argmax(sitting == previous)) + 1, int(np.flatnonzero(sitting == this)[-1]) + 1)
+    previous, this = np.unique(group["session"])[point - 1 : point + 1]
+    session, logs = group["session"].to_numpy(), np.log(group["median_s"].to_numpy())
+    candidates = range(int(np.argmax(session == previous)) + 1, int(np.flatnonzero(session == this)[-1]) + 1)
     return min(
         candidates,
         key=lambda run: float(((logs[:run] - before) ** 2).sum() + ((logs[run:] - after) ** 2).sum()),
@@ -156,16 +156,16 @@ def _range(before: str, after: str) -> str:
 
 
 def spreads(table: pd.DataFrame, compared: pd.DataFrame) -> dict[tuple[Any, ...], tuple[float, int]]:
-    """Return the standard deviation of log latency between sittings and its degrees of freedom, by cell.
+    """Return the standard deviation of log latency between sessions and its degrees of freedom, by cell.
 
     It is taken between change points of the runs in `table`, from `stored`, on the machine of the first run
-    `compared`. The sittings of the runs compared are left out; a series with fewer than 4 other sittings is too short.
+    `compared`. The sessions of the runs compared are left out; a series with fewer than 4 other sessions is too short.
     """
     first = compared["identity"].iloc[0]
     table = table[[not differences(identity, first, may_differ=NOT_MACHINE) for identity in table["identity"]]]
-    numbers = sittings(pd.concat([runs[["when", "host", "boot"]] for runs in (table, compared)]))
-    others = table.assign(sitting=numbers[: len(table)])
-    others = others[~others["sitting"].isin(numbers[len(table) :])]
+    numbers = sessions(pd.concat([runs[["when", "host", "boot"]] for runs in (table, compared)]))
+    others = table.assign(session=numbers[: len(table)])
+    others = others[~others["session"].isin(numbers[len(table) :])]
     by_cell: dict[tuple[Any, ...], tuple[float, int]] = {}
     for key, group in others.dropna(subset=["median_s"]).groupby(CELL):
         series = [samples(of_dataset) for _, of_dataset in group.groupby("dataset")]

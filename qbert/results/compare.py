@@ -86,7 +86,7 @@ def runs(
 ) -> list[dict[str, Any]]:
     """Compare the runs `head` with the runs `base`, both from history.load; return a row for each cell.
 
-    The runs of a sitting count as one value. `spreads`, from changes.spreads, is the noise between sittings; `across`
+    The runs of a session count as one value. `spreads`, from changes.spreads, is the noise between sessions; `across`
     names the keys of the cells' identity that may differ. Between machines there is no interval of latency, but
     `machine_flips` (answers.Difference): what the newest run of each side answers to the same documents. Where all keys
     of MACHINE may differ, `judged` says whether a side has measured accuracy.
@@ -154,7 +154,7 @@ def _latency(
             row[name] = math.expm1(value) if math.isfinite(value) else None
     row |= {"base_s": float(np.exp(np.mean(logs_base))), "head_s": float(np.exp(np.mean(logs_head)))}
     row |= {"base_runs": len(timed[0]), "head_runs": len(timed[1])}
-    return row | {"base_sittings": len(logs_base), "head_sittings": len(logs_head)}
+    return row | {"base_sessions": len(logs_base), "head_sessions": len(logs_head)}
 
 
 def is_of_another_machine(identity: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -163,10 +163,10 @@ def is_of_another_machine(identity: Mapping[str, Any], other: Mapping[str, Any])
 
 
 def samples(group: "pd.DataFrame") -> npt.NDArray[np.float64]:
-    """Return the mean log latency of each sitting of one cell's runs, in the order of the sittings."""
-    sittings, indices = np.unique(group["sitting"], return_inverse=True)
+    """Return the mean log latency of each session of one cell's runs, in the order of the sessions."""
+    sessions, indices = np.unique(group["session"], return_inverse=True)
     logs = np.log(group["median_s"].to_numpy(dtype=float))
-    return np.bincount(indices, weights=logs, minlength=len(sittings)) / np.bincount(indices, minlength=len(sittings))
+    return np.bincount(indices, weights=logs, minlength=len(sessions)) / np.bincount(indices, minlength=len(sessions))
 
 
 def _two_samples(

@@ -32,6 +32,8 @@ DIAMOND: Mapping[str, Any] = {"ls": "", "marker": "D", "color": INK, "markersize
 WIDTH_IN = 5.4  # as wide as a column of the page; on a phone it shrinks by a third and stays readable
 Looks = Mapping[str, tuple[str, str]]
 """The colour and the marker of each variant."""
+Drawing = Callable[["Axes", pd.DataFrame, Looks], None]
+Words = Callable[[Row], str]
 Floats = npt.NDArray[np.float64]
 
 
@@ -56,23 +58,16 @@ def of_one_machine(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure
     """Return the drawings of one model for which there are figures."""
     drawn: list[Figure] = []
 
-    def add(
-        drawing: Callable[["Axes", pd.DataFrame, Looks], None],
-        shown_cells: pd.DataFrame,
-        height_in: float,
-        title: str,
-        words: Callable[[Row], str],
-        caption: str,
-    ) -> None:
-        svg = draw(lambda axes: drawing(axes, shown_cells, looks), height_in)
-        alternative = "; ".join(map(words, shown_cells.to_dict("records")))
+    def add(drawing: Drawing, own: pd.DataFrame, inches: float, title: str, words: Words, caption: str) -> None:
+        alternative = "; ".join(f"{row['variant']} {words(row)}" for row in own.to_dict("records"))
+        svg = draw(lambda axes: drawing(axes, own, looks), inches)
         drawn.append(Figure(svg, f"{model}, {title}: {alternative}", caption))
 
     timed = cells[cells["median_s"].notna()]
     if not timed.empty:
         add(
             *(_latency, timed, 3.4, "latency"),
-            lambda row: f"{row['variant']} at {row['max_length']} tokens {row['latency_s'] * 1e3:.3g} ms",
+            lambda row: f"at {row['max_length']} tokens {row['latency_s'] * 1e3:.3g} ms",
             "Latency of one text by its length, steady state: fp32's, over the speedup. Bars: the middle half of "
             "the rounds; of several runs, their range.",
         )
@@ -81,7 +76,7 @@ def of_one_machine(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure
     if len(sped := longest[longest["speedup"].notna()]):
         add(
             *(_speedups, sped, 0.9 + 0.42 * len(sped), f"speedup over fp32 {at}"),
-            lambda row: f"{row['variant']} {with_interval('.2f')(row, 'speedup')}",
+            lambda row: with_interval(".2f")(row, "speedup"),
             f"Speedup {at} over PyTorch's fp32 with its 95 % interval; diamonds: over the best fp32.",
         )
     if len(judged := _longest(timed[timed["f1"].notna()])):
@@ -89,16 +84,14 @@ def of_one_machine(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure
         by = "the bar's lower end" if judged["f1_guard"].iloc[0] == "interval" else "F1 itself"
         add(
             *(_f1, judged, 3.4, f"F1 against latency {judged_at}"),
-            lambda row: ", ".join(
-                [f"{row['variant']} {row['latency_s'] * 1e3:.3g} ms", f"F1 {row['f1']:.4f}", standing(row)]
-            ).removesuffix(", "),
+            lambda row: f"{row['latency_s'] * 1e3:.3g} ms, F1 {row['f1']:.4f}, {standing(row)}".removesuffix(", "),
             f"Weighted F1 against latency {judged_at}: further left and up is better. Ringed: no other variant is both "
             f"as fast and as good. Dashed: the guard's limit, of {by}. Bars: 95 % interval of the drop.",
         )
     if len(limited := longest[longest["share_of_limit"].notna()]):
         add(
             *(_shares, limited, 0.9 + 0.32 * len(limited), f"share of the core's limit {at}"),
-            lambda row: f"{row['variant']} {in_brackets(row)} %",
+            lambda row: f"{in_brackets(row)} %",
             f"Share of the core's limit {at}: {limit_of(longest, 'Diamonds')}",
         )
     served = cells[cells["texts_per_s"].notna()]
@@ -109,14 +102,14 @@ def of_one_machine(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure
     with_all = f"with {counted(int(served['workers'].iloc[0]), 'worker')}, every core busy"
     add(
         *(_texts_per_s, served, 0.9 + 0.32 * len(served), "texts a second"),
-        lambda row: f"{row['variant']} {row['texts_per_s']:.3g}",
+        lambda row: f"{row['texts_per_s']:.3g}",
         f"Texts a second of the whole machine {with_all}; diamonds: requests a second that may arrive at random for "
         f"99 % of them to be answered within {limit_ms:g} ms.",
     )
     add(
         *(_p99, served, 3.4, "p99 against rate"),
         lambda row: (
-            f"{row['variant']} {row['rates_p99_s'][0] * 1e3:.3g} ms at {row['rates'][0]:.3g} a second, "
+            f"{row['rates_p99_s'][0] * 1e3:.3g} ms at {row['rates'][0]:.3g} a second, "
             f"{row['rates_p99_s'][-1] * 1e3:.3g} ms at {row['rates'][-1]:.3g}"
         ),
         f"99 % of requests that arrive at random are answered within so long, waiting included; simulated from the "
@@ -125,7 +118,7 @@ def of_one_machine(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure
     if len(beside := served[served["loaded_over_alone"].notna()]):
         add(
             *(_over_alone, beside, 0.9 + 0.32 * len(beside), "loaded over alone"),
-            lambda row: f"{row['variant']} {with_interval('.2f')(row, 'loaded_over_alone')}",
+            lambda row: with_interval(".2f")(row, "loaded_over_alone"),
             f"The time of a text {with_all}, over that with the other workers idle, and its 95 % interval.",
         )
     return drawn
@@ -253,12 +246,9 @@ def _p99(axes: "Axes", served: pd.DataFrame, looks: Looks) -> None:
         colour, marker = looks[row["variant"]]
         axes.plot(row["rates"], np.array(row["rates_p99_s"]) * 1e3, color=colour, marker=marker, markersize=4)
     axes.axhline(served["latency_limit_s"].iloc[0] * 1e3, color=INK, linestyle="--", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log", xlabel="requests a second", ylabel="p99, ms")
     ticks(axes.xaxis)
     ticks(axes.yaxis)
-    axes.set_xlabel("requests a second")
-    axes.set_ylabel("p99, ms")
 
 
 def _latency(axes: "Axes", cells: pd.DataFrame, looks: Looks) -> None:
@@ -267,11 +257,9 @@ def _latency(axes: "Axes", cells: pd.DataFrame, looks: Looks) -> None:
         middle, median, low, high = (1e3 * one for one in _numbers(group, "latency_s", "median_s", "low_s", "high_s"))
         error = _error(middle, low * middle / median, high * middle / median)
         axes.errorbar(group["max_length"], middle, yerr=error, color=colour, marker=marker, markersize=5, capsize=2)
-    axes.set_yscale("log")
+    axes.set(yscale="log", xlabel="tokens", ylabel="ms")
     ticks(axes.yaxis)
     axes.set_xticks(sorted(cells["max_length"].unique()))
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("ms")
 
 
 def _f1(axes: "Axes", cells: pd.DataFrame, looks: Looks) -> None:
@@ -290,11 +278,9 @@ def _f1(axes: "Axes", cells: pd.DataFrame, looks: Looks) -> None:
             )  # fmt: skip
     limit = cells["f1_baseline"].iloc[0] - cells["max_f1_drop"].min()
     axes.axhline(limit, color=INK, linestyle="--", linewidth=1)
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlabel="ms", ylabel="weighted F1")
     axes.margins(x=0.15, y=0.15)
     ticks(axes.xaxis)
-    axes.set_xlabel("ms")
-    axes.set_ylabel("weighted F1")
 
 
 def _shortened(name: str, max_length: int = 24) -> str:
@@ -326,13 +312,12 @@ def plot_history(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> None:
                 position, level = positions[change["run"]], cell["median_s"].iloc[change["run"]] * 1e3
                 axes.axvline(position - 0.5, color=line.get_color(), linestyle=":")
                 axes.annotate(
-                    f"{change['change']:+.0%} {shown(change['commits'])}",
-                    (position, level),
+                    *(f"{change['change']:+.0%} {shown(change['commits'])}", (position, level)),
                     xytext=(0, 6),
                     textcoords="offset points",
+                    parse_math=False,
                     fontsize=7,
                     color=line.get_color(),
-                    parse_math=False,
                 )
         axes.set_yscale("log")
         ticks(axes.yaxis)

@@ -90,7 +90,7 @@ def machine_name(identity: Mapping[str, Any]) -> str:
 def _concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Concatenate `tables` from `read`; machines with one name but different hardware get different names.
 
-    The column `sitting` comes from `sittings`.
+    The column `session` comes from `sessions`.
     """
     table = pd.concat([run.dropna(axis="columns", how="all") for run in tables], ignore_index=True)
     table = table.reindex(columns=[*RUN, *tables[0].columns.drop(RUN)])
@@ -108,7 +108,7 @@ def _concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
         name + "".join(f", {key} {value}" for key, value in _distinctive(machines[name], index))
         for name, index in zip(table["machine"], indices, strict=True)
     ]
-    return table.assign(sitting=sittings(table))
+    return table.assign(session=sessions(table))
 
 
 def _distinctive(machines: Sequence[Mapping[str, Any]], index: int) -> list[tuple[str, Any]]:
@@ -117,10 +117,10 @@ def _distinctive(machines: Sequence[Mapping[str, Any]], index: int) -> list[tupl
     return [(key, value) for key, value in own.items() if any(hardware.get(key) != value for hardware in machines)]
 
 
-def sittings(table: pd.DataFrame) -> list[int]:
-    """Return the number of each row's sitting: a series of runs that share the machine's state.
+def sessions(table: pd.DataFrame) -> list[int]:
+    """Return the number of each row's session: a series of runs that share the machine's state.
 
-    The runs of a sitting have one boot (one host, if a run does not record its boot); each is less than GAP after the
+    The runs of a session have one boot (one host, if a run does not record its boot); each is less than GAP after the
     previous one and less than LONGEST after the first. They share whatever varies from day to day, so several of them
     are no surer than one.
     """
@@ -130,11 +130,11 @@ def sittings(table: pd.DataFrame) -> list[int]:
     for number, run in enumerate(sorted(set(zip(*series, strict=True)))):
         when, host, boot = run
         current = {
-            sitting: state for sitting, state in current.items() if when - state[1] < GAP and when - state[0] < LONGEST
+            session: state for session, state in current.items() if when - state[1] < GAP and when - state[0] < LONGEST
         }
         same = (
-            sitting
-            for sitting, (*_, its_host, its_boot) in current.items()
+            session
+            for session, (*_, its_host, its_boot) in current.items()
             if (boot == its_boot if boot and its_boot else host == its_host)
         )
         numbers[run] = next(same, number)
@@ -148,7 +148,7 @@ LONGEST = pd.Timedelta(days=1)
 
 
 def load(paths: Sequence[Path]) -> pd.DataFrame:
-    """Return the cells of all runs in `paths`, run by run, with the column `sitting`.
+    """Return the cells of all runs in `paths`, run by run, with the column `session`.
 
     Raises:
         InputError: as in `read`.

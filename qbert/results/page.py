@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from importlib import resources
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -34,11 +35,9 @@ def render(found: Sequence[Machine]) -> str:
     except ImportError as error:
         raise InputError(f"a report needs matplotlib and Jinja: {pip_install('report')}") from error
     variants = list(dict.fromkeys(name for machine in found for name in machine.table["variant"]))
-    looks = {
-        name: (figures.COLOURS[number % len(figures.COLOURS)], figures.MARKERS[number % len(figures.MARKERS)])
-        for number, name in enumerate(variants)
-    }
-    template = resources.files("qbert.results").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    looks = dict(zip(variants, zip(cycle(figures.COLOURS), cycle(figures.MARKERS), strict=False), strict=False))
+    folder = resources.files("qbert.results")
+    template = folder.joinpath("page.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -64,7 +63,7 @@ def render(found: Sequence[Machine]) -> str:
             }
             for model in (machines.models(found) if len(found) > 1 else [])
         ]
-    script = resources.files("qbert.results").joinpath("page.js").read_text(encoding="utf-8")
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(template).render(
         answers=machines.findings(found),
@@ -191,8 +190,8 @@ def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]
     """Return what was measured, and on which machine, as pairs of name and text."""
     newest = runs.sort_values(["when", "file"], kind="stable").iloc[-1]
     identity = newest["identity"]
-    files = list(dict.fromkeys(runs["file"]))
     days = sorted({f"{when:%Y-%m-%d %H:%M}" for when in runs["when"].dropna()})
+    made = " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "no date"
     checkpoints = {
         f"{row['model']}, {row['max_length']} tokens": str(row["identity"].get("checkpoint_sha256"))[:12]
         for row in table.to_dict("records")
@@ -200,21 +199,18 @@ def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]
     versions: dict[str, str] = {}
     for measured in runs["identity"]:
         versions |= measured.get("versions", {})
-    documents = table["documents"].max()
-    visible = table["visible_drop"].max()
-    judged = f", {documents:.0f} test documents, one at a time"
-    judged += "" if math.isnan(visible) else f"; a true drop of {visible:.3f} shows with a chance of 80 %"
+    documents, visible = table["documents"].max(), table["visible_drop"].max()
+    dataset = f"{identity.get('dataset')} ({str(identity.get('dataset_sha256'))[:12]})"
+    if pd.notna(documents):
+        dataset += f", {documents:.0f} test documents, one at a time"
+        dataset += "" if math.isnan(visible) else f"; a true drop of {visible:.3f} shows with a chance of 80 %"
     return [
-        ("runs", f"{len(files)}, {days[0] if days else 'no date'}" + (f" to {days[-1]}" if len(days) > 1 else "")),
+        ("runs", f"{runs['file'].nunique()}, {made}"),
         ("commit", ", ".join(dict.fromkeys(runs["commit"]))[:200]),
         ("processor", str(identity.get("processor"))),
         ("instruction sets", " ".join(identity.get("instruction_sets", []))),
         ("threads, batch size", f"{identity.get('threads')}, 1"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        (
-            "dataset",
-            f"{identity.get('dataset')} ({str(identity.get('dataset_sha256'))[:12]})"
-            + ("" if pd.isna(documents) else judged),
-        ),
+        ("dataset", dataset),
         ("checkpoints", "; ".join(f"{name}: {digest}" for name, digest in checkpoints.items())),
     ]

@@ -124,11 +124,8 @@ def _fastest(table: pd.DataFrame) -> list[str]:
                 f"too noisy: {' and '.join(noisy)}."
             )
             continue
-        sentence = f"{subject}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}"
-        if noisy:
-            sentence += " (too noisy)"
-        else:
-            sentence += bracketed(best["speedup_low"], best["speedup_high"], three_digits)
+        ends = " (too noisy)" if noisy else bracketed(best["speedup_low"], best["speedup_high"], three_digits)
+        sentence = f"{subject}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}{ends}"
         if pd.notna(best["over_best"]):
             sentence += f", {three_digits(best['over_best'])} times faster than the best fp32"
             sentence += bracketed(best["over_best_low"], best["over_best_high"], three_digits)
@@ -139,9 +136,8 @@ def _fastest(table: pd.DataFrame) -> list[str]:
                 f" {best['flips']:.0f} of {best['documents']:.0f} labels changed."
             )
         else:
-            sentence += (
-                "; its F1 was not measured." if best["trained"] else "; the model is untrained, so F1 means nothing."
-            )
+            why = "its F1 was not measured" if best["trained"] else "the model is untrained, so F1 means nothing"
+            sentence += f"; {why}."
         second = within.drop(index=best.name).nlargest(1, "speedup")
         if len(second) and intervals.are_distinguishable(table, best.to_dict(), second.iloc[0].to_dict()) is False:
             sentence += f" It and {second['variant'].iloc[0]} cannot be told apart in speed."

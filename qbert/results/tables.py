@@ -31,7 +31,7 @@ class Shown:
     """A terminal has it in two lines where it holds a line break."""
     write: Write
     width: int = 0
-    """At least so many characters on a terminal."""
+    """On a terminal, at least, in characters."""
     left: bool = False
     wrap: bool = False
     """Whether a long text takes several lines."""

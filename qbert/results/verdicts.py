@@ -183,7 +183,7 @@ def history(rows: Sequence[Row], *, runs: int, min_effect: float) -> Group:
         parts.append(Text(""))
     caption = (
         f"{runs} runs. A change: beyond the noise and over {min_effect:.1%}, by one of the commits named.\n"
-        "Runs of one boot, less than 6 hours apart, count as one; 8 such sittings are the least."
+        "Runs of one boot, less than 6 hours apart, count as one; 8 such sessions are the least."
     )
     return Group(*parts, Text(caption, style="dim"))
 

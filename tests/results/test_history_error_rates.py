@@ -69,7 +69,7 @@ def saved(logs: Values, when: pd.DatetimeIndex, *, model: str = "m", boot: str =
 
 def sat(tables: list[pd.DataFrame]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
-    return table.assign(sitting=history.sittings(table))
+    return table.assign(session=history.sessions(table))
 
 
 def dates(days: int, a_day: int, first: str = "2026-01-01T09:00") -> pd.DatetimeIndex:
@@ -120,11 +120,11 @@ CELLS = [f"m{number}" for number in range(12)]
 
 
 def alarms(
-    days: float, *, runs: int = 1, sittings: int = 1, known: int = 0, comparisons: int = 100
+    days: float, *, runs: int = 1, sessions: int = 1, known: int = 0, comparisons: int = 100
 ) -> dict[str, float]:
     """Return the share of comparisons of the same code in which any of 12 cells gets each verdict.
 
-    Sittings differ by `days`, runs by 1 %; `known` sittings are in the history, the compared ones come after them.
+    Sessions differ by `days`, runs by 1 %; `known` sessions are in the history, the compared ones come after them.
     """
     generator = np.random.default_rng(5)
     counts = dict.fromkeys(("alarm", "same", "inconclusive"), 0)
@@ -142,7 +142,7 @@ def alarms(
         )
 
     for _ in range(comparisons):
-        base, head = (drawn(sittings, runs, first) for first in ("2026-05-01T09:00", "2026-06-01T09:00"))
+        base, head = (drawn(sessions, runs, first) for first in ("2026-05-01T09:00", "2026-06-01T09:00"))
         spreads = changes.spreads(drawn(known, 1, "2026-01-01T09:00"), pd.concat([base, head])) if known else {}
         verdicts = {row["verdict"] for row in compare.runs(base, head, spreads=spreads)}
         counts["alarm"] += bool(verdicts & {"slower", "faster"})
@@ -153,7 +153,7 @@ def alarms(
 
 @pytest.mark.parametrize("runs", [1, 5])
 @pytest.mark.parametrize("days", [0.02, 0.03, 0.05])
-def test_one_sitting_a_side_is_inconclusive_without_a_history(days: float, runs: int) -> None:
+def test_one_session_a_side_is_inconclusive_without_a_history(days: float, runs: int) -> None:
     found = alarms(days, runs=runs, comparisons=5)
     assert found == {"alarm": 0, "same": 0, "inconclusive": 1}
 
@@ -164,16 +164,16 @@ def test_one_sitting_a_side_is_inconclusive_without_a_history(days: float, runs:
 def test_with_a_history_the_same_code_is_seldom_slower_or_faster(days: float, known: int) -> None:
     for runs in (1, 5) if days == 0.02 else (1,):
         found = alarms(days, runs=runs, known=known)
-        print(f"days differ by {days:.0%}, {runs} runs a side, history of {known} sittings: {found}")
+        print(f"days differ by {days:.0%}, {runs} runs a side, history of {known} sessions: {found}")
         assert found["alarm"] <= 0.07
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("sittings", [2, 4])
+@pytest.mark.parametrize("sessions", [2, 4])
 @pytest.mark.parametrize("days", [0.02, 0.05])
-def test_several_sittings_of_the_same_code_are_seldom_slower_or_faster(days: float, sittings: int) -> None:
-    found = alarms(days, runs=3, sittings=sittings)
-    print(f"days differ by {days:.0%}, {sittings} sittings a side, three runs each: {found}")
+def test_several_sessions_of_the_same_code_are_seldom_slower_or_faster(days: float, sessions: int) -> None:
+    found = alarms(days, runs=3, sessions=sessions)
+    print(f"days differ by {days:.0%}, {sessions} sessions a side, three runs each: {found}")
     assert found["alarm"] <= 0.07
 
 
@@ -189,5 +189,5 @@ def test_a_history_lets_a_slowdown_be_found() -> None:
         )
         (row,) = compare.runs(base, head, spreads=changes.spreads(past, pd.concat([base, head])))
         found.append(row["verdict"])
-    print(f"10 %, one sitting a side, days differ by 1 %, history of 20: {found.count('slower') / 200:.1%} of 200")
+    print(f"10 %, one session a side, days differ by 1 %, history of 20: {found.count('slower') / 200:.1%} of 200")
     assert found.count("slower") / 200 >= 0.95
