@@ -34,7 +34,7 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             continue
         row = rows.setdefault(tuple(info[name] for name in CELL), {name: info[name] for name in known})
         row["stated"] = info.get("stated", False)
-        measured = info.get("measured", "latency")
+        measured = info["measured"] if info.get("measured") in columns.COLUMNS else "latency"
         row |= {name: info[name] for name in columns.kept(measured) if name in info}
         if "f1_guard" in info:  # older runs did not record the guard's verdict
             judged = guarded_drop(info["f1_drop"], info["f1_drop_high"], info["f1_guard"])
