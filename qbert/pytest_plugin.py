@@ -359,8 +359,7 @@ def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 def _check_once(items: list[pytest.Item]) -> None:
     """Raise UsageError where two of `items` would measure the same of one cell."""
-    from qbert.results.compare import CELL
-    from qbert.results.saved_run import MEASURED
+    from qbert.results.compare import CELL, MEASURED
 
     seen: dict[tuple[Any, ...], str] = {}
     for item in items:
@@ -571,7 +570,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: State) -> None:
     from rich.text import Text
 
-    from qbert.results import history, tables
+    from qbert.results import history, run_tables, tables
 
     assert state.suite is not None  # noqa: S101  the caller checked
     if results := list(state.results.values()):
@@ -581,7 +580,7 @@ def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: 
             "interval. Of limit: of what this core can do; then with attention at its best."
         )
         title = f"qbert: {state.suite.dataset.name}, batch 1, one thread"
-        table = tables.summary(history.cells(results), title=title, caption=caption + odds(results))
+        table = run_tables.summary(history.cells(results), title=title, caption=caption + odds(results))
         reporter.write_line("")
         tables.show(table)
     if lines := marks(state, strict=config.option.qbert_strict_guard):
@@ -608,10 +607,10 @@ def odds(results: list[dict[str, Any]]) -> str:
 
 def marks(state: State, *, strict: bool) -> list[str]:
     """Return lines on variants that nobody named and that are over their limit or left out, which is no failure."""
-    from qbert.results import tables
+    from qbert.results import run_tables
 
     results = [] if strict else [result["extra_info"] for result in state.results.values()]
-    over = [tables.over_limit(info) for info in results if info.get("over_limit") and not info["named"]]
+    over = [run_tables.over_limit(info) for info in results if info.get("over_limit") and not info["named"]]
     if over:
         over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")
     cells = {

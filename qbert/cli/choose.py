@@ -65,7 +65,7 @@ def choose(
     are in pyproject.toml, [tool.qbert].
     """
     from qbert.cluster.judging import team_at
-    from qbert.results import tables
+    from qbert.results import run_tables, tables
     from qbert.selection import choosing
     from qbert.variants.base import MAX_F1_DROP
 
@@ -94,7 +94,7 @@ def choose(
             workers=workers,
         )
     options.write(json_file, json.dumps(found.to_record(), indent=1, ensure_ascii=False) + "\n")
-    tables.show(tables.choice(found.to_record()))
+    tables.show(run_tables.choice(found.to_record()))
     echo(f"\n{found.sentence}")
     if found.chosen is None:
         sys.exit(1)

@@ -52,9 +52,9 @@ def fleet(arguments: tuple[str, ...], cluster: str, output: Path) -> None:
         echo(f"{result.host.name}: {f'failed, {result.failed}' if result.failed else kept}")
     saved = [result.run for result in results if result.run]
     if saved:
-        found = machines.of(history.load(saved), here.prices)
+        found = machines.split(history.load(saved), here.prices)
         options.write(output / "report.html", page.render(found))
-        for answer in machines.told(found):
+        for answer in machines.findings(found):
             echo(answer)
         echo(f"{output / 'report.html'}: the report of {counted(len(found), 'machine')}")
     sys.exit(1 if any(result.failed for result in results) else 0)

@@ -136,7 +136,7 @@ def evaluate(
     LIST names it, not if 'default' or 'all' includes it. Defaults are in pyproject.toml, [tool.qbert].
     """
     from qbert.cluster.judging import team_at
-    from qbert.results import tables
+    from qbert.results import run_tables, tables
     from qbert.selection import evaluation
     from qbert.system.terminal import counted
     from qbert.variants import select
@@ -150,7 +150,7 @@ def evaluate(
         )
     options.write(json_file, json.dumps(evaluated.results, indent=1, ensure_ascii=False) + "\n")
     judged_by = f"{counted(evaluated.documents, 'document')}, {counted(evaluated.max_length, 'token')} at most"
-    tables.show(tables.accuracy(evaluated.results, title=f"{evaluated.model} on {evaluated.dataset}, {judged_by}"))
+    tables.show(run_tables.accuracy(evaluated.results, title=f"{evaluated.model} on {evaluated.dataset}, {judged_by}"))
     for note in evaluated.notes:
         echo(note, err=True)
     evaluated.check_named(names)

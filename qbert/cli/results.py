@@ -51,7 +51,7 @@ class BaseAndHead(click.Command):
     "storage",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Saved runs that show the noise between sittings.  [default: .benchmarks]",
+    help="Saved runs that show the noise between sessions.  [default: .benchmarks]",
 )
 @click.option(
     "--across",
@@ -83,15 +83,15 @@ def compare(
 ) -> None:
     """Compare saved runs with each other: latency with its interval, F1, flips, size.
 
-    The sittings of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files need no
+    The sessions of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files need no
     `--` between them. Between machines, answers are compared and no verdict is given on latency. The exit code is 1
     where more than --max-machine-flips labels of a cell differ, or cannot be compared.
     """
     import pandas as pd
 
+    from qbert.results import changes, tables, verdicts
     from qbert.results import compare as comparing
     from qbert.results import history as saved
-    from qbert.results import tables, verdicts
 
     if max_machine_flips is not None and MACHINES not in across:
         raise InputError(f"--max-machine-flips compares machines: give --across {MACHINES} too")
@@ -103,7 +103,7 @@ def compare(
             table, left_out = saved.stored(storage or saved.STORAGE)
             for sentence in left_out:
                 echo(f"left out: {sentence}", err=True)
-            spreads = saved.spreads(table, pd.concat([base, head]))
+            spreads = changes.spreads(table, pd.concat([base, head]))
         except InputError:
             if storage:
                 raise
@@ -116,15 +116,15 @@ def compare(
         across={*across, *(MACHINE if MACHINES in across else ())},
     )
     title = verdicts.answer(rows)
-    counts = [side["sitting"].nunique() for side in (base, head)]
+    counts = [side["session"].nunique() for side in (base, head)]
     caption = (
-        f"{len(names[0])} and {len(names[1])} runs, of {counts[0]} and {counts[1]} sittings. Intervals hold together "
+        f"{len(names[0])} and {len(names[1])} runs, of {counts[0]} and {counts[1]} sessions. Intervals hold together "
         f"with 95 %;\nslower, faster: beyond {min_effect:.1%}; worse, better: beyond {min_f1_effect:g} of F1; same: "
         "within.\nLatency: geometric mean of medians."
     )
     if counts == [1, 1]:
         known = sum(tuple(row[name] for name in comparing.CELL) in spreads for row in rows)
-        caption += "\nWith one sitting a side the noise between days cannot be told from a change: " + (
+        caption += "\nWith one session a side the noise between days cannot be told from a change: " + (
             f"for {known} of\n{len(rows)} cells it is taken from --history."
             if known
             else "save runs\nof several days, or use qbert gate."
@@ -156,17 +156,11 @@ def _sides(files: tuple[str, ...]) -> list[list[Path]]:
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row of compare.runs without tables in it."""
-    flat: dict[str, Any] = (
-        {name: value for name, value in row.items() if name not in ("f1", "differs", "judged", "machine_flips")}
-        | ({"machine_flips": row["machine_flips"].flips} if row.get("machine_flips") else {})
-        | row["f1"]
-        | {
-            "f1_verdict": row["f1"].get("verdict", ""),
-            "verdict": row["verdict"],
-            "differs": "; ".join(row["differs"]),
-        }
-    )
-    return flat
+    left_out = ("f1", "differs", "judged", "machine_flips")
+    flips = {"machine_flips": row["machine_flips"].flips} if row.get("machine_flips") else {}
+    f1 = {name: value for name, value in row["f1"].items() if name != "verdict"}
+    verdicts = {"f1_verdict": row["f1"].get("verdict", ""), "differs": "; ".join(row["differs"])}
+    return {name: value for name, value in row.items() if name not in left_out} | flips | f1 | verdicts
 
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401
@@ -185,16 +179,16 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 
     Each machine and each dataset has its own history.
     """
+    from qbert.results import changes, figures, tables, verdicts
     from qbert.results import history as saved
-    from qbert.results import tables, verdicts
 
     table, left_out = saved.stored(storage)
     for sentence in left_out:
         echo(f"left out: {sentence}", err=True)
-    rows = saved.changes(table, min_effect)
+    rows = changes.changes(table, min_effect)
     tables.show(verdicts.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
     if plot:
-        verdicts.plot_history(table, rows, plot)
+        figures.plot_history(table, rows, plot)
 
 
 @click.command()
@@ -231,7 +225,7 @@ def report(
     if not (output or markdown or csv_file):
         raise InputError("name what to write: -o tables.html, --markdown FILE or --csv FILE")
     runs = saved.load(files)
-    found = machines.of(runs, settings.read(settings.nearest(Path.cwd())).prices | dict(prices))
+    found = machines.split(runs, settings.read(settings.nearest(Path.cwd())).prices | dict(prices))
     machines.check_prices(found, dict(prices))
     if output:
         with progress("drawing"):
@@ -241,5 +235,5 @@ def report(
         options.write(markdown, page.markdown(found))
     if csv_file:
         options.write(csv_file, page.csv(found))
-    for answer in machines.told(found):
+    for answer in machines.findings(found):
         echo(answer)

@@ -31,7 +31,7 @@ class Difference:
         return len(self.rows)
 
 
-def between(answers: Mapping[str, Answers]) -> Difference | None:
+def compare(answers: Mapping[str, Answers]) -> Difference | None:
     """Compare the `answers` of machines, by their names; None where they are not of the same documents."""
     sides = list(answers.values())
     if len({(side["labels"], side.get("rows", "")) for side in sides}) > 1:
@@ -63,11 +63,11 @@ def _named(ids: str, names: list[str]) -> str:
 def sentence(difference: Difference) -> str:
     """Return what differs, with the first documents."""
     most = 5
-    told = f"{difference.flips} of {difference.documents} labels differ between machines"
+    said = f"{difference.flips} of {difference.documents} labels differ between machines"
     if difference.rows:
-        told += f" (documents {', '.join(map(str, list(difference.rows)[:most]))}{' …' * (difference.flips > most)})"
+        said += f" (documents {', '.join(map(str, list(difference.rows)[:most]))}{' …' * (difference.flips > most)})"
     if difference.logit_difference is None:
-        return f"{told}; logits were not kept"
+        return f"{said}; logits were not kept"
     if not difference.logit_difference:
-        return f"{told}, all logits are equal" if not difference.flips else told
-    return f"{told}, logits by {difference.logit_difference:.3g} at most (document {difference.logit_row})"
+        return f"{said}, all logits are equal" if not difference.flips else said
+    return f"{said}, logits by {difference.logit_difference:.3g} at most (document {difference.logit_row})"

@@ -1,18 +1,102 @@
-"""The tables of the report, and the words for its figures."""
+"""The one table of columns: what a saved run may hold of each figure, and how it is written where it is shown."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import msgspec
 import pandas as pd
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from qbert.results.tables import in_limit, is_too_noisy, of_limit, three_digits, too_wide
+from qbert.results.pace import SHARES
+from qbert.results.records import (
+    Bytes,
+    Cost,
+    Count,
+    Drop,
+    Flip,
+    Labels,
+    LimitShare,
+    Measured,
+    Point,
+    Positive,
+    Rate,
+    Ratio,
+    Seconds,
+    Share,
+    Tokens,
+)
+from qbert.results.tables import Row, Shown, Write, bracketed, each, milliseconds, number, three_digits, times, written
 from qbert.variants import BASELINE
 
-COLUMNS = (
-    *("tokens", "variant", "latency ms", "speedup over fp32, 95 %", "over best fp32, 95 %", "% of limit"),
-    *("weighted F1", "F1 drop, 95 %", "flips", "choice"),
-)
-FOOTPRINT_COLUMNS = ("tokens", "variant", "disk MB", "load s", "first call ms", "after a pause ms", "memory MB")
+TOO_NOISY = 1.25
+"""A ratio is too noisy if the upper end of its interval is more than this times the lower end. On a Granite Rapids
+machine, variants adjacent in speed differed by a factor of 1.14 (median of 54; 39 of them less than 1.25), and 52 of 54
+intervals were no wider than 1.16."""
+
+
+def is_too_noisy(row: Row, name: str = "speedup") -> bool:
+    """Whether the interval of a ratio is too wide for a decision."""
+    return bool(row[f"{name}_high"] > TOO_NOISY * row[f"{name}_low"])
+
+
+def with_interval(form: str) -> Write:
+    """Return what writes a figure with its interval in brackets, or that this is too wide."""
+
+    def write(row: Row, name: str) -> str:
+        if pd.isna(row[name]):
+            return ""
+        if "+" not in form and is_too_noisy(row, name):
+            return f"{row[name]:{form}} (too noisy)"
+        return f"{row[name]:{form}}" + bracketed(row[f"{name}_low"], row[f"{name}_high"], lambda end: format(end, form))
+
+    return write
+
+
+def with_margin(write_ratio: Callable[[float], str]) -> Write:
+    """Return what writes a ratio and half the width of its interval, in at most nine characters."""
+
+    def write(row: Row, name: str) -> str:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        if pd.isna(row[name]) or pd.isna(low):
+            return number(row[name], ".2f")
+        if is_too_noisy(row, name):
+            return "too noisy"
+        return f"{write_ratio(row[name])} ±{math.ceil(100 * (math.sqrt(high / low) - 1))}%"
+
+    return write
+
+
+def _speedup(row: Row, _: str) -> str:
+    if math.isnan(row["speedup_low"]):
+        return number(row["speedup"], ".2f")
+    if is_too_noisy(row):
+        return f"{row['speedup']:.2f}   too noisy"
+    return f"{row['speedup']:.2f} {row['speedup_low']:.2f}–{row['speedup_high']:.2f}"
+
+
+def both_shares(row: Row, _: str = "") -> str:
+    """Return both shares of the limit in percent; an older run has one."""
+    shares = [100 * row[name] for name in SHARES if pd.notna(row[name])]
+    return " ".join(f"{share:.0f}" if share >= 1 else "<1" for share in shares)
+
+
+def in_brackets(row: Row, _: str = "") -> str:
+    """Return the shares of the limit in percent, the second in brackets."""
+    share, *best = both_shares(row).split() or [""]
+    return share + "".join(f" ({one})" for one in best)
+
+
+def in_limit(row: Row, _: str = "") -> str:
+    """Return the requests a second within the limit; with ~ where few texts were timed, so that the tail is a guess."""
+    if pd.isna(row["rate_within_limit"]):
+        return ""
+    if not row["rate_within_limit"]:
+        return "none"
+    return ("~" if math.isnan(row["loaded_p99_s"]) else "") + three_digits(row["rate_within_limit"])
+
+
 LIMITS = {
     1: (
         "the time that all matrix products would take at the best rate of BERT-base's products on this core, over the "
@@ -25,50 +109,6 @@ LIMITS = {
 }
 """What a share of the limit is, by the number of its definition."""
 BEST_LIMIT = "with attention at the best rate of any precision"
-CAPACITY_COLUMNS = (
-    *("tokens", "variant", "texts/s", "texts/s in limit", "p50 ms", "p95 ms", "p99 ms", "worst ms"),
-    *("over alone, 95 %", "least share of a worker", "all memory MB", "a million costs"),
-)
-Entry = tuple[str, float | str]
-"""The text of a table's cell, and its sort key."""
-
-
-def of_model(cells: pd.DataFrame) -> list[tuple[Sequence[str], list[list[Entry]]]]:
-    """Return the tables of one model that are not empty, as headings and rows: latency and F1; footprint; capacity."""
-    records = cells.to_dict("records")
-    main = [_main_row(row) for row in records if pd.notna(row["latency_s"]) or pd.notna(row["f1"])]
-    footprint = [_footprint_row(row) for row in records if pd.notna(row["disk_bytes"])]
-    capacity = [_capacity_row(row) for row in records if pd.notna(row["texts_per_s"])]
-    columns: tuple[str, ...] = CAPACITY_COLUMNS
-    if capacity and cells["cost_per_million"].isna().all():  # nobody has named a price
-        columns, capacity = columns[:-1], [row[:-1] for row in capacity]
-    return [table for table in ((COLUMNS, main), (FOOTPRINT_COLUMNS, footprint), (columns, capacity)) if table[1]]
-
-
-def entry(value: Any, text: str) -> Entry:  # noqa: ANN401
-    """Return `text` with its sort key `value`; empty where that is not known."""
-    return ("", "") if pd.isna(value) else (text, float(value))
-
-
-def _between(low: float, high: float, form: str) -> str:
-    return "" if pd.isna(low) else f" ({format(low, form)} to {format(high, form)})"
-
-
-def speedup(row: Mapping[Any, Any]) -> str:
-    """Return the speedup over fp32 with its interval."""
-    interval = " (too noisy)" if is_too_noisy(row) else _between(row["speedup_low"], row["speedup_high"], ".2f")
-    return f"{row['speedup']:.2f}{interval}"
-
-
-def _over_best(row: Mapping[Any, Any]) -> str:
-    low, high = row["over_best_low"], row["over_best_high"]
-    return f"{row['over_best']:.2f}" + (" (too noisy)" if too_wide(low, high) else _between(low, high, ".2f"))
-
-
-def shares(row: Mapping[Any, Any]) -> str:
-    """Return the shares of the limit in percent."""
-    share, *best = of_limit(row).split()
-    return share + "".join(f" ({one})" for one in best)
 
 
 def limit_of(table: pd.DataFrame, best: str = "In brackets") -> str:
@@ -79,62 +119,202 @@ def limit_of(table: pd.DataFrame, best: str = "In brackets") -> str:
     return f"{sentence} {best}: {BEST_LIMIT}." if table["share_of_best_limit"].notna().any() else sentence
 
 
-def standing(row: Mapping[Any, Any]) -> str:
+def standing(row: Row) -> str:
     """Return whether a variant is over its F1 limit, or undominated; empty where it is neither."""
     return "over the limit" if row["over_limit"] is True else "undominated" if row["undominated"] else ""
 
 
-def _main_row(row: Mapping[Any, Any]) -> list[Entry]:
-    compared = pd.notna(row["f1"]) and row["variant"] != BASELINE
-    choice = ", ".join(filter(None, [standing(row), "int8 stated, not shown" if row["stated"] else ""]))
-    drop = entry(row["f1_drop"], f"{row['f1_drop']:+.4f}" + _between(row["f1_drop_low"], row["f1_drop_high"], "+.4f"))
-    return [
-        (str(row["max_length"]), float(row["max_length"])),
-        (row["variant"], row["variant"]),
-        entry(row["latency_s"], f"{row['latency_s'] * 1e3:.4g}"),
-        entry(row["speedup"], speedup(row)),
-        entry(row["over_best"], _over_best(row)),
-        ("", "") if pd.isna(row["share_of_limit"]) else (shares(row), float(row["share_of_limit"])),
-        entry(row["f1"], f"{row['f1']:.4f}"),
-        drop if compared else ("", ""),
-        entry(row["flips"], f"{row['flips']:.0f}") if compared else ("", ""),
-        (choice, choice),
-    ]
+def _choice(row: Row, _: str) -> str:
+    return ", ".join(filter(None, [standing(row), "int8 stated, not shown" if row["stated"] else ""]))
 
 
-def _footprint_row(row: Mapping[Any, Any]) -> list[Entry]:
-    return [
-        (str(row["max_length"]), float(row["max_length"])),
-        (row["variant"], row["variant"]),
-        entry(row["disk_bytes"], f"{row['disk_bytes'] / 1e6:.4g}"),
-        entry(row["load_s"], f"{row['load_s']:.2f}"),
-        entry(row["first_call_s"], f"{row['first_call_s'] * 1e3:.4g}"),
-        entry(row["after_pause_s"], f"{row['after_pause_s'] * 1e3:.4g}"),
-        entry(row["peak_rss_bytes"], f"{row['peak_rss_bytes'] / 1e6:.0f}"),
-    ]
+def of_variants(write: Write) -> Write:
+    """Return what writes a figure of judged variants alone: the baseline's is against itself."""
+    return lambda row, name: "" if row["variant"] == BASELINE or pd.isna(row["f1"]) else write(row, name)
 
 
-def loaded_over_alone(row: Mapping[Any, Any]) -> str:
-    """Return a text's time under load over that alone, with its interval."""
-    low, high = row["loaded_over_alone_low"], row["loaded_over_alone_high"]
-    return f"{row['loaded_over_alone']:.2f}" + (" (too noisy)" if too_wide(low, high) else _between(low, high, ".2f"))
+def _drop(row: Row, name: str) -> str:
+    return number(row[name], "+.4f") + ("!" if row["over_limit"] is True else "")
 
 
-def _capacity_row(row: Mapping[Any, Any]) -> list[Entry]:
-    milliseconds = [
-        entry(row[f"loaded_{name}_s"], f"{row[f'loaded_{name}_s'] * 1e3:.4g}")
-        for name in ("p50", "p95", "p99", "worst")
-    ]
-    return [
-        (str(row["max_length"]), float(row["max_length"])),
-        (row["variant"], row["variant"]),
-        entry(row["texts_per_s"], three_digits(row["texts_per_s"])),
-        entry(row["rate_within_limit"], in_limit(row)),
-        *milliseconds,
-        entry(row["loaded_over_alone"], loaded_over_alone(row)),
-        entry(min(row["worker_shares"]), f"{min(row['worker_shares']):.0%}"),
-        entry(row["pss_bytes"], f"{row['pss_bytes'] / 1e6:.0f}"),
-        entry(
-            row["cost_per_million"], "" if pd.isna(row["cost_per_million"]) else three_digits(row["cost_per_million"])
+@dataclass(frozen=True)
+class Column:
+    """A figure of a cell."""
+
+    name: str
+    """In `extra_info`, in the tables of `history` and in CSV; it ends with the unit."""
+    type: Any = None
+    """What a saved run may hold in `extra_info`; None: the figure comes from elsewhere, or is computed."""
+    terminal: Shown | None = None
+    """How the table of a run shows it."""
+    report: Shown | None = None
+    """How the report of one machine shows it."""
+    machines: Shown | None = None
+    """How the report shows it where machines are side by side; the heading is the table's title."""
+    optional: bool = False
+    """Whether some runs lack it, as those of older versions do."""
+    kept: bool = True
+    """Whether a row has it as soon as a run is read; otherwise it is checked alone, or computed later."""
+
+
+_DIGITS, _MS, _MS_4 = each(three_digits), each(milliseconds), times(1e3, ".4g")
+_MB, _MB_4, _COUNT, _S = times(1e-6, ".0f"), times(1e-6, ".4g"), times(1, ".0f"), times(1, ".2f")
+COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "latency": (
+        Column(
+            *("latency_s", None, Shown("latency\nms", _MS, 7), Shown("latency ms", _MS_4)),
+            *(Shown("Latency of one text, ms", _MS),),
+            kept=False,
         ),
+        Column("median_s"),
+        Column("q1_s"),
+        Column("q3_s"),
+        Column("p50_s", Seconds, kept=False),
+        Column("p95_s", Seconds, optional=True),
+        Column("p99_s", Seconds, optional=True, kept=False),
+        Column(
+            *("speedup", Ratio, Shown("speedup\nmedian, 95 %", _speedup, 17)),
+            Shown("speedup over fp32, 95 %", with_interval(".2f")),
+        ),
+        Column("speedup_low", Ratio, optional=True),
+        Column("speedup_high", Ratio, optional=True),
+        Column(
+            *("over_best", None, Shown("over best\nfp32", with_margin(three_digits), 9)),
+            Shown("over best fp32, 95 %", with_interval(".2f")),
+            kept=False,
+        ),
+        Column("baseline_p50_s", Seconds, optional=True),
+        Column(
+            *("share_of_limit", LimitShare, Shown("% of\nlimit", both_shares, 5)),
+            *(Shown("% of limit", in_brackets), Shown("Share of the machine's own limit, %", in_brackets)),
+            optional=True,
+        ),
+        Column("share_of_best_limit", LimitShare, optional=True),
+        Column("limit_definition", Positive, optional=True),
+        Column("floor_s", Seconds, optional=True, kept=False),
+        Column("best_floor_s", Seconds, optional=True, kept=False),
+        Column("precision"),
+        Column("runtime"),
+        Column("process_speedups", Annotated[list[Ratio], Meta(min_length=1)], optional=True),
+        Column("process_p50_s", list[Seconds], optional=True, kept=False),
+    ),
+    "accuracy": (
+        Column("f1", Share, None, Shown("weighted F1", times(1, ".4f"))),
+        Column("f1_baseline", Share),
+        Column(
+            "f1_drop", Drop, Shown("F1\ndrop", _drop, 7), Shown("F1 drop, 95 %", of_variants(with_interval("+.4f")))
+        ),
+        Column("f1_drop_low", Drop),
+        Column("f1_drop_high", Drop),
+        Column("max_f1_drop", float),
+        Column("f1_guard", str),
+        Column("over_limit", bool, optional=True),
+        Column("flips", Count, Shown("flips\n", _COUNT, 5), Shown("flips", of_variants(_COUNT))),
+        Column("mcnemar_p", Share),
+        Column("documents", Positive),
+        Column("visible_drop", Share, optional=True),
+        Column("flipped", list[Flip]),
+        Column("answers", Labels, optional=True),
+        Column("undominated", None, None, Shown("choice", _choice, left=True, key=str), kept=False),
+    ),
+    "footprint": (
+        Column(
+            *("disk_bytes", Bytes, Shown("disk\nMB", _MB, 6), Shown("disk MB", _MB_4)),
+            Shown("On disk, MB", _MB_4, rank=3, only_where_different=True),
+        ),
+        Column("load_s", Seconds, Shown("load\ns", _S, 6), Shown("load s", _S), Shown("Loading, s", _S, rank=2)),
+        Column("first_call_s", Seconds, Shown("first call\nms", _MS, 10), Shown("first call ms", _MS_4)),
+        Column(
+            *("after_pause_s", Seconds, Shown("after a\npause ms", _MS, 8), Shown("after a pause ms", _MS_4)),
+            optional=True,
+        ),
+        Column(
+            *("peak_rss_bytes", Bytes, Shown("peak memory\nMB", _MB, 11), Shown("memory MB", _MB)),
+            Shown("Peak memory of a process, MB", _MB, rank=1),
+        ),
+    ),
+    "capacity": (
+        Column("workers", Positive),
+        Column("worker_threads", Positive),
+        Column(
+            *("texts_per_s", Rate, Shown("texts/s\n", _DIGITS, 7), Shown("texts/s", _DIGITS)),
+            Shown("Texts a second, every core busy", _DIGITS),
+        ),
+        Column("loaded_p50_s", Seconds, Shown("p50\nms", _MS, 6), Shown("p50 ms", _MS_4, rank=1)),
+        Column("loaded_p95_s", Seconds, None, Shown("p95 ms", _MS_4, rank=1), optional=True),
+        Column("loaded_p99_s", Seconds, Shown("p99\nms", _MS, 6), Shown("p99 ms", _MS_4, rank=1), optional=True),
+        Column("loaded_worst_s", Seconds, None, Shown("worst ms", _MS_4, rank=1)),
+        Column(
+            *("worker_shares", list[Share], None),
+            Shown("least share of a worker", each(lambda shares: f"{min(shares):.0%}"), key=min, rank=2),
+        ),
+        Column("alone_p50_s", Seconds, optional=True),
+        Column("half_load_slowdown", Ratio, optional=True),
+        Column(
+            *("loaded_over_alone", Ratio, Shown("over\nalone", with_margin("{:.2f}".format), 9)),
+            Shown("over alone, 95 %", with_interval(".2f"), rank=1),
+            optional=True,
+        ),
+        Column("loaded_over_alone_low", Ratio, optional=True),
+        Column("loaded_over_alone_high", Ratio, optional=True),
+        Column(
+            *("pss_bytes", Bytes, Shown("memory\nMB", _MB, 6, rank=2), Shown("all memory MB", _MB, rank=2)),
+            optional=True,
+        ),
+        Column("latency_limit_s", Seconds),
+        Column("rates", Annotated[list[Rate], Meta(min_length=1)]),
+        Column("rates_p99_s", list[Seconds]),
+        Column(
+            *("rate_within_limit", Rate, Shown("texts/s\nin limit", in_limit, 8, rank=1)),
+            *(Shown("texts/s in limit", in_limit), Shown("Requests a second within the latency limit", in_limit)),
+        ),
+        Column("price_per_hour", Cost, optional=True),
+        Column(
+            *("cost_per_million", Cost, Shown("million\ncosts", _DIGITS, 7, rank=2)),
+            *(Shown("a million costs", _DIGITS, rank=2), Shown("A million texts cost", _DIGITS)),
+            optional=True,
+        ),
+        Column("scaling", list[Point], optional=True),
+        Column("traffic", str),
+        Column("traffic_sha256", str),
+        Column("traffic_tokens", Tokens),
+        Column("capacity_notes", list[str]),
+        Column("answers_compared", Count, kept=False),
+    ),
+}
+"""The columns of each benchmark, in the order in which they are shown."""
+
+
+def _record(measured: str, columns: tuple[Column, ...]) -> type[Struct]:
+    fields: Any = [
+        (column.name, column.type) if not column.optional else (column.name, column.type | UnsetType, UNSET)
+        for column in columns
+        if column.type
     ]
+    return msgspec.defstruct(measured, fields, bases=(Measured,), kw_only=True)
+
+
+RECORDS = {measured: _record(measured, columns) for measured, columns in COLUMNS.items()}
+"""The type of the `extra_info` of each benchmark."""
+
+
+def kept(*measured: str) -> list[str]:
+    """Return the names of the columns that a row has of the benchmarks `measured`, of all without any."""
+    return [column.name for one in measured or COLUMNS for column in COLUMNS[one] if column.kept]
+
+
+def shown(where: str, *measured: str) -> dict[str, Shown]:
+    """Return the columns of `measured` shown `where`: on the `terminal`, in the `report`, or of several `machines`."""
+    columns = [column for one in measured or COLUMNS for column in COLUMNS[one] if getattr(column, where)]
+    columns.sort(key=lambda column: getattr(column, where).rank)
+    return {column.name: getattr(column, where) for column in columns}
+
+
+CELL_COLUMNS = {"max_length": Shown("tokens", written), "variant": Shown("variant", written, left=True)}
+"""What the tables of a report begin with."""
+
+
+def priced(columns: Mapping[str, Shown], cells: pd.DataFrame) -> dict[str, Shown]:
+    """Return `columns` without the cost, where nobody has named a price."""
+    free = cells["cost_per_million"].isna().all()
+    return {name: column for name, column in columns.items() if name != "cost_per_million" or not free}

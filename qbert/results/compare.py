@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CELL = ["model", "max_length", "variant"]
+MEASURED = ("latency", "accuracy", "footprint", "capacity")
+"""What a benchmark of this suite measures."""
+
+
+def cell_name(row: Mapping[Any, Any]) -> str:
+    """Return the name of a row's cell."""
+    return "-".join(str(row[name]) for name in CELL)
+
+
 MACHINE = ("processor", "instruction_sets", "hardware", "machine_name")
 """The keys of a result's `identity` that say on which machine it was measured; `machine_name` is --machine-name's."""
 SUBJECT = (
@@ -77,7 +86,7 @@ def runs(
 ) -> list[dict[str, Any]]:
     """Compare the runs `head` with the runs `base`, both from history.load; return a row for each cell.
 
-    The runs of a sitting count as one value. `spreads`, from history.spreads, is the noise between sittings; `across`
+    The runs of a session count as one value. `spreads`, from changes.spreads, is the noise between sessions; `across`
     names the keys of the cells' identity that may differ. Between machines there is no interval of latency, but
     `machine_flips` (answers.Difference): what the newest run of each side answers to the same documents. Where all keys
     of MACHINE may differ, `judged` says whether a side has measured accuracy.
@@ -86,8 +95,9 @@ def runs(
         InputError: a side has runs of several machines.
     """
     asked = set(MACHINE) <= set(across)
-    if not set(MACHINE).isdisjoint(across):
-        _refuse_several(base, head)
+    for side in (base, head):  # their times must not be pooled
+        if not set(MACHINE).isdisjoint(across) and len(names := list(dict.fromkeys(side["machine"]))) > 1:
+            raise InputError(f"a side has runs of {' and '.join(names)}: name runs of one machine on each side")
     base, head = (table.assign(order=range(len(table))) for table in (base, head))
     groups = [dict(iter(table.groupby(CELL, sort=False))) for table in (base, head)]
     keys = list(dict.fromkeys([*groups[0], *groups[1]]))
@@ -112,10 +122,12 @@ def runs(
         last = [group.iloc[-1] for group in (before, after)]
         row["f1"] = _f1(last[0], last[1], confidence, min_f1_effect)
         if between_machines or asked:
-            row["machine_flips"] = _machine_flips(last[0].get("answers"), last[1].get("answers"))
+            kept: dict[str, Any] = dict(zip(("base", "head"), (newest.get("answers") for newest in last), strict=True))
+            have_answers = all(isinstance(one, dict) for one in kept.values())
+            row["machine_flips"] = answers.compare(kept) if have_answers else None
         for name in ("disk_bytes", "peak_rss_bytes"):
-            for side, newest in zip(("base", "head"), last, strict=True):
-                row[f"{side}_{name}"] = None if _is_missing(newest.get(name)) else float(newest[name])
+            for label, newest in zip(("base", "head"), last, strict=True):
+                row[f"{label}_{name}"] = None if is_missing(newest.get(name)) else float(newest[name])
     return rows
 
 
@@ -142,14 +154,7 @@ def _latency(
             row[name] = math.expm1(value) if math.isfinite(value) else None
     row |= {"base_s": float(np.exp(np.mean(logs_base))), "head_s": float(np.exp(np.mean(logs_head)))}
     row |= {"base_runs": len(timed[0]), "head_runs": len(timed[1])}
-    return row | {"base_sittings": len(logs_base), "head_sittings": len(logs_head)}
-
-
-def _machine_flips(base: Any, head: Any) -> answers.Difference | None:  # noqa: ANN401  a missing value or a mapping
-    """Compare what two machines answer; None where a run has kept no answers, or those to other documents."""
-    if not isinstance(base, dict) or not isinstance(head, dict):
-        return None
-    return answers.between({"base": base, "head": head})
+    return row | {"base_sessions": len(logs_base), "head_sessions": len(logs_head)}
 
 
 def is_of_another_machine(identity: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -157,18 +162,11 @@ def is_of_another_machine(identity: Mapping[str, Any], other: Mapping[str, Any])
     return bool(differences(identity, other, may_differ=[name for name in SUBJECT if name not in MACHINE]))
 
 
-def _refuse_several(*sides: "pd.DataFrame") -> None:
-    """Raise InputError where a side has runs of several machines: their times must not be pooled."""
-    for side in sides:
-        if len(names := list(dict.fromkeys(side["machine"]))) > 1:
-            raise InputError(f"a side has runs of {' and '.join(names)}: name runs of one machine on each side")
-
-
 def samples(group: "pd.DataFrame") -> npt.NDArray[np.float64]:
-    """Return the mean log latency of each sitting of one cell's runs, in the order of the sittings."""
-    sittings, indices = np.unique(group["sitting"], return_inverse=True)
+    """Return the mean log latency of each session of one cell's runs, in the order of the sessions."""
+    sessions, indices = np.unique(group["session"], return_inverse=True)
     logs = np.log(group["median_s"].to_numpy(dtype=float))
-    return np.bincount(indices, weights=logs, minlength=len(sittings)) / np.bincount(indices, minlength=len(sittings))
+    return np.bincount(indices, weights=logs, minlength=len(sessions)) / np.bincount(indices, minlength=len(sessions))
 
 
 def _two_samples(
@@ -199,7 +197,7 @@ def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_e
     """Compare the F1 of two runs; `inconclusive` if one is an older run that does not hold its answers."""
     from qbert.measure import accuracy
 
-    if _is_missing(base.get("f1")) or _is_missing(head.get("f1")):
+    if is_missing(base.get("f1")) or is_missing(head.get("f1")):
         return {}
     before, after = (run.get("answers") for run in (base, head))
     if not isinstance(before, dict) or not isinstance(after, dict) or before["labels"] != after["labels"]:
@@ -208,7 +206,8 @@ def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_e
     return accuracy.compare_answers(before, after, confidence, min_effect)
 
 
-def _is_missing(value: Any) -> bool:  # noqa: ANN401
+def is_missing(value: Any) -> bool:  # noqa: ANN401
+    """Whether a table has no such value: None, or not a number."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -217,17 +216,17 @@ def over_machine_flips(rows: Iterable[Mapping[str, Any]], limit: int) -> list[st
 
     A cell whose answers cannot be compared counts as one: nothing shows that they agree.
     """
-    told = []
+    sentences = []
     compared = 0
     for row in rows:
-        name = "-".join(str(row[key]) for key in CELL)
+        name = cell_name(row)
         difference = row.get("machine_flips")
         compared += difference is not None
         if difference is not None and difference.flips > limit:
-            told.append(f"{name}: {answers.sentence(difference)}, which --max-machine-flips {limit} forbids")
+            sentences.append(f"{name}: {answers.sentence(difference)}, which --max-machine-flips {limit} forbids")
         elif difference is None and row["judged"]:
             why = "; ".join(row["differs"]) or "a run holds no answers, or answers to other documents"
-            told.append(f"{name}: the answers cannot be compared ({why})")
-    if not compared and not told:
-        told.append("no answers were compared: name runs that measured accuracy, of two machines")
-    return told
+            sentences.append(f"{name}: the answers cannot be compared ({why})")
+    if not compared and not sentences:
+        sentences.append("no answers were compared: name runs that measured accuracy, of two machines")
+    return sentences

@@ -13,7 +13,7 @@ Logs = npt.NDArray[np.float64]
 """Logarithms of a cell's speedup, or of its ratio to another cell's, one per process."""
 
 
-def of_logs(cells: Sequence[Logs | None], pools: Sequence[Hashable]) -> list[tuple[float, float]]:
+def from_logs(cells: Sequence[Logs | None], pools: Sequence[Hashable]) -> list[tuple[float, float]]:
     """Return the interval of each cell's ratio, the exponential of the mean of its logarithms; nan without logarithms.
 
     Source: Student's interval of a mean. Three processes show little of the variance between processes, so variance
@@ -40,7 +40,7 @@ def of_logs(cells: Sequence[Logs | None], pools: Sequence[Hashable]) -> list[tup
 
 def speedups(cells: pd.DataFrame) -> list[tuple[float, float]]:
     """Return the interval of each speedup of `cells`, from history.cells, pooled over cells of one runtime and run."""
-    return of_logs([_logs(row) for row in cells.to_dict("records")], _pools(cells))
+    return from_logs([_logs(row) for row in cells.to_dict("records")], _pools(cells))
 
 
 def ratios(cells: pd.DataFrame, others: Sequence[Mapping[Any, Any] | None]) -> list[tuple[float, float]]:
@@ -49,7 +49,7 @@ def ratios(cells: pd.DataFrame, others: Sequence[Mapping[Any, Any] | None]) -> l
     The ratio is taken process by process: noise of fp32 in a process affects all speedups there, and cancels out.
     """
     rows = cells.to_dict("records")
-    return of_logs([_difference(row, other) for row, other in zip(rows, others, strict=True)], _pools(cells))
+    return from_logs([_difference(row, other) for row, other in zip(rows, others, strict=True)], _pools(cells))
 
 
 def are_distinguishable(cells: pd.DataFrame, first: Mapping[Any, Any], second: Mapping[Any, Any]) -> bool | None:

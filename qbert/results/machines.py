@@ -2,23 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from operator import itemgetter
 
-import numpy as np
 import pandas as pd
 
-from qbert.results import answers, summary
-from qbert.results.columns import Entry, entry, shares
-from qbert.results.compare import CELL, MACHINE, differences
-from qbert.results.figures import COLOURS, Figure, draw, label_axes
-from qbert.results.tables import has_threads, in_limit, three_digits
+from qbert.results import answers, columns, summary
+from qbert.results.compare import MACHINE, differences
+from qbert.results.figures import Figure, draw, machine_bars
+from qbert.results.run_tables import has_threads
+from qbert.results.tables import Columns, Row, Shown, Table, number, three_digits, written
 from qbert.system.errors import InputError
 from qbert.system.terminal import counted
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 ROWS_SHOWN = 100
 """Of the documents that machines label differently."""
@@ -37,16 +34,7 @@ class Machine:
     """Its figures, from summary.summarize."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table of the report."""
-
-    title: str
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Entry]]
-
-
-def of(runs: pd.DataFrame, prices: Mapping[str, float] = {}) -> list[Machine]:
+def split(runs: pd.DataFrame, prices: Mapping[str, float] = {}) -> list[Machine]:
     """Return the machines of `runs`, from history.load, in order of appearance, each with its own figures.
 
     `prices` are what an hour of a machine costs, by label or name.
@@ -98,7 +86,7 @@ def _labels(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def told(machines: Sequence[Machine]) -> list[str]:
+def findings(machines: Sequence[Machine]) -> list[str]:
     """Return the answers of each machine, which begin with its label if there are several; then theirs compared."""
     if len(machines) == 1:
         return summary.answers(machines[0].table)
@@ -119,8 +107,11 @@ def notes(machines: Sequence[Machine]) -> list[str]:
     first = machines[0]
     for other in machines[1:]:
         differing: dict[str, None] = {}
-        for row, own in _same_cells(first, other):
-            differing |= dict.fromkeys(differences(row["identity"], own["identity"], may_differ=MACHINE))
+        for model in first.table["model"].unique():
+            for pair in _by_cell([first, other], model).values():
+                identities = [row["identity"] for row in pair.values()]
+                if len(identities) > 1:
+                    differing |= dict.fromkeys(differences(*identities, may_differ=MACHINE))
         if differing:
             most = 8
             more = f" and {len(differing) - most} more" if len(differing) > most else ""
@@ -128,43 +119,39 @@ def notes(machines: Sequence[Machine]) -> list[str]:
     return sentences
 
 
-def _same_cells(one: Machine, other: Machine) -> list[tuple[Mapping[Any, Any], Mapping[Any, Any]]]:
-    of_other = {tuple(row[name] for name in CELL): row for row in other.table.to_dict("records")}
-    pairs = ((row, of_other.get(tuple(row[name] for name in CELL))) for row in one.table.to_dict("records"))
-    return [(row, match) for row, match in pairs if match is not None]
-
-
-FIGURES = (
-    ("Latency of one text, ms", "latency_s", lambda row: three_digits(row["latency_s"] * 1e3), True),
-    ("Share of the machine's own limit, %", "share_of_limit", shares, True),
-    ("Texts a second, every core busy", "texts_per_s", lambda row: three_digits(row["texts_per_s"]), True),
-    ("Requests a second within the latency limit", "rate_within_limit", in_limit, True),
-    ("A million texts cost", "cost_per_million", lambda row: three_digits(row["cost_per_million"]), True),
-    ("Peak memory of a process, MB", "peak_rss_bytes", lambda row: f"{row['peak_rss_bytes'] / 1e6:.0f}", True),
-    ("Loading, s", "load_s", lambda row: f"{row['load_s']:.2f}", True),
-    ("On disk, MB", "disk_bytes", lambda row: f"{row['disk_bytes'] / 1e6:.4g}", False),
-)
-"""Title, column of the table, text; whether it is shown where it is the same everywhere."""
+def _by_cell(machines: Sequence[Machine], model: str) -> dict[tuple[int, str], dict[int, Row]]:
+    """Return the rows of `model` by length and variant, the lengths ascending; each by the number of its machine."""
+    cells: dict[tuple[int, str], dict[int, Row]] = {}
+    for place, machine in enumerate(machines):
+        for row in machine.table[machine.table["model"] == model].to_dict("records"):
+            cells.setdefault((row["max_length"], row["variant"]), {})[place] = row
+    return dict(sorted(cells.items(), key=lambda cell: cell[0][0]))
 
 
 def side_by_side(machines: Sequence[Machine], model: str) -> list[Table]:
     """Return a table for each figure of `model`: a row for each length and variant, a column for each machine."""
-    cells: dict[tuple[int, str], list[Mapping[Any, Any] | None]] = {}
-    for number, machine in enumerate(machines):
-        for row in machine.table[machine.table["model"] == model].to_dict("records"):
-            cells.setdefault((row["max_length"], row["variant"]), [None] * len(machines))[number] = row
-    ordered = sorted(cells.items(), key=lambda cell: cell[0][0])
+    cells = _by_cell(machines, model)
     found = []
-    for title, column, text, always in FIGURES:
-        rows: list[list[Entry]] = []
-        for (max_length, variant), of_machines in ordered:
-            known = [row if row is not None and pd.notna(row[column]) else None for row in of_machines]
-            if any(known) and (always or len({row[column] for row in known if row}) > 1):
-                cell: list[Entry] = [(str(max_length), float(max_length)), (variant, variant)]
-                rows.append([*cell, *(entry(row[column], text(row)) if row else ("", "") for row in known)])
+    for name, figure in columns.shown("machines").items():
+        rows: list[Row] = []
+        for (max_length, variant), of_machines in cells.items():
+            known = {number: row for number, row in of_machines.items() if pd.notna(row[name])}
+            if known and not (figure.only_where_different and len({row[name] for row in known.values()}) == 1):
+                rows.append({"max_length": max_length, "variant": variant} | known)
         if rows:
-            found.append(Table(title, ("tokens", "variant", *(machine.label for machine in machines)), rows))
+            own = Shown("", partial(_of_machine, figure, name), key=itemgetter(name))
+            found.append(Table(figure.heading, _columns(machines, own), rows))
     return found
+
+
+def _of_machine(figure: Shown, name: str, row: Row, machine: int) -> str:
+    return figure.write(row[machine], name) if machine in row else ""
+
+
+def _columns(machines: Sequence[Machine], own: Shown, **more: Shown) -> Columns:
+    """Return the columns of a cell, `more`, and one as `own` for each machine, by its number."""
+    of_machines = {number: replace(own, heading=machine.label) for number, machine in enumerate(machines)}
+    return {**columns.CELL_COLUMNS, **more, **of_machines}
 
 
 def figures(machines: Sequence[Machine], model: str) -> list[Figure]:
@@ -173,124 +160,82 @@ def figures(machines: Sequence[Machine], model: str) -> list[Figure]:
     They are at the greatest length that several machines have measured.
     """
     drawn = []
-    for title, column, factor in (
+    cells = _by_cell(machines, model)
+    for title, name, factor in (
         ("latency, ms", "latency_s", 1e3),
         ("texts a second", "texts_per_s", 1.0),
         ("a million texts cost", "cost_per_million", 1.0),
     ):
-        tables = [
-            machine.table[(machine.table["model"] == model) & machine.table[column].notna()] for machine in machines
-        ]
-        lengths = [length for table in tables for length in set(table["max_length"])]
-        longest = max((length for length in lengths if lengths.count(length) > 1), default=0)
-        by_machine = [
-            {row["variant"]: factor * row[column] for row in table[table["max_length"] == longest].to_dict("records")}
-            for table in tables
-        ]
-        variants = [
-            name for name in dict.fromkeys(name for own in by_machine for name in own) if not has_threads(str(name))
-        ]
+        lengths: dict[int, set[int]] = {}
+        for (length, _), of_machines in cells.items():
+            lengths.setdefault(length, set()).update(n for n, row in of_machines.items() if pd.notna(row[name]))
+        longest = max((length for length, measured in lengths.items() if len(measured) > 1), default=0)
         if not longest:
             continue
+        by_machine: list[dict[str, float]] = [{} for _ in machines]
+        for (length, variant), of_machines in cells.items():
+            for place, row in of_machines.items():
+                if length == longest and pd.notna(row[name]) and not has_threads(variant):
+                    by_machine[place][variant] = factor * row[name]
+        variants = list(dict.fromkeys(chain(*by_machine)))
         at = f"at {longest} tokens"
         words = "; ".join(
-            f"{machine.label}: " + ", ".join(f"{name} {three_digits(own[name])}" for name in variants if name in own)
+            f"{machine.label}: " + ", ".join(f"{one} {three_digits(own[one])}" for one in variants if one in own)
             for machine, own in zip(machines, by_machine, strict=True)
         )
-        drawn.append(
-            Figure(
-                draw(partial(_bars, by_machine, variants, title), 0.9 + 0.2 * len(variants) * len(machines)),
-                f"{model}, {title} {at}: {words}",
-                f"{title.capitalize()} {at}, by variant and machine.",
-            )
-        )
+        height_in = 0.9 + 0.2 * len(variants) * len(machines)
+        svg = draw(partial(machine_bars, by_machine, variants, title), height_in)
+        caption = f"{title.capitalize()} {at}, by variant and machine."
+        drawn.append(Figure(svg, f"{model}, {title} {at}: {words}", caption))
     return drawn
 
 
-def _bars(by_machine: Sequence[Mapping[str, float]], variants: Sequence[str], label: str, axes: "Axes") -> None:
-    rows = np.arange(len(variants))[::-1].astype(float)
-    height = 0.8 / len(by_machine)
-    for number, own in enumerate(by_machine):
-        values = np.array([own.get(name, np.nan) for name in variants])
-        places = rows + 0.4 - height * (number + 0.5)
-        axes.barh(places, values, height=height, color=COLOURS[number % len(COLOURS)])
-        for y, x in zip(places, values, strict=True):
-            if not np.isnan(x):
-                axes.annotate(
-                    three_digits(x), (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
-                )
-    label_axes(axes, pd.DataFrame({"variant": variants}), rows, label)
-    axes.set_xlim(0, 1.15 * max(value for own in by_machine for value in own.values()))
-
-
-def _compared(machines: Sequence[Machine], model: str) -> list[tuple[Mapping[Any, Any], list[int], answers.Difference]]:
+def _compared(machines: Sequence[Machine], model: str) -> list[tuple[Row, list[int], answers.Difference]]:
     """Return a cell of `model` each, which machines' answers can be compared there, and how they differ."""
     found = []
-    cells: dict[tuple[int, str], list[tuple[int, Mapping[Any, Any]]]] = {}
-    for number, machine in enumerate(machines):
-        for row in machine.table[machine.table["model"] == model].to_dict("records"):
-            if isinstance(row["answers"], dict):
-                cells.setdefault((row["max_length"], row["variant"]), []).append((number, row))
-    for _, rows in sorted(cells.items(), key=lambda cell: cell[0][0]):
-        alike = [
-            [(number, row) for number, row in rows if _same_subject(first, row)] for _, first in rows
-        ]  # the machines that have judged the same as each of them
-        largest = max(alike, key=len)
-        difference = answers.between({str(number): row["answers"] for number, row in largest})
-        if len(largest) > 1 and difference:
-            found.append((largest[0][1], [number for number, _ in largest], difference))
+    for of_machines in _by_cell(machines, model).values():
+        judged = {number: row for number, row in of_machines.items() if isinstance(row["answers"], dict)}
+        alike = [[n for n, row in judged.items() if _same_subject(first, row)] for first in judged.values()]
+        largest = max(alike, key=len, default=[])
+        if len(largest) > 1 and (found_there := answers.compare({str(n): judged[n]["answers"] for n in largest})):
+            found.append((judged[largest[0]], largest, found_there))
     return found
 
 
-def _same_subject(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+def _same_subject(one: Row, other: Row) -> bool:
     """Whether two rows are of the same checkpoint, dataset, definition and documents."""
     if differences(one["identity"], other["identity"], may_differ=[*MACHINE, "versions", "threads"]):
         return False
-    return answers.between({"one": one["answers"], "other": other["answers"]}) is not None
+    return answers.compare({"one": one["answers"], "other": other["answers"]}) is not None
+
+
+DIFFERENCES = columns.CELL_COLUMNS | {
+    "documents": Shown("documents", written),
+    "flips": Shown("labels that differ", written),
+    "logit_difference": Shown("greatest logit difference", lambda row, name: number(row[name], ".3g") or "not kept"),
+    "logit_row": Shown("in document", written),
+    "machines": Shown("machines", written, left=True),
+}
 
 
 def answers_compared(machines: Sequence[Machine], model: str) -> list[Table]:
     """Return how the answers of `model` differ between machines, by cell, and the documents; empty without any."""
-    compared = _compared(machines, model)
-    if not compared:
-        return []
-    rows: list[list[Entry]] = []
-    documents: list[list[Entry]] = []
-    for row, numbers, difference in compared:
-        cell: list[Entry] = [(str(row["max_length"]), float(row["max_length"])), (row["variant"], row["variant"])]
-        apart = difference.logit_difference
-        rows.append(
-            [
-                *cell,
-                (str(difference.documents), float(difference.documents)),
-                (str(difference.flips), float(difference.flips)),
-                ("not kept", "") if apart is None else (f"{apart:.3g}", apart),
-                ("", "") if difference.logit_row is None else (str(difference.logit_row), float(difference.logit_row)),
-                (", ".join(machines[number].label for number in numbers), ""),
-            ]
-        )
-        for document, labels in difference.rows.items():
-            by_machine = dict(zip(numbers, labels, strict=True))
-            said: list[Entry] = [
-                (by_machine.get(number, ""), by_machine.get(number, "")) for number in range(len(machines))
-            ]
-            documents.append([*cell, (str(document), float(document)), *said])
-    heads = (
-        "tokens",
-        "variant",
-        "documents",
-        "labels that differ",
-        "greatest logit difference",
-        "in document",
-        "machines",
-    )
-    found = [Table("Answers compared", heads, rows)]
+    rows: list[Row] = []
+    documents: list[Row] = []
+    for row, numbers, difference in _compared(machines, model):
+        cell = {name: row[name] for name in columns.CELL_COLUMNS}
+        labels = ", ".join(machines[number].label for number in numbers)
+        rows.append(cell | vars(difference) | {"flips": difference.flips, "machines": labels})
+        for document, names in difference.rows.items():
+            documents.append(cell | {"document": document} | dict(zip(numbers, names, strict=True)))
+    found = [Table("Answers compared", DIFFERENCES, rows)] if rows else []
     if documents:
         title = "Documents that machines label differently"
         if len(documents) > ROWS_SHOWN:
             title += f", the first {ROWS_SHOWN} of {len(documents)}"
-        labels_of = ("tokens", "variant", "document", *(machine.label for machine in machines))
-        found.append(Table(title, labels_of, documents[:ROWS_SHOWN]))
+        shown = _columns(machines, Shown("", written), document=Shown("document", written))
+        shown = {name: replace(column, left=True) for name, column in shown.items()}
+        found.append(Table(title, shown, documents[:ROWS_SHOWN]))
     return found
 
 

@@ -3,8 +3,9 @@
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -12,17 +13,10 @@ import pandas as pd
 from qbert import __version__
 from qbert.results import columns, figures, machines
 from qbert.results.machines import Machine
-from qbert.results.tables import (
-    PACE,
-    TOO_NOISY,
-    capacity_notes,
-    left_out_limits,
-    markdown_table,
-    markdown_text,
-    pace_changes,
-    served_texts,
-    spreadsheet,
-)
+from qbert.results.pace import PACE, left_out_limits, pace_changes
+from qbert.results.run_tables import capacity_notes, served_texts
+from qbert.results.tables import Shown, Table, markdown_text, spreadsheet, times, written
+from qbert.results.tables import markdown as markdown_table
 from qbert.system.errors import InputError, pip_install
 from qbert.system.terminal import shown
 
@@ -41,11 +35,9 @@ def render(found: Sequence[Machine]) -> str:
     except ImportError as error:
         raise InputError(f"a report needs matplotlib and Jinja: {pip_install('report')}") from error
     variants = list(dict.fromkeys(name for machine in found for name in machine.table["variant"]))
-    looks = {
-        name: (figures.COLOURS[number % len(figures.COLOURS)], figures.MARKERS[number % len(figures.MARKERS)])
-        for number, name in enumerate(variants)
-    }
-    template = resources.files("qbert.results").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    looks = dict(zip(variants, zip(cycle(figures.COLOURS), cycle(figures.MARKERS), strict=False), strict=False))
+    folder = resources.files("qbert.results")
+    template = folder.joinpath("page.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -55,16 +47,26 @@ def render(found: Sequence[Machine]) -> str:
         own = [
             {
                 "label": machine.label,
-                "models": _models(machine, looks),
+                "models": [
+                    _model(str(name), cells, looks) for name, cells in machine.table.groupby("model", sort=False)
+                ],
                 "provenance": _provenance(machine.runs, machine.table),
             }
             for machine in found
         ]
-        beside = _side_by_side(found) if len(found) > 1 else []
-    script = resources.files("qbert.results").joinpath("page.js").read_text(encoding="utf-8")
+        beside = [
+            {
+                "name": model,
+                "figures": machines.figures(found, model),
+                "tables": machines.side_by_side(found, model),
+                "answers": machines.answers_compared(found, model),
+            }
+            for model in (machines.models(found) if len(found) > 1 else [])
+        ]
+    script = folder.joinpath("page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(template).render(
-        answers=machines.told(found),
+        answers=machines.findings(found),
         names=machines.models(found),
         machines=own,
         beside=beside,
@@ -74,68 +76,99 @@ def render(found: Sequence[Machine]) -> str:
         looks=looks,
         script=script,
         script_hash=digest,
-        flips_shown=FLIPS_SHOWN,
         version=__version__,
         pace=PACE,
-        limit=next(filter(None, (columns.limit_of(machine.table) for machine in found)), ""),
-        too_noisy=TOO_NOISY,
+        limit=_limit(found),
+        too_noisy=columns.TOO_NOISY,
     )
 
 
-def _models(machine: Machine, looks: Mapping[str, tuple[str, str]]) -> list[dict[str, Any]]:
-    """Return what the page shows of each model on one machine."""
+def _limit(found: Sequence[Machine]) -> str:
+    return next(filter(None, (columns.limit_of(machine.table) for machine in found)), "")
+
+
+def tables(cells: pd.DataFrame) -> list[Table]:
+    """Return the tables of one model that are not empty: latency and F1; footprint; capacity."""
+    main = cells[["latency_s", "f1"]].notna().any(axis=1)
+    found = [
+        _table("Latency and F1", cells[main], "latency", "accuracy"),
+        _table("Footprint, each in a process of its own", cells[cells["disk_bytes"].notna()], "footprint"),
+        _table("Every core busy", cells[cells["texts_per_s"].notna()], "capacity"),
+    ]
+    return [table for table in found if table.rows]
+
+
+def _table(title: str, cells: pd.DataFrame, *measured: str) -> Table:
+    shown_columns = columns.CELL_COLUMNS | columns.priced(columns.shown("report", *measured), cells)
+    return Table(title, shown_columns, cells.to_dict("records"))
+
+
+FLIPS = {
+    "row": Shown("document", written),
+    "text": Shown("text", written, left=True, wrap=True),
+    "label": Shown("label", written, left=True),
+    "baseline": Shown("fp32 says", written, left=True),
+    "baseline_margin": Shown("margin", times(1, ".2f")),
+    "by": Shown("variant", written, left=True),
+    "max_length": Shown("tokens", written),
+    "variant": Shown("variant says", written, left=True),
+    "variant_margin": Shown("its margin", times(1, ".2f")),
+}
+
+
+def _flips(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return each document that a variant labels differently from fp32, with the length and the variant."""
     return [
-        {
-            "name": model,
-            "trained": bool(cells["trained"].all()),
-            "figures": figures.of_model(str(model), cells, looks),
-            "tables": columns.of_model(cells),
-            "notes": [*pace_changes(cells), *left_out_limits(cells), *capacity_sentences(cells)],
-            "flips": list(_flips(cells)),
-        }
-        for model, cells in machine.table.groupby("model", sort=False)
+        {"max_length": row["max_length"], "by": row["variant"]} | flip
+        for row in cells.to_dict("records")
+        for flip in (row["flipped"] if isinstance(row["flipped"], list) else [])
     ]
 
 
-def _side_by_side(found: Sequence[Machine]) -> list[dict[str, Any]]:
-    """Return what the page shows of each model on all machines."""
-    return [
-        {
-            "name": model,
-            "figures": machines.figures(found, model),
-            "tables": machines.side_by_side(found, model),
-            "answers": machines.answers_compared(found, model),
-        }
-        for model in machines.models(found)
-    ]
+def _notes(cells: pd.DataFrame) -> list[str]:
+    """Return what one model's figures are of, and what is unusual about them, each a paragraph."""
+    notes = [*pace_changes(cells), *left_out_limits(cells)]
+    served = cells[cells["texts_per_s"].notna()]
+    if len(served):
+        texts = f"Every core busy: {served_texts(served.iloc[0].to_dict())}."
+        notes.append(" ".join([texts, *capacity_notes(served)]))
+    return notes
+
+
+def _model(name: str, cells: pd.DataFrame, looks: figures.Looks) -> dict[str, Any]:
+    """Return what the page shows of a model on one machine."""
+    flips = _flips(cells)
+    return {
+        "name": name,
+        "trained": bool(cells["trained"].all()),
+        "figures": figures.of_one_machine(name, cells, looks),
+        "tables": tables(cells),
+        "notes": _notes(cells),
+        "flips": Table("Documents whose label changed", FLIPS, flips[:FLIPS_SHOWN]),
+        "more_flips": len(flips) - FLIPS_SHOWN,
+    }
 
 
 def markdown(found: Sequence[Machine]) -> str:
     """Return the answers and tables of the machines `found`, from machines.of, as Markdown for a README."""
-    parts = [f"- {markdown_text(answer)}" for answer in machines.told(found)]
+    parts = [f"- {markdown_text(answer)}" for answer in machines.findings(found)]
     if len(found) > 1:
         parts += ["", "## Side by side", ""]
         parts += [f"- {markdown_text(f'{label}: {name}')}" for label, name in machines.provenance(found)]
         for model in machines.models(found):
             parts += ["", f"### {markdown_text(model)} on each machine"]
             for table in (*machines.side_by_side(found, model), *machines.answers_compared(found, model)):
-                parts += ["", markdown_text(table.title), "", _markdown_table(table.headings, table.rows)]
+                parts += ["", markdown_text(table.title), "", markdown_table(table)]
         parts += [line for sentence in machines.notes(found) for line in ("", markdown_text(sentence))]
     for machine in found:
         parts += ["", f"## {markdown_text(machine.label)}"] if len(found) > 1 else []
         for name, cells in machine.table.groupby("model", sort=False):
             parts += ["", f"### {markdown_text(str(name))}"]
-            for headings, rows in columns.of_model(cells):
-                parts += ["", _markdown_table(headings, rows)]
-            notes = [*pace_changes(cells), *left_out_limits(cells), *capacity_sentences(cells)]
-            parts += [line for sentence in notes for line in ("", markdown_text(sentence))]
-    limit = next(filter(None, (columns.limit_of(machine.table) for machine in found)), "")
+            parts += [line for table in tables(cells) for line in ("", markdown_table(table))]
+            parts += [line for sentence in _notes(cells) for line in ("", markdown_text(sentence))]
+    limit = _limit(found)
     parts += ["", PACE, *(["", f"Of limit: {limit}"] if limit else [])]
     return "\n".join(parts) + "\n"
-
-
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[columns.Entry]]) -> str:
-    return markdown_table([markdown_text(heading) for heading in headings], [[text for text, _ in row] for row in rows])
 
 
 def csv(found: Sequence[Machine]) -> str:
@@ -146,42 +179,19 @@ def csv(found: Sequence[Machine]) -> str:
         for shares in table["worker_shares"]
     ]
     table["tokens_p50"] = [tokens["p50"] if isinstance(tokens, dict) else None for tokens in table["traffic_tokens"]]
-    left_out = [
-        "identity",
-        "flipped",
-        "process_speedups",
-        "rates",
-        "rates_p99_s",
-        "scaling",
-        "traffic_tokens",
-        "answers",
-    ]
-    return spreadsheet(table.drop(columns=[*left_out, "capacity_notes"]))
+    return spreadsheet(table.drop(columns=NOT_IN_CSV))
 
 
-def capacity_sentences(cells: pd.DataFrame) -> list[str]:
-    """Return what one model's figures of capacity are of, as one paragraph; none without such figures."""
-    served = cells[cells["texts_per_s"].notna()]
-    if served.empty:
-        return []
-    return [" ".join([f"Every core busy: {served_texts(served.iloc[0].to_dict())}.", *capacity_notes(served)])]
-
-
-def _flips(cells: pd.DataFrame) -> "Sequence[Mapping[str, Any]]":
-    """Return each document that a variant labels differently from fp32, with the length and the variant."""
-    return [
-        {"max_length": row["max_length"], "by": row["variant"]} | flip
-        for row in cells.to_dict("records")
-        for flip in (row["flipped"] if isinstance(row["flipped"], list) else [])
-    ]
+NOT_IN_CSV = ["identity", "flipped", "process_speedups", "rates", "rates_p99_s", "scaling", "traffic_tokens"]
+NOT_IN_CSV += ["answers", "capacity_notes"]
 
 
 def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]]:
     """Return what was measured, and on which machine, as pairs of name and text."""
     newest = runs.sort_values(["when", "file"], kind="stable").iloc[-1]
     identity = newest["identity"]
-    files = list(dict.fromkeys(runs["file"]))
     days = sorted({f"{when:%Y-%m-%d %H:%M}" for when in runs["when"].dropna()})
+    made = " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "no date"
     checkpoints = {
         f"{row['model']}, {row['max_length']} tokens": str(row["identity"].get("checkpoint_sha256"))[:12]
         for row in table.to_dict("records")
@@ -189,21 +199,18 @@ def _provenance(runs: pd.DataFrame, table: pd.DataFrame) -> list[tuple[str, str]
     versions: dict[str, str] = {}
     for measured in runs["identity"]:
         versions |= measured.get("versions", {})
-    documents = table["documents"].max()
-    visible = table["visible_drop"].max()
-    judged = f", {documents:.0f} test documents, one at a time"
-    judged += "" if math.isnan(visible) else f"; a true drop of {visible:.3f} shows with a chance of 80 %"
+    documents, visible = table["documents"].max(), table["visible_drop"].max()
+    dataset = f"{identity.get('dataset')} ({str(identity.get('dataset_sha256'))[:12]})"
+    if pd.notna(documents):
+        dataset += f", {documents:.0f} test documents, one at a time"
+        dataset += "" if math.isnan(visible) else f"; a true drop of {visible:.3f} shows with a chance of 80 %"
     return [
-        ("runs", f"{len(files)}, {days[0] if days else 'no date'}" + (f" to {days[-1]}" if len(days) > 1 else "")),
+        ("runs", f"{runs['file'].nunique()}, {made}"),
         ("commit", ", ".join(dict.fromkeys(runs["commit"]))[:200]),
         ("processor", str(identity.get("processor"))),
         ("instruction sets", " ".join(identity.get("instruction_sets", []))),
         ("threads, batch size", f"{identity.get('threads')}, 1"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
-        (
-            "dataset",
-            f"{identity.get('dataset')} ({str(identity.get('dataset_sha256'))[:12]})"
-            + ("" if pd.isna(documents) else judged),
-        ),
+        ("dataset", dataset),
         ("checkpoints", "; ".join(f"{name}: {digest}" for name, digest in checkpoints.items())),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from qbert.results import compare, saved_run, tables
+from qbert.results import compare, records, run_tables, saved_run, tables
 from qbert.system import parse
 from qbert.system.errors import InputError
 from qbert.system.terminal import shown
@@ -18,10 +18,10 @@ Benchmark = Mapping[str, Any]
 class Figures(Struct):
     """The part of a previous benchmark's `extra_info` that is read."""
 
-    identity: saved_run.Identity | UnsetType = UNSET
-    f1: saved_run.Share | UnsetType = UNSET
-    disk_bytes: saved_run.Bytes | UnsetType = UNSET
-    peak_rss_bytes: saved_run.Bytes | UnsetType = UNSET
+    identity: records.Identity | UnsetType = UNSET
+    f1: records.Share | UnsetType = UNSET
+    disk_bytes: records.Bytes | UnsetType = UNSET
+    peak_rss_bytes: records.Bytes | UnsetType = UNSET
 
 
 @dataclass
@@ -58,7 +58,7 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
     for run in runs:
         source = f"the previous run of {run.get('datetime')}" if isinstance(run, dict) else "the previous run"
         try:
-            typed = saved_run.of(run, source)
+            typed = saved_run.from_pytest(run, source)
             saved_run.check_once(typed.benchmarks, source)
             for benchmark in typed.benchmarks:
                 if benchmark.is_ours:
@@ -179,7 +179,7 @@ def _worse(name: str, before: Mapping[str, Any], after: Mapping[str, Any], max_f
         if before["f1"] - after["f1"] > limit:
             sentences.append(f"{name}: F1 {before['f1']:.4f} -> {after['f1']:.4f}, more than {limit:g} lower")
         if after.get("over_limit") and not before.get("over_limit"):
-            sentences.append(f"{tables.over_limit(after)}, and was not in the previous run")
+            sentences.append(f"{run_tables.over_limit(after)}, and was not in the previous run")
     for figure, label in (("disk_bytes", "size on disk"), ("peak_rss_bytes", "peak memory")):
         if figure in before and figure in after and after[figure] > (1 + GROWTH) * before[figure]:
             sizes = f"{before[figure] / 1e6:.1f} -> {after[figure] / 1e6:.1f} MB"

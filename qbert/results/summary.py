@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 
 from qbert.results import intervals
-from qbert.results.compare import CELL, SUBJECT, differences
-from qbert.results.history import ACCURACY, CAPACITY, FOOTPRINT, LATENCY
-from qbert.results.tables import at_one_pace, in_limit, is_too_noisy, one_limit, three_digits
+from qbert.results.columns import in_limit, is_too_noisy, kept
+from qbert.results.compare import CELL, SUBJECT, cell_name, differences
+from qbert.results.pace import at_one_pace, one_limit
+from qbert.results.tables import bracketed, in_order, three_digits
 from qbert.system.errors import InputError
 from qbert.system.terminal import counted
 from qbert.variants import BASELINE
@@ -35,12 +36,7 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
     table = table.reset_index()
     table = one_limit(at_one_pace(table, table))
     table["undominated"] = [_undominated(row, table) for row in table.to_dict("records")]
-    order = {model: number for number, model in enumerate(dict.fromkeys(runs["model"]))}
-    return table.sort_values(
-        ["model", "max_length"],
-        key=lambda column: column.map(order) if column.name == "model" else column,
-        kind="stable",
-    ).reset_index(drop=True)
+    return in_order(table, runs["model"]).reset_index(drop=True)
 
 
 def _newest(runs: pd.DataFrame) -> pd.DataFrame:
@@ -49,14 +45,10 @@ def _newest(runs: pd.DataFrame) -> pd.DataFrame:
     All figures of one benchmark come from one run.
     """
     rows = runs.groupby(CELL, sort=False).tail(1).set_index(CELL)
-    for key, figures in (
-        ("median_s", [*LATENCY, "file"]),
-        ("f1", ACCURACY),
-        ("disk_bytes", FOOTPRINT),
-        ("texts_per_s", CAPACITY),
-    ):
-        newest = runs[runs[key].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
-        for name in figures:
+    always = {"latency": "median_s", "accuracy": "f1", "footprint": "disk_bytes", "capacity": "texts_per_s"}
+    for measured, figure in always.items():
+        newest = runs[runs[figure].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
+        for name in [*kept(measured), *(["file"] if measured == "latency" else [])]:
             rows[name] = newest[name].reindex(rows.index)
     return rows
 
@@ -71,7 +63,7 @@ def refuse_mixed(runs: pd.DataFrame, *, subject: bool = True) -> None:
     """
     seen: dict[tuple[str, str], tuple[Any, str]] = {}
     for row in runs.to_dict("records"):
-        cell, identity = "-".join(str(row[name]) for name in CELL), row["identity"]
+        cell, identity = cell_name(row), row["identity"]
         of_all = {"dataset_sha256": identity["dataset_sha256"], "documents": row["documents"]}
         of_cell = {name: identity.get(name) for name in SUBJECT} if subject else {}
         of_cell |= {"latency limit": row["latency_limit_s"], "traffic": row["traffic_sha256"]}
@@ -132,14 +124,11 @@ def _fastest(table: pd.DataFrame) -> list[str]:
                 f"too noisy: {' and '.join(noisy)}."
             )
             continue
-        sentence = f"{subject}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}"
-        if noisy:
-            sentence += " (too noisy)"
-        else:
-            sentence += _range(best["speedup_low"], best["speedup_high"])
+        ends = " (too noisy)" if noisy else bracketed(best["speedup_low"], best["speedup_high"], three_digits)
+        sentence = f"{subject}: {best['variant']} is {three_digits(best['speedup'])} times faster than {BASELINE}{ends}"
         if pd.notna(best["over_best"]):
             sentence += f", {three_digits(best['over_best'])} times faster than the best fp32"
-            sentence += _range(best["over_best_low"], best["over_best_high"])
+            sentence += bracketed(best["over_best_low"], best["over_best_high"], three_digits)
         if pd.notna(best["f1"]):
             sentence += (
                 f"; weighted F1 {best['f1']:.4f}, {_drop(best['f1_drop'])}"
@@ -147,9 +136,8 @@ def _fastest(table: pd.DataFrame) -> list[str]:
                 f" {best['flips']:.0f} of {best['documents']:.0f} labels changed."
             )
         else:
-            sentence += (
-                "; its F1 was not measured." if best["trained"] else "; the model is untrained, so F1 means nothing."
-            )
+            why = "its F1 was not measured" if best["trained"] else "the model is untrained, so F1 means nothing"
+            sentence += f"; {why}."
         second = within.drop(index=best.name).nlargest(1, "speedup")
         if len(second) and intervals.are_distinguishable(table, best.to_dict(), second.iloc[0].to_dict()) is False:
             sentence += f" It and {second['variant'].iloc[0]} cannot be told apart in speed."
@@ -180,10 +168,6 @@ def serves_most(cells: pd.DataFrame) -> str:
         if fp32 and pd.notna(fp32["cost_per_million"]):
             sentence += f" instead of {three_digits(fp32['cost_per_million'])}"
     return sentence + "."
-
-
-def _range(low: float, high: float) -> str:
-    return "" if pd.isna(low) else f" ({three_digits(low)} to {three_digits(high)})"
 
 
 def _drop(drop: float) -> str:

@@ -202,7 +202,7 @@ def of_cpuinfo(info: Mapping[str, Any]) -> dict[str, int | str]:
 def boot() -> str:
     """Return the id of the kernel's current boot; empty if the system gives none.
 
-    It helps to identify a sitting: results.history.sittings.
+    It helps to identify a session: results.history.sessions.
     """
     return _read("/proc/sys/kernel/random/boot_id")
 

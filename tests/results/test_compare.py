@@ -152,7 +152,7 @@ KEY = ("m", 128, "fp32")
 
 def runs(*medians: float, **figures: Any) -> pd.DataFrame:
     cell = {"model": "m", "max_length": 128, "variant": "fp32", "identity": IDENTITY} | figures
-    return pd.DataFrame([{"sitting": number} | cell | {"median_s": median} for number, median in enumerate(medians)])
+    return pd.DataFrame([{"session": number} | cell | {"median_s": median} for number, median in enumerate(medians)])
 
 
 def held(base: pd.DataFrame, head: pd.DataFrame, **options: Any) -> dict[str, Any]:
@@ -174,11 +174,11 @@ def test_one_run_a_side_is_as_sure_as_the_history() -> None:
     assert held(runs(0.1), runs(0.11), spreads=elsewhere)["verdict"] == "inconclusive"
 
 
-def test_the_runs_of_a_sitting_are_one_value() -> None:
-    base, head = runs(0.1, 0.11, 0.09, 0.1, sitting=3), runs(0.2, 0.21, 0.19, sitting=3)
+def test_the_runs_of_a_session_are_one_value() -> None:
+    base, head = runs(0.1, 0.11, 0.09, 0.1, session=3), runs(0.2, 0.21, 0.19, session=3)
     row = held(base, head)
-    assert (row["verdict"], row["base_runs"], row["base_sittings"], row["head_sittings"]) == ("inconclusive", 4, 1, 1)
-    two = pd.concat([base, runs(0.102, sitting=5)])
+    assert (row["verdict"], row["base_runs"], row["base_sessions"], row["head_sessions"]) == ("inconclusive", 4, 1, 1)
+    two = pd.concat([base, runs(0.102, session=5)])
     by_hand = held(runs(float(np.exp(np.log(base["median_s"]).mean())), 0.102), head)
     assert held(two, head)["change_low"] == pytest.approx(by_hand["change_low"])
 

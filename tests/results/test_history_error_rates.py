@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from qbert.results import compare, history
+from qbert.results import changes, compare, history
 
 Values = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Values]
@@ -55,7 +55,7 @@ NOISE: dict[str, Draw] = {
 )
 def test_constant_series_have_no_change(noise: str, runs: int) -> None:
     generator, series = np.random.default_rng(1), 1000 if runs < 100 else 400
-    found = np.mean([bool(history.change_points(np.exp(NOISE[noise](generator, runs)))) for _ in range(series)])
+    found = np.mean([bool(changes.change_points(np.exp(NOISE[noise](generator, runs)))) for _ in range(series)])
     print(f"{noise}, {runs} runs: {found:.1%} of {series}")
     assert found <= 0.03 + 2 * math.sqrt(0.03 * 0.97 / series)  # 3 %, and what chance adds
 
@@ -69,7 +69,7 @@ def saved(logs: Values, when: pd.DatetimeIndex, *, model: str = "m", boot: str =
 
 def sat(tables: list[pd.DataFrame]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
-    return table.assign(sitting=history.sittings(table))
+    return table.assign(session=history.sessions(table))
 
 
 def dates(days: int, a_day: int, first: str = "2026-01-01T09:00") -> pd.DatetimeIndex:
@@ -87,7 +87,7 @@ def test_days_that_differ_are_no_change(spread: float, a_day: int) -> None:
     found = 0
     for _ in range(series):
         logs = np.repeat(generator.normal(0, spread, days), a_day) + generator.normal(0, 0.01, days * a_day)
-        (row,) = history.changes(sat([saved(logs, dates(days, a_day))]))
+        (row,) = changes.changes(sat([saved(logs, dates(days, a_day))]))
         found += bool(row["changes"])
     print(f"{days} days that differ by {spread:.0%}, {a_day} runs in each: {found / series:.1%} of {series}")
     assert found / series <= 0.03 + 2 * math.sqrt(0.03 * 0.97 / series)
@@ -98,7 +98,7 @@ def test_days_that_differ_are_no_change(spread: float, a_day: int) -> None:
 def test_a_step_is_found_soon(after: int, least: float) -> None:
     generator, series = np.random.default_rng(3), 2000
     steps = STEP * (np.arange(20 + after) >= 20)
-    found = [history.change_points(np.exp(steps + generator.normal(0, 0.02, len(steps)))) for _ in range(series)]
+    found = [changes.change_points(np.exp(steps + generator.normal(0, 0.02, len(steps)))) for _ in range(series)]
     share = np.mean([bool(points) for points in found])
     near = np.mean([any(abs(point - 20) <= 2 for point in points) for points in found])
     print(f"5 % at a spread of 2 %, {after} runs later: {share:.1%} of {series}, {near:.1%} within two runs of it")
@@ -110,7 +110,7 @@ def test_a_step_is_found_soon(after: int, least: float) -> None:
 def test_a_level_and_its_end_are_found() -> None:
     generator, series = np.random.default_rng(4), 400
     level = np.repeat([0, 0.06, 0], 10)
-    found = [history.change_points(np.exp(level + generator.normal(0, 0.015, 30))) for _ in range(series)]
+    found = [changes.change_points(np.exp(level + generator.normal(0, 0.015, 30))) for _ in range(series)]
     share = np.mean([len(one) == 2 and abs(one[0] - 10) <= 1 and abs(one[1] - 20) <= 1 for one in found])
     print(f"6 % for ten runs at a spread of 1.5 %: {share:.1%} of {series}")
     assert share >= 0.95
@@ -120,11 +120,11 @@ CELLS = [f"m{number}" for number in range(12)]
 
 
 def alarms(
-    days: float, *, runs: int = 1, sittings: int = 1, known: int = 0, comparisons: int = 100
+    days: float, *, runs: int = 1, sessions: int = 1, known: int = 0, comparisons: int = 100
 ) -> dict[str, float]:
     """Return the share of comparisons of the same code in which any of 12 cells gets each verdict.
 
-    Sittings differ by `days`, runs by 1 %; `known` sittings are in the history, the compared ones come after them.
+    Sessions differ by `days`, runs by 1 %; `known` sessions are in the history, the compared ones come after them.
     """
     generator = np.random.default_rng(5)
     counts = dict.fromkeys(("alarm", "same", "inconclusive"), 0)
@@ -142,8 +142,8 @@ def alarms(
         )
 
     for _ in range(comparisons):
-        base, head = (drawn(sittings, runs, first) for first in ("2026-05-01T09:00", "2026-06-01T09:00"))
-        spreads = history.spreads(drawn(known, 1, "2026-01-01T09:00"), pd.concat([base, head])) if known else {}
+        base, head = (drawn(sessions, runs, first) for first in ("2026-05-01T09:00", "2026-06-01T09:00"))
+        spreads = changes.spreads(drawn(known, 1, "2026-01-01T09:00"), pd.concat([base, head])) if known else {}
         verdicts = {row["verdict"] for row in compare.runs(base, head, spreads=spreads)}
         counts["alarm"] += bool(verdicts & {"slower", "faster"})
         for name in ("same", "inconclusive"):
@@ -153,7 +153,7 @@ def alarms(
 
 @pytest.mark.parametrize("runs", [1, 5])
 @pytest.mark.parametrize("days", [0.02, 0.03, 0.05])
-def test_one_sitting_a_side_is_inconclusive_without_a_history(days: float, runs: int) -> None:
+def test_one_session_a_side_is_inconclusive_without_a_history(days: float, runs: int) -> None:
     found = alarms(days, runs=runs, comparisons=5)
     assert found == {"alarm": 0, "same": 0, "inconclusive": 1}
 
@@ -164,16 +164,16 @@ def test_one_sitting_a_side_is_inconclusive_without_a_history(days: float, runs:
 def test_with_a_history_the_same_code_is_seldom_slower_or_faster(days: float, known: int) -> None:
     for runs in (1, 5) if days == 0.02 else (1,):
         found = alarms(days, runs=runs, known=known)
-        print(f"days differ by {days:.0%}, {runs} runs a side, history of {known} sittings: {found}")
+        print(f"days differ by {days:.0%}, {runs} runs a side, history of {known} sessions: {found}")
         assert found["alarm"] <= 0.07
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("sittings", [2, 4])
+@pytest.mark.parametrize("sessions", [2, 4])
 @pytest.mark.parametrize("days", [0.02, 0.05])
-def test_several_sittings_of_the_same_code_are_seldom_slower_or_faster(days: float, sittings: int) -> None:
-    found = alarms(days, runs=3, sittings=sittings)
-    print(f"days differ by {days:.0%}, {sittings} sittings a side, three runs each: {found}")
+def test_several_sessions_of_the_same_code_are_seldom_slower_or_faster(days: float, sessions: int) -> None:
+    found = alarms(days, runs=3, sessions=sessions)
+    print(f"days differ by {days:.0%}, {sessions} sessions a side, three runs each: {found}")
     assert found["alarm"] <= 0.07
 
 
@@ -187,7 +187,7 @@ def test_a_history_lets_a_slowdown_be_found() -> None:
             sat([saved(level + generator.normal(0, 0.01, 1), dates(1, 1, first))])
             for level, first in ((0, "2026-05-01T09:00"), (math.log(1.10), "2026-05-02T09:00"))
         )
-        (row,) = compare.runs(base, head, spreads=history.spreads(past, pd.concat([base, head])))
+        (row,) = compare.runs(base, head, spreads=changes.spreads(past, pd.concat([base, head])))
         found.append(row["verdict"])
-    print(f"10 %, one sitting a side, days differ by 1 %, history of 20: {found.count('slower') / 200:.1%} of 200")
+    print(f"10 %, one session a side, days differ by 1 %, history of 20: {found.count('slower') / 200:.1%} of 200")
     assert found.count("slower") / 200 >= 0.95

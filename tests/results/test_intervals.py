@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from qbert.measure import latency
-from qbert.results import history, intervals, tables
+from qbert.results import history, intervals, pace
 
 BETWEEN, WITHIN = 0.02, 0.01  # standard deviations of logarithms
 PAIRS = latency.MIN_PAIRS
@@ -83,7 +83,7 @@ def test_the_interval_over_the_best_fp32_holds_the_true_ratio(draw: Draw, *, bur
     found = []
     for _ in range(60):
         cells = table(rng, {"fp32-other": 1.5, "int8": 3.0}, 6, draw, bursts=bursts)
-        paced = tables.at_one_pace(cells, cells)
+        paced = pace.at_one_pace(cells, cells)
         rows = paced[paced["variant"] == "int8"]
         found += list(zip(rows["over_best_low"], rows["over_best_high"], strict=True))
         itself = paced[paced["variant"] == "fp32-other"]
@@ -105,8 +105,8 @@ def test_equal_variants_cannot_be_told_apart_and_others_can() -> None:
 
 def test_what_is_not_of_the_same_processes_has_no_interval() -> None:
     cells = table(np.random.default_rng(6), {"fp32-other": 1.5, "int8": 3.0}, 1, normal, bursts=False)
-    assert tables.at_one_pace(cells, cells)["over_best_low"].notna().sum() == 1
-    assert tables.at_one_pace(cells.assign(file=["a", "b"]), cells)["over_best_low"].isna().all()
+    assert pace.at_one_pace(cells, cells)["over_best_low"].notna().sum() == 1
+    assert pace.at_one_pace(cells.assign(file=["a", "b"]), cells)["over_best_low"].isna().all()
     one, other = cells.to_dict("records")
     assert intervals.are_distinguishable(cells.assign(process_speedups=None), one, other) is None
 
@@ -114,5 +114,5 @@ def test_what_is_not_of_the_same_processes_has_no_interval() -> None:
 def test_the_interval_of_before_stays_where_there_is_no_other() -> None:
     cells = table(np.random.default_rng(6), {"int8": 3.0}, 1, normal, bursts=False)
     old = cells.assign(process_speedups=None, speedup_low=2.5, speedup_high=3.5)
-    assert tables.with_intervals(old)[["speedup_low", "speedup_high"]].to_numpy().tolist() == [[2.5, 3.5]]
-    assert tables.with_intervals(cells)["speedup_low"].notna().all()
+    assert pace.with_intervals(old)[["speedup_low", "speedup_high"]].to_numpy().tolist() == [[2.5, 3.5]]
+    assert pace.with_intervals(cells)["speedup_low"].notna().all()

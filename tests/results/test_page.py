@@ -18,26 +18,37 @@ from rich.console import Console
 
 from qbert.cli import main
 from qbert.measure import accuracy
-from qbert.results import columns, history, machines, page, summary, tables
+from qbert.results import columns, history, machines, page, run_tables, summary
 from qbert.system.errors import InputError
 
 MARKUP = "<script>document.title='run'</script><img src=x onerror=alert(1)> $x_1$ | * & \"quoted\""
 
 
-@pytest.fixture
-def load(tmp_path: Path) -> Callable[..., Any]:
-    def write(*contents: dict[str, Any]) -> Any:
-        paths = []
-        for number, content in enumerate(contents):
-            paths.append(tmp_path / f"{number}.json")
-            paths[-1].write_text(json.dumps(content))
-        return history.load(paths)
-
-    return write
+Load = Callable[..., pd.DataFrame]
 
 
-def test_the_answer_comes_first_and_is_a_sentence(load: Callable[..., Any]) -> None:
-    html = page.render(machines.of(load(whole())))
+def markdown(runs: pd.DataFrame) -> str:
+    return page.markdown(machines.split(runs))
+
+
+def html_of(runs: pd.DataFrame) -> str:
+    return page.render(machines.split(runs))
+
+
+def answers(runs: pd.DataFrame) -> list[str]:
+    return summary.answers(summary.summarize(runs))
+
+
+def of_measured(content: dict[str, Any], measured: str, *variants: str) -> Iterator[dict[str, Any]]:
+    """Yield the `extra_info` of the benchmarks of this kind, of `variants` alone if some are given."""
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        if info["measured"] == measured and (not variants or info["variant"] in variants):
+            yield info
+
+
+def test_the_answer_comes_first_and_is_a_sentence(load: Load) -> None:
+    html = html_of(load(whole()))
     answer = (
         "served, 384 tokens: int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29), 3.57 times faster than the "
         "best fp32; weighted F1 0.9460, 0.0040 lower (95 %: 0.0020 higher to 0.0100 lower), 1 of 500 labels changed."
@@ -47,36 +58,32 @@ def test_the_answer_comes_first_and_is_a_sentence(load: Callable[..., Any]) -> N
     assert html.index(answer) < html.index("<h2>")
 
 
-def test_a_variant_over_its_limit_is_not_the_answer(load: Callable[..., Any]) -> None:
+def test_a_variant_over_its_limit_is_not_the_answer(load: Load) -> None:
     content = whole()
-    for one in content["benchmarks"]:
-        if one["extra_info"]["variant"] == "int8-openvino" and "f1" in one["extra_info"]:
-            one["extra_info"] |= {"f1_drop": 0.02, "f1": 0.93}
+    for info in of_measured(content, "accuracy", "int8-openvino"):
+        info |= {"f1_drop": 0.02, "f1": 0.93}
     runs = load(content)
-    assert "bf16 is 2.50 times faster" in summary.answers(summary.summarize(runs))[0]
-    assert "over the limit" in page.markdown(machines.of(runs))
+    assert "bf16 is 2.50 times faster" in answers(runs)[0]
+    assert "over the limit" in markdown(runs)
 
 
 def judged_by(guard: str, drop: float, high: float, variant: str = "int8-openvino") -> dict[str, Any]:
     """Give a run whose `variant` has this F1 drop; int8-openvino is the fastest, and serves most."""
     content = run(*(one for name in VARIANTS for one in cell("served", 384, name)), *served(*VARIANTS))
-    for one in content["benchmarks"]:
-        info = one["extra_info"]
-        if info["measured"] == "accuracy":
-            info["f1_guard"] = guard
-            if info["variant"] == variant:
-                info |= {"f1_drop": drop, "f1": info["f1_baseline"] - drop, "f1_drop_high": high}
-                info |= {"f1_drop_low": drop - 0.01}
+    for info in of_measured(content, "accuracy"):
+        info["f1_guard"] = guard
+    for info in of_measured(content, "accuracy", variant):
+        info |= {"f1_drop": drop, "f1": info["f1_baseline"] - drop, "f1_drop_high": high, "f1_drop_low": drop - 0.01}
     return content
 
 
-def test_an_interval_over_the_limit_is_over_it_in_every_form_of_the_report(load: Callable[..., Any]) -> None:
+def test_an_interval_over_the_limit_is_over_it_in_every_form_of_the_report(load: Load) -> None:
     runs = load(judged_by("interval", 0.004, 0.02))
-    serves_most, fastest = summary.answers(summary.summarize(runs))
+    serves_most, fastest = answers(runs)
     assert "bf16 is 2.50 times faster" in fastest
     assert "bf16, within its F1 limit, serves most" in serves_most
-    assert re.search(r"\| 384 \| int8-openvino .*\| over the limit \|", page.markdown(machines.of(runs)))
-    (words,) = re.findall(r'aria-label="(served, F1 against latency[^"]+)"', page.render(machines.of(runs)))
+    assert re.search(r"\| 384 \| int8-openvino .*\| over the limit \|", markdown(runs))
+    (words,) = re.findall(r'aria-label="(served, F1 against latency[^"]+)"', html_of(runs))
     assert "int8-openvino 14 ms, F1 0.9460, over the limit" in words
 
 
@@ -91,15 +98,11 @@ def test_an_interval_over_the_limit_is_over_it_in_every_form_of_the_report(load:
     ],
 )
 def test_all_that_tell_of_the_guard_tell_the_same(
-    load: Callable[..., Any], guard: str, variant: str, drop: float, width: float
+    load: Load, guard: str, variant: str, drop: float, width: float
 ) -> None:
     content = judged_by(guard, drop, drop + width, variant)
     runs = load(content)
-    info = next(
-        one["extra_info"]
-        for one in content["benchmarks"]
-        if one["extra_info"]["variant"] == variant and one["extra_info"]["measured"] == "accuracy"
-    )
+    info = next(of_measured(content, "accuracy", variant))
     compared = accuracy.Comparison(
         *(info[name] for name in ("documents", "f1", "f1_baseline", "f1_drop", "f1_drop_low", "f1_drop_high")),
         visible_drop=0.01,
@@ -110,11 +113,11 @@ def test_all_that_tell_of_the_guard_tell_the_same(
     )
     over = variant != "fp32" and bool(accuracy.guard(compared, [], limit=info["max_f1_drop"], by=guard, what="a cell"))
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.summary(history.cells(content["benchmarks"]), title="", caption=""))
+    console.print(run_tables.summary(history.cells(content["benchmarks"]), title="", caption=""))
     rows = [line for line in console.export_text().splitlines() if line.startswith(f"{variant} ")]
     assert any("!" in line for line in rows) == over
     table = summary.summarize(runs)
-    assert ("over the limit" in page.markdown(machines.of(runs))) == over
+    assert ("over the limit" in markdown(runs)) == over
     best = {"int8-openvino": "bf16", "bf16": "int8-openvino", "fp32": "int8-openvino"}
     fastest = "int8-openvino" if not over else best[variant]
     assert f"{fastest} is " in next(answer for answer in summary.answers(table) if answer.startswith("served, 384"))
@@ -124,83 +127,78 @@ def everything() -> dict[str, Any]:
     return run(*whole()["benchmarks"], *served(*VARIANTS, models=("served", "untrained")))
 
 
-def test_what_serves_most_within_the_limits_is_an_answer(load: Callable[..., Any]) -> None:
-    first, second, *_ = summary.answers(summary.summarize(load(everything())))
+def test_what_serves_most_within_the_limits_is_an_answer(load: Load) -> None:
+    first, second, *_ = answers(load(everything()))
     assert first == (
         "served: within 50 ms at p99 this machine takes 71.4 requests a second with int8-openvino, within its F1 "
         "limit, none with fp32 (2 workers)."
     )
     assert second.startswith("untrained: within 50 ms at p99 this machine takes 71.4 requests a second")
     content = everything()
-    for one in content["benchmarks"]:
-        if one["extra_info"]["variant"] == "int8-openvino" and "f1" in one["extra_info"]:
-            one["extra_info"] |= {"f1_drop": 0.02, "f1": 0.93}
-    (first, *_) = summary.answers(summary.summarize(load(content)))
+    for info in of_measured(content, "accuracy", "int8-openvino"):
+        info |= {"f1_drop": 0.02, "f1": 0.93}
+    (first, *_) = answers(load(content))
     assert first == (
         "served: no variant answers within 50 ms at p99 here under any load; bf16, within its F1 limit, serves most: "
         "50.0 texts a second with 2 workers."
     )
 
 
-def test_what_a_million_texts_cost_is_told_where_there_is_a_price(load: Callable[..., Any]) -> None:
+def test_what_a_million_texts_cost_is_told_where_there_is_a_price(load: Load) -> None:
     priced = run(
         capacity("served", 384, "fp32", rate_within_limit=9.0, price_per_hour=0.17, cost_per_million=5.2),
         capacity("served", 384, "int8-openvino", price_per_hour=0.17, cost_per_million=0.7, loaded_p99_s=0.015),
     )
-    (answer,) = summary.answers(summary.summarize(load(priced)))
+    (answer,) = answers(load(priced))
     assert answer.endswith(
         "with int8-openvino, 9.00 with fp32 (2 workers); a million texts cost 0.700 instead of 5.20."
     )
-    assert "a million costs" in page.markdown(machines.of(load(priced)))
-    assert "a million costs" not in page.markdown(machines.of(load(run(*served("fp32")))))
+    assert "a million costs" in markdown(load(priced))
+    assert "a million costs" not in markdown(load(run(*served("fp32"))))
 
 
-def test_capacity_is_in_every_form(load: Callable[..., Any]) -> None:
+def test_capacity_is_in_every_form(load: Load) -> None:
     runs = load(run(*served("fp32", "int8-openvino")))
-    row = next(line for line in page.markdown(machines.of(runs)).splitlines() if "| int8-openvino" in line)
+    row = next(line for line in markdown(runs).splitlines() if "| int8-openvino" in line)
     cells = "384 | int8-openvino | 143 | 71.4 | 14 |  | 16.8 | 18.2 | 1.04 (1.00 to 1.08) | 48% | 600"
     assert row == f"| {cells} |"
-    figures = pd.read_csv(io.StringIO(page.csv(machines.of(runs))))
+    figures = pd.read_csv(io.StringIO(page.csv(machines.split(runs))))
     assert figures.loc[1, ["texts_per_s", "tokens_p50", "worker_shares"]].tolist() == [2 / 0.014, 60, "0.520 0.480"]
-    html = page.render(machines.of(runs))
+    html = html_of(runs)
     assert html.count("<figure>") == 3
     assert "int8-openvino 16.8 ms at 14.3 a second, 84 ms at 129" in html
     assert "texts of news, median 60 tokens (90 %: 20–128)" in html
 
 
-def test_one_worker_has_no_drawing_of_what_others_do_to_it(load: Callable[..., Any]) -> None:
+def test_one_worker_has_no_drawing_of_what_others_do_to_it(load: Load) -> None:
     content = run(*served("fp32"))
     for name in ("loaded_over_alone", "loaded_over_alone_low", "loaded_over_alone_high"):
         del content["benchmarks"][0]["extra_info"][name]
-    assert page.render(machines.of(load(content))).count("<figure>") == 2
+    assert html_of(load(content)).count("<figure>") == 2
 
 
-def test_another_limit_or_traffic_is_in_another_report(load: Callable[..., Any]) -> None:
+def test_another_limit_or_traffic_is_in_another_report(load: Load) -> None:
     for changed, told in (({"latency_limit_s": 0.1}, "latency limit"), ({"traffic_sha256": "f" * 64}, "traffic")):
         with pytest.raises(InputError, match=told):
             summary.summarize(load(run(*served("fp32")), run(*served("fp32", **changed))))
 
 
-def test_int8_that_is_only_stated_is_said(load: Callable[..., Any]) -> None:
+def test_int8_that_is_only_stated_is_said(load: Load) -> None:
     content = run(*cell("served", 384, "fp32"), *cell("served", 384, "int8-openvino"))
     for one in content["benchmarks"]:
         one["extra_info"]["stated"] = one["extra_info"]["variant"] == "int8-openvino"
-    (row,) = [
-        line
-        for line in page.markdown(machines.of(load(content))).splitlines()
-        if "| int8-openvino |" in line and "stated" in line
-    ]
+    (row,) = [line for line in markdown(load(content)).splitlines() if "| int8-openvino |" in line and "stated" in line]
     assert row.endswith("int8 stated, not shown |")
 
 
-def test_undominated_are_those_that_nothing_beats_in_both(load: Callable[..., Any]) -> None:
+def test_undominated_are_those_that_nothing_beats_in_both(load: Load) -> None:
     table = summary.summarize(load(whole()))
     here = table[(table["model"] == "served") & (table["max_length"] == 384)]
     assert here[here["undominated"]]["variant"].tolist() == ["int8-openvino", "bf16"]
     assert not table[table["model"] == "untrained"]["undominated"].any()
 
 
-def test_several_runs_are_one_cell_with_their_range(load: Callable[..., Any]) -> None:
+def test_several_runs_are_one_cell_with_their_range(load: Load) -> None:
     runs = [
         run(benchmark("latency", "m", 128, "fp32", seconds=seconds, speedup=1.0), when=f"2026-11-{day}T12:00:00Z")
         for seconds, day in ((0.1, 10), (0.4, 11), (0.2, 12))
@@ -210,7 +208,7 @@ def test_several_runs_are_one_cell_with_their_range(load: Callable[..., Any]) ->
     assert (row["low_s"], row["high_s"], row["runs"]) == (0.1, 0.4, 3)
 
 
-def test_the_newest_run_tells_what_latency_does_not(load: Callable[..., Any]) -> None:
+def test_the_newest_run_tells_what_latency_does_not(load: Load) -> None:
     new, old = (
         run(benchmark("accuracy", "m", 128, "fp32", f1=f1, documents=9), when=f"2026-11-{day}T00:00:00Z")
         for f1, day in ((0.9, "20"), (0.5, "10"))
@@ -241,7 +239,7 @@ def two_runs(**changed: Any) -> list[dict[str, Any]]:
         ({"definition": {"precision": "int8", "options": 1}}, "definition options: none, 1"),
     ],
 )
-def test_what_was_not_measured_alike_is_in_no_report(load: Callable[..., Any], changed: Any, told: str) -> None:
+def test_what_was_not_measured_alike_is_in_no_report(load: Load, changed: Any, told: str) -> None:
     with pytest.raises(InputError) as caught:
         summary.summarize(load(*two_runs(**changed)))
     assert f"({told})" in str(caught.value)
@@ -250,7 +248,7 @@ def test_what_was_not_measured_alike_is_in_no_report(load: Callable[..., Any], c
 
 
 @pytest.mark.parametrize("changed", [{"documents": 50}, {"dataset_sha256": "e" * 64}])
-def test_all_cells_of_a_report_are_of_one_dataset_and_its_documents(load: Callable[..., Any], changed: Any) -> None:
+def test_all_cells_of_a_report_are_of_one_dataset_and_its_documents(load: Load, changed: Any) -> None:
     runs = two_runs(**changed)
     for one in runs[1]["benchmarks"]:
         one["extra_info"]["variant"] = "bf16"
@@ -258,7 +256,7 @@ def test_all_cells_of_a_report_are_of_one_dataset_and_its_documents(load: Callab
         summary.summarize(load(*runs))
 
 
-def test_runs_that_measured_alike_or_something_else_are_one_report(load: Callable[..., Any]) -> None:
+def test_runs_that_measured_alike_or_something_else_are_one_report(load: Load) -> None:
     first, second = two_runs()
     assert summary.summarize(load(first, second))["runs"].tolist() == [2]
     first["benchmarks"], second["benchmarks"] = first["benchmarks"][:1], second["benchmarks"][1:]
@@ -266,7 +264,7 @@ def test_runs_that_measured_alike_or_something_else_are_one_report(load: Callabl
     assert (row["speedup"], row["f1"]) == (pytest.approx(100 / 14), 0.946)
 
 
-def test_a_row_is_of_the_newest_run_and_of_no_other(load: Callable[..., Any]) -> None:
+def test_a_row_is_of_the_newest_run_and_of_no_other(load: Load) -> None:
     older, newer = two_runs(speedup=28 / 14, speedup_low=1.9, speedup_high=2.2)
     newer["datetime"] = "2026-11-02T12:00:00+00:00"
     for one in newer["benchmarks"]:
@@ -286,18 +284,18 @@ def as_before(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def test_both_shares_of_the_limit_are_shown_and_explained(load: Callable[..., Any]) -> None:
-    for text in (page.render(machines.of(load(whole()))), page.markdown(machines.of(load(whole())))):
+def test_both_shares_of_the_limit_are_shown_and_explained(load: Load) -> None:
+    for text in (html_of(load(whole())), markdown(load(whole()))):
         assert "40 (30)" in text
         assert f"In brackets: {columns.BEST_LIMIT}" in text
         assert columns.LIMITS[2] in text
         assert "older versions" not in text
 
 
-def test_an_old_run_keeps_its_share_and_its_explanation(load: Callable[..., Any]) -> None:
+def test_an_old_run_keeps_its_share_and_its_explanation(load: Load) -> None:
     for text in (
-        page.render(machines.of(load(as_before(whole())))),
-        page.markdown(machines.of(load(as_before(whole())))),
+        html_of(load(as_before(whole()))),
+        markdown(load(as_before(whole()))),
     ):
         assert "40 (30)" not in text
         assert re.search(r"(>|\| )40( \||<)", text)
@@ -306,16 +304,16 @@ def test_an_old_run_keeps_its_share_and_its_explanation(load: Callable[..., Any]
         assert "Left out" not in text
 
 
-def test_old_and_new_shares_of_the_limit_are_not_in_one_report(load: Callable[..., Any]) -> None:
+def test_old_and_new_shares_of_the_limit_are_not_in_one_report(load: Load) -> None:
     old, new = as_before(run(*cell("served", 384, "bf16"))), run(*cell("served", 384, "int8-openvino"))
     runs = load(new, old)
     shares = summary.summarize(runs).set_index("variant")["share_of_limit"]
     assert shares["int8-openvino"] == pytest.approx(0.4)
     assert math.isnan(shares["bf16"])
-    for text in (page.render(machines.of(runs)), page.markdown(machines.of(runs))):
+    for text in (html_of(runs), markdown(runs)):
         assert "Left out: 1 share of the limit as older versions defined it." in text
         assert columns.LIMITS[2] in text
-    (drawn,) = (text for text in page.render(machines.of(runs)).split("</figure>") if "share of the core" in text)
+    (drawn,) = (text for text in html_of(runs).split("</figure>") if "share of the core" in text)
     assert "int8-openvino 40 (30) %" in drawn
     assert "bf16" not in drawn.partition("<figure>")[2]
 
@@ -332,7 +330,7 @@ def with_processes(**speedups: list[float]) -> dict[str, Any]:
     return content
 
 
-def test_the_first_two_that_cannot_be_told_apart_are_said(load: Callable[..., Any]) -> None:
+def test_the_first_two_that_cannot_be_told_apart_are_said(load: Load) -> None:
     best = {"fp32_openvino": [2.0, 2.02, 1.98]}
     equal = summary.summarize(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], bf16=[3.98, 4.02, 4.0], **best)))
     (answer,) = summary.answers(equal)
@@ -345,7 +343,7 @@ def test_the_first_two_that_cannot_be_told_apart_are_said(load: Callable[..., An
     assert "told apart" not in summary.answers(apart)[0]
     assert re.search(
         r"\| 2\.01 \(1\.9\d to 2\.0\d\) \|",
-        page.markdown(machines.of(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], **best)))),
+        markdown(load(with_processes(int8_openvino=[4.0, 4.1, 3.95], **best))),
     )
 
 
@@ -360,7 +358,7 @@ def slowed_down() -> dict[str, Any]:
     return content
 
 
-def test_the_figures_of_a_row_rank_alike(load: Callable[..., Any]) -> None:
+def test_the_figures_of_a_row_rank_alike(load: Load) -> None:
     table = summary.summarize(load(slowed_down()))
     for _, group in table.groupby(["model", "max_length"]):
         assert group.sort_values("median_s")["variant"].tolist()[1] == "fp32-openvino"
@@ -368,49 +366,47 @@ def test_the_figures_of_a_row_rank_alike(load: Callable[..., Any]) -> None:
         assert group.sort_values("latency_s")["speedup"].is_monotonic_decreasing
 
 
-def test_a_change_of_pace_is_said(load: Callable[..., Any]) -> None:
+def test_a_change_of_pace_is_said(load: Load) -> None:
     runs = load(slowed_down())
     told = "The machine's pace changed by 40% among the cells of served, 384 tokens."
-    assert told in page.markdown(machines.of(runs))
-    assert told.replace("'", "&#39;") in page.render(machines.of(runs))
-    assert "pace changed" not in page.markdown(machines.of(load(whole())))
+    assert told in markdown(runs)
+    assert told.replace("'", "&#39;") in html_of(runs)
+    assert "pace changed" not in markdown(load(whole()))
 
 
-def test_the_spreadsheet_has_the_medians_too(load: Callable[..., Any]) -> None:
-    table = pd.read_csv(io.StringIO(page.csv(machines.of(load(slowed_down())))))
+def test_the_spreadsheet_has_the_medians_too(load: Load) -> None:
+    table = pd.read_csv(io.StringIO(page.csv(machines.split(load(slowed_down())))))
     row = table[(table["model"] == "served") & (table["max_length"] == 384)].set_index("variant").loc["bf16"]
     assert (row["latency_s"], row["median_s"]) == pytest.approx((0.040, 0.056))
 
 
 def noisy(*variants: str) -> dict[str, Any]:
     content = whole()
-    for one in content["benchmarks"]:
-        info = one["extra_info"]
-        if info["variant"] in variants and info["measured"] == "latency":
-            info |= {"speedup_low": 0.3 * info["speedup"], "speedup_high": 1.2 * info["speedup"]}
+    for info in of_measured(content, "latency", *variants):
+        info |= {"speedup_low": 0.3 * info["speedup"], "speedup_high": 1.2 * info["speedup"]}
     return content
 
 
-def test_an_interval_too_wide_is_told_in_words(load: Callable[..., Any]) -> None:
+def test_an_interval_too_wide_is_told_in_words(load: Load) -> None:
     runs = load(noisy("bf16"))
-    assert "| 384 | bf16 | 40 | 2.50 (too noisy) |" in page.markdown(machines.of(runs))
-    html = page.render(machines.of(runs))
+    assert "| 384 | bf16 | 40 | 2.50 (too noisy) |" in markdown(runs)
+    html = html_of(runs)
     assert "2.50 (too noisy)" in html
     assert "2.50 too noisy</text>" in html
-    assert "int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29)" in summary.answers(summary.summarize(runs))[0]
+    assert "int8-openvino is 7.14 times faster than fp32 (6.93 to 7.29)" in answers(runs)[0]
 
 
-def test_noise_that_hides_which_is_the_fastest_is_the_answer(load: Callable[..., Any]) -> None:
-    answer = summary.answers(summary.summarize(load(noisy("int8-openvino"))))[0]
+def test_noise_that_hides_which_is_the_fastest_is_the_answer(load: Load) -> None:
+    answer = answers(load(noisy("int8-openvino")))[0]
     assert answer == (
         "served, 384 tokens: which of int8-openvino and bf16 is the fastest cannot be told, too noisy: int8-openvino."
     )
 
 
-def test_the_fastest_beyond_doubt_is_named_whatever_its_noise(load: Callable[..., Any]) -> None:
+def test_the_fastest_beyond_doubt_is_named_whatever_its_noise(load: Load) -> None:
     content = noisy("int8-openvino")
     content["benchmarks"] = [one for one in content["benchmarks"] if one["extra_info"]["variant"] != "bf16"]
-    answer = summary.answers(summary.summarize(load(content)))[0]
+    answer = answers(load(content))[0]
     assert "int8-openvino is 7.14 times faster than fp32 (too noisy)" in answer
 
 
@@ -455,15 +451,15 @@ def test_a_terminal_obeys_nothing_in_a_report(tmp_path: Path) -> None:
     ],
     ids=["one latency", "one accuracy", "one footprint", "no accuracy", "no fp32"],
 )
-def test_a_part_of_a_run_makes_a_page_too(load: Callable[..., Any], content: dict[str, Any]) -> None:
+def test_a_part_of_a_run_makes_a_page_too(load: Load, content: dict[str, Any]) -> None:
     runs = load(content)
-    html = page.render(machines.of(runs))
+    html = html_of(runs)
     assert "nan" not in re.sub(r"<(script|style).*?</\1>", "", html, flags=re.DOTALL).lower().replace("nanumgothic", "")
-    assert page.markdown(machines.of(runs))
-    assert page.csv(machines.of(runs)).count("\n") > 1
+    assert markdown(runs)
+    assert page.csv(machines.split(runs)).count("\n") > 1
 
 
-def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
+def test_text_from_data_is_text(load: Load) -> None:
     content = whole(text=MARKUP, label=MARKUP)
     for one in content["benchmarks"]:
         info = one["extra_info"]
@@ -471,25 +467,23 @@ def test_text_from_data_is_text(load: Callable[..., Any]) -> None:
         info["variant"] += MARKUP if info["variant"] != "fp32" else ""
         info["identity"] |= {"processor": MARKUP, "dataset": MARKUP, "versions": {MARKUP: MARKUP}}
     runs = load(content)
-    html = page.render(machines.of(runs))
+    html = html_of(runs)
     assert html.count("<script") == 1
     assert "<img" not in html
-    assert "<script" not in page.markdown(machines.of(runs))
-    assert "<img" not in page.markdown(machines.of(runs))
-    assert all(
-        len(re.findall(r"(?<!\\)\|", line)) in (0, 8, 11) for line in page.markdown(machines.of(runs)).splitlines()
-    )
+    assert "<script" not in markdown(runs)
+    assert "<img" not in markdown(runs)
+    assert all(len(re.findall(r"(?<!\\)\|", line)) in (0, 8, 11) for line in markdown(runs).splitlines())
 
 
-def test_the_page_needs_no_network(load: Callable[..., Any]) -> None:
-    html = page.render(machines.of(load(whole())))
+def test_the_page_needs_no_network(load: Load) -> None:
+    html = html_of(load(whole()))
     assert not re.findall(r'(?:src|href)="(?!#)', html)
     assert "@import" not in html
     assert "default-src 'none'" in html
 
 
-def test_two_drawings_share_no_id(load: Callable[..., Any]) -> None:
-    html = page.render(machines.of(load(whole())))
+def test_two_drawings_share_no_id(load: Load) -> None:
+    html = html_of(load(whole()))
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     assert len(drawings) == 7
     ids = [set(re.findall(r'id="([^"]+)"', drawing)) for drawing in drawings]
@@ -498,21 +492,20 @@ def test_two_drawings_share_no_id(load: Callable[..., Any]) -> None:
         assert set(re.findall(r"url\(#([^)]+)\)", drawing)) | set(re.findall(r'href="#([^"]+)"', drawing)) <= own
 
 
-def test_every_drawing_says_in_words_what_it_shows(load: Callable[..., Any]) -> None:
-    html = page.render(machines.of(load(whole())))
+def test_every_drawing_says_in_words_what_it_shows(load: Load) -> None:
+    html = html_of(load(whole()))
     words = re.findall(r'role="img" aria-label="([^"]+)"', html)
     assert len(words) == 7
     assert all("int8-openvino" in text for text in words)
     assert "int8-openvino at 384 tokens 14 ms" in words[0]
 
 
-def test_many_flips_are_counted_and_not_all_shown(load: Callable[..., Any]) -> None:
+def test_many_flips_are_counted_and_not_all_shown(load: Load) -> None:
     content = whole()
-    for one in content["benchmarks"]:
-        if one["extra_info"].get("flipped"):
-            one["extra_info"]["flipped"] *= 300
-    html = page.render(machines.of(load(content)))
-    assert html.count('<td data-value="7">') == page.FLIPS_SHOWN
+    for info in of_measured(content, "accuracy"):
+        info["flipped"] *= 300
+    html = html_of(load(content))
+    assert html.count('<td data-value="7.0">') == page.FLIPS_SHOWN
     assert f"{600 - page.FLIPS_SHOWN} more are in the saved run" in html
 
 
@@ -569,10 +562,10 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser: Any, load: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def opened(browser: Any, load: Load, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Open the page with markup in its texts; whatever it says or asks for is an error."""
     path = tmp_path / "report.html"
-    path.write_text(page.render(machines.of(load(whole(text=MARKUP, label=MARKUP)))), encoding="utf-8")
+    path.write_text(html_of(load(whole(text=MARKUP, label=MARKUP))), encoding="utf-8")
     contexts = []
 
     def show(width: int, scheme: str = "light") -> Any:

@@ -24,6 +24,14 @@ def cell(name: str, **info: Any) -> dict[str, Any]:
     return {"name": name, "fullname": f"bench/{name}", "extra_info": extra}
 
 
+STATS = {"median": 1.0, "q1": 1.0, "q3": 1.0}
+
+
+def saved(*benchmarks: dict[str, Any]) -> dict[str, Any]:
+    entries = [one | {"stats": STATS} for one in benchmarks]
+    return {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": entries}
+
+
 def test_identical_runs_have_nothing_to_tell() -> None:
     run = [cell("a", f1=0.9), cell("b", disk_bytes=5, peak_rss_bytes=7)]
     assert previous.compare_cells(run, copy.deepcopy(run)).lines() == []
@@ -112,14 +120,12 @@ def test_a_cell_that_is_over_its_limit_by_now_is_told(*, before: bool, now: bool
 def test_what_cannot_be_compared_with_is_said() -> None:
     assert "finds no previous run" in previous.unusable([], disabled=False)
     assert "they are off" in previous.unusable([{}], disabled=True)
-    run = {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": []}
-    failed = run | {"qbert": {"failed": ["test_accuracy[a]"]}}
+    failed = saved() | {"qbert": {"failed": ["test_accuracy[a]"]}}
     assert "2026-11-01T12:00:00+00:00 failed itself (test_accuracy[a])" in previous.unusable([failed], disabled=False)
-    assert previous.unusable([run], disabled=False) == ""
+    assert previous.unusable([saved()], disabled=False) == ""
 
 
 CELL = {"model": "m", "max_length": 16, "variant": "v"}
-STATS = {"median": 1.0, "q1": 1.0, "q3": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -135,17 +141,12 @@ STATS = {"median": 1.0, "q1": 1.0, "q3": 1.0}
     ],
 )
 def test_a_damaged_previous_run_is_named(damage: dict[str, Any]) -> None:
-    run = {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": []} | damage
-    why = previous.unusable([run], disabled=False)
+    why = previous.unusable([saved() | damage], disabled=False)
     assert why.startswith("the previous run of 2026-11-01T12:00:00+00:00")
     assert "cannot be used" in why
 
 
 def test_a_previous_run_that_holds_a_cell_twice_is_refused_and_other_projects_are_their_own_affair() -> None:
-    def saved(*benchmarks: dict[str, Any]) -> dict[str, Any]:
-        entries = [one | {"stats": STATS} for one in benchmarks]
-        return {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": entries}
-
     measured = {"model": "m", "max_length": 16, "variant": "v", "trained": True, "measured": "latency"}
     ours, theirs = cell("a", **measured), {"name": "x", "fullname": "x", "extra_info": {"model": [3]}}
     assert "one cell twice (a)" in previous.unusable([saved(ours, theirs, ours)], disabled=False)
@@ -156,8 +157,7 @@ def test_a_previous_run_that_holds_a_cell_twice_is_refused_and_other_projects_ar
 @pytest.mark.parametrize("info", [{"f1": {"macro": 1}, "identity": "us"}, {"f1": 0.9}, {"disk_bytes": math.nan}])
 def test_what_another_project_calls_as_we_do_is_its_own(info: dict[str, Any]) -> None:
     theirs = {"name": "x", "fullname": "x", "extra_info": info}
-    run = {"datetime": "2026-11-01T12:00:00+00:00", "commit_info": {"id": "a"}, "benchmarks": [theirs]}
-    assert previous.unusable([run], disabled=False) == ""
+    assert previous.unusable([saved(theirs)], disabled=False) == ""
     assert previous.compare_cells([theirs], [copy.deepcopy(theirs)]).lines() == []
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from qbert.results import history, tables, verdicts
+from qbert.results import columns, history, pace, run_tables, tables, verdicts
 
 
 def benchmark(variant: str, median: float, **info: Any) -> dict[str, Any]:
@@ -55,6 +55,10 @@ def draw(drawn: Any) -> str:
     return console.export_text()
 
 
+def summed(*rows: dict[str, Any]) -> str:
+    return draw(run_tables.summary(history.cells(rows), title="[i]t", caption="c"))
+
+
 def test_latency_and_accuracy_of_a_cell_are_one_row() -> None:
     table = history.cells(
         [
@@ -78,7 +82,7 @@ def test_the_longest_variant_fits_80_columns() -> None:
         benchmark(name, 1.0, **JUDGED),
         benchmark(name, 1.0, **WEIGHED),
     ]
-    text = draw(tables.summary(history.cells(rows), title="t", caption="c"))
+    text = summed(*rows)
     judged, weighed = [line for line in text.splitlines() if line.startswith(name)]
     assert judged.split() == [name, "118", "10.44", "10.01–10.99", "5.22", "90", "80", "-0.0020", "123"]
     assert weighed.split() == [name, "409", "12.35", "1234", "1111", "2346"]
@@ -88,7 +92,7 @@ def test_the_longest_variant_fits_80_columns() -> None:
 
 
 def test_a_run_of_footprints_alone_has_their_table_alone() -> None:
-    text = draw(tables.summary(history.cells([benchmark("fp32", 1.0, **WEIGHED)]), title="t", caption="c"))
+    text = summed(benchmark("fp32", 1.0, **WEIGHED))
     assert "each in a process of its own" in text
     assert "speedup" not in text
 
@@ -102,21 +106,19 @@ def test_the_accuracy_table_fits_80_columns() -> None:
         "mcnemar_p": 0.281,
     }
     interval = {"f1_drop_low": -0.0051, "f1_drop_high": 0.0123, "visible_drop": 0.012}
-    text = draw(tables.accuracy([judged | interval | JUDGED], title="t"))
+    text = draw(run_tables.accuracy([judged | interval | JUDGED], title="t"))
     (row,) = [line for line in text.splitlines() if line.startswith("int8")]
     assert row.split()[1:] == ["1234", "1400", "0.9512", "-0.0020", "-0.005", "+0.012", "123", "0.281"]
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_untrained_models_are_marked() -> None:
-    text = draw(tables.summary(history.cells([benchmark("fp32", 1.0, trained=False)]), title="t", caption="c"))
+    text = summed(benchmark("fp32", 1.0, trained=False))
     assert "bert-base, 384 tokens  untrained: latency only" in text
 
 
 def test_markup_in_names_is_shown_as_it_is() -> None:
-    text = draw(
-        tables.summary(history.cells([benchmark("[red]x[/red]", 1.0, model="[b]m")]), title="[i]t", caption="c")
-    )
+    text = summed(benchmark("[red]x[/red]", 1.0, model="[b]m"))
     assert all(name in text for name in ("[red]x[/red]", "[b]m", "[i]t"))
 
 
@@ -186,12 +188,12 @@ CONTRARY = [  # by medians fp32-a is slower than fp32 and has the higher speedup
 
 def test_the_figures_of_a_row_rank_alike() -> None:
     table = history.cells(CONTRARY)
-    table = tables.at_one_pace(table, table).set_index("variant")
+    table = pace.at_one_pace(table, table).set_index("variant")
     assert table["latency_s"].sort_values().index.tolist() == ["int8-c", "fp32-a", "fp32-b", "fp32"]
     assert table.loc["fp32", "latency_s"] == pytest.approx(0.110)  # the median of 0.100, 0.150, 0.100, 0.120
     assert (table["latency_s"] * table["speedup"]).tolist() == pytest.approx([0.110] * 4)
     assert table["over_best"].tolist() == pytest.approx([0.8, 1.0, 0.84, 1.92])
-    text = draw(tables.summary(history.cells(CONTRARY), title="t", caption="c"))
+    text = summed(*CONTRARY)
     assert [line.split()[1] for line in text.splitlines() if line.startswith(("fp32", "int8"))] == [
         *("110", "88.0", "105", "45.8"),
     ]
@@ -201,46 +203,42 @@ def test_the_figures_of_a_row_rank_alike() -> None:
     ("share", "best", "shown"), [(0.31, 0.3, "31 30"), (0.01, 0.009, "1 <1"), (0.5, math.nan, "50"), (None, None, "")]
 )
 def test_both_shares_of_the_limit_are_percent(share: float | None, best: float | None, shown: str) -> None:
-    assert tables.of_limit({"share_of_limit": share, "share_of_best_limit": best}) == shown
+    assert columns.both_shares({"share_of_limit": share, "share_of_best_limit": best}) == shown
 
 
 def test_a_share_of_the_limit_is_of_the_latency_beside_it() -> None:
     rows = [paced("fp32", 0.1, None, 1.0), paced("int8", 0.05, 0.2, 4.0)]
     rows[1]["extra_info"] |= {"share_of_limit": 0.5, "share_of_best_limit": 0.4}
     table = history.cells(rows)
-    table = tables.at_one_pace(table, table)
+    table = pace.at_one_pace(table, table)
     assert table["share_of_limit"][1] * table["latency_s"][1] == pytest.approx(0.025)
     assert table["share_of_best_limit"][1] * table["latency_s"][1] == pytest.approx(0.020)
 
 
 def test_a_change_of_pace_is_said() -> None:
-    text = draw(tables.summary(history.cells(CONTRARY), title="t", caption="c"))
+    text = summed(*CONTRARY)
     assert "The machine's pace changed by 50% among the cells of bert-base, 384 tokens." in " ".join(text.split())
     assert "fp32's median among the cells of a model and length, over the speedup" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
     steady = [paced("fp32", 0.100, None, 1.0), paced("int8", 0.05, 0.109, 2.0)]
-    assert "pace changed" not in draw(tables.summary(history.cells(steady), title="t", caption="c"))
+    assert "pace changed" not in summed(*steady)
 
 
 def test_a_run_that_does_not_tell_the_pace_shows_its_medians() -> None:
     rows = [paced("fp32", 0.1, None, 1.0), paced("int8", 0.05, 0.2, 4.0), paced("bf16", 0.06, 0.1, 1.9)]
     del rows[2]["extra_info"]["baseline_p50_s"]
     table = history.cells(rows)
-    assert tables.at_one_pace(table, table)["latency_s"].tolist() == [0.1, 0.05, 0.06]
+    assert pace.at_one_pace(table, table)["latency_s"].tolist() == [0.1, 0.05, 0.06]
 
 
 def test_fp32_is_the_best_fp32_where_no_other_is_faster() -> None:
     table = history.cells([paced("fp32-slow", 0.2, 0.1, 0.5), paced("int8", 0.05, 0.1, 2.0)])
-    assert tables.at_one_pace(table, table)["over_best"].tolist() == [0.5, 2.0]
+    assert pace.at_one_pace(table, table)["over_best"].tolist() == [0.5, 2.0]
 
 
 def test_an_interval_too_wide_is_told_in_words() -> None:
     rows = [paced("int8", 0.05, 0.1, 2.0, spread=0.12), paced("bf16", 0.05, 0.1, 2.0, spread=0.10)]
-    noisy, clear = [
-        line
-        for line in draw(tables.summary(history.cells(rows), title="t", caption="c")).splitlines()
-        if line.startswith(("int8", "bf16"))
-    ]
+    noisy, clear = [line for line in summed(*rows).splitlines() if line.startswith(("int8", "bf16"))]
     assert noisy.split()[2:5] == ["2.00", "too", "noisy"]
     assert clear.split()[2:4] == ["2.00", "1.80–2.20"]
 
@@ -283,7 +281,7 @@ def test_what_a_machine_serves_fits_80_columns() -> None:
     name = "int8-dynamic-per-channel"
     rows = [benchmark(name, 1.0, **SERVED), benchmark("few", 1.0, **{**SERVED, "loaded_p99_s": math.nan})]
     rows.append(benchmark("noisy", 1.0, **{**SERVED, "loaded_over_alone_high": 1.9, "rate_within_limit": 0.0}))
-    text = draw(tables.summary(history.cells(rows), title="t", caption="c"))
+    text = summed(*rows)
     line, few, noisy = (next(row for row in text.splitlines() if row.startswith(key)) for key in (name, "few", "noisy"))
     assert line.split() == [name, "1234", "1234", "9876", "1.02", "±5%", "1012", "12346", "123"]
     assert "~1012" in few.split()
@@ -297,7 +295,7 @@ def test_what_a_machine_serves_fits_80_columns() -> None:
 
 def test_without_a_price_there_is_no_cost() -> None:
     free = {name: value for name, value in SERVED.items() if name != "cost_per_million"}
-    assert "costs" not in draw(tables.summary(history.cells([benchmark("v", 1.0, **free)]), title="t", caption="c"))
+    assert "costs" not in summed(benchmark("v", 1.0, **free))
 
 
 def test_workers_and_threads_have_a_line_with_each_number() -> None:
@@ -306,7 +304,7 @@ def test_workers_and_threads_have_a_line_with_each_number() -> None:
     for threads, texts_per_s in ((1, 51.0), (2, 70.0)):
         name = f"fp32-{threads}-thread{'s' * (threads > 1)}"
         rows.append(benchmark(name, 1.0, **SERVED | {"worker_threads": threads, "texts_per_s": texts_per_s}))
-    lines = [line.split() for line in draw(tables.summary(history.cells(rows), title="t", caption="c")).splitlines()]
+    lines = [line.split() for line in summed(*rows).splitlines()]
     assert ["variant", "1", "4"] in lines
     assert ["fp32", "50.0", "180"] in lines
     assert ["variant", "1", "2"] in lines

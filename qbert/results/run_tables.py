@@ -1,0 +1,178 @@
+"""The tables that a run, an evaluation and a choice print, at most 80 columns wide."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from qbert.results import columns
+from qbert.results.compare import cell_name
+from qbert.results.pace import PACE, at_one_pace, pace_changes
+from qbert.results.tables import (
+    Row,
+    Shown,
+    by_length,
+    each,
+    grid,
+    in_order,
+    milliseconds,
+    number,
+    three_digits,
+    times,
+    variants,
+    written,
+)
+from qbert.system.terminal import counted
+
+
+def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
+    """Return the summary of a run: a heading for each model and length, a line per variant.
+
+    `table` is from history.cells.
+    """
+    table = in_order(at_one_pace(table, table))
+    first = variants(max(len("variant"), *table.loc[~table["variant"].map(has_threads), "variant"].str.len(), 0))
+    timed = table[table[["median_s", "f1"]].notna().any(axis=1)]
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts += by_length(timed, first | columns.shown("terminal", "latency", "accuracy"), _heading)
+    parts += by_length(
+        table[table["disk_bytes"].notna()],
+        first | columns.shown("terminal", "footprint"),
+        lambda model, length, _: Text(f"\n{model}, {length} tokens, each in a process of its own", style="bold"),
+    )
+    parts += _capacity(table[table["texts_per_s"].notna()], first)
+    notes = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
+    return Group(*parts, Text("\n".join(["", caption, *notes]), style="dim"))
+
+
+def _heading(model: str, max_length: int, cells: pd.DataFrame) -> Text:
+    f1 = number(cells["f1_baseline"].max(), ".4f")
+    judged = f", fp32's F1 {f1}" if f1 else ""
+    untrained = "" if cells["trained"].all() else "  untrained: latency only"
+    return Text.assemble("\n", (f"{model}, {max_length} tokens{judged}", "bold"), (untrained, "yellow"))
+
+
+def _capacity(served: pd.DataFrame, first: dict[str, Shown]) -> list[RenderableType]:
+    """Return what the machine serves with every core busy: a heading for each model, a line per variant."""
+    if served.empty:
+        return []
+    parts: list[RenderableType] = []
+    shown = first | columns.priced(columns.shown("terminal", "capacity"), served)
+    threaded = served["variant"].map(has_threads)
+    for place, (model, group) in enumerate(served[~threaded].groupby("model", sort=False)):
+        rows = group.to_dict("records")
+        parts.append(Text(f"\n{model}, every core busy: {served_texts(rows[0])}", style="bold"))
+        parts.append(grid(rows, shown, header=place == 0))
+        scaled = [row for row in rows if isinstance(row["scaling"], list)]
+        parts += _by_count(scaled, f"{model}, texts a second with so many workers", first)
+    for model, group in served[threaded].groupby("model", sort=False):
+        by_variant: dict[str, list[Row]] = {}
+        for row in group.to_dict("records"):
+            point = {"workers": row["worker_threads"], "texts_per_s": row["texts_per_s"]}
+            by_variant.setdefault(re.sub(THREADS, "", row["variant"]), []).append(point)
+        scaled = [{"variant": variant, "scaling": points} for variant, points in by_variant.items()]
+        parts += _by_count(scaled, f"{model}, one process: texts a second with so many threads", first)
+    return [*parts, Text("\n" + " ".join(capacity_notes(served)), style="dim")]
+
+
+def _by_count(scaled: Sequence[Row], title: str, first: Mapping[str, Shown]) -> list[RenderableType]:
+    """Return how each variant of `scaled` grows with the number of workers, or of threads, in `scaling`."""
+    rows = [row | {point["workers"]: point["texts_per_s"] for point in row["scaling"]} for row in map(dict, scaled)]
+    counts = sorted({point["workers"] for row in scaled for point in row["scaling"]})
+    numbers = {count: Shown(str(count), each(three_digits), 7) for count in counts}
+    return [Text(f"\n{title}", style="bold"), grid(rows, {**first, **numbers})] if rows else []
+
+
+THREADS = r"-\d+-threads?$"
+"""The end of the names of variants.with_threads."""
+
+
+def has_threads(variant: str) -> bool:
+    """Whether `variant` is one process with a number of threads, which --threads has added."""
+    return re.search(THREADS, variant) is not None
+
+
+def served_texts(row: Row) -> str:
+    """Return which texts a row's workers have served, and how long they are in tokens."""
+    tokens = row["traffic_tokens"]
+    return f"{row['traffic']}, median {tokens['p50']} tokens (90 %: {tokens['p5']}–{tokens['p95']})"
+
+
+def capacity_notes(served: pd.DataFrame) -> list[str]:
+    """Return what the figures of capacity mean, and what is unusual about where the workers ran, as sentences."""
+    first = served.iloc[0].to_dict()
+    return [
+        f"Texts/s: of {counted(int(first['workers']), 'worker')}, each a process of one thread, tokenizing included.",
+        "Over alone: a text's time with all busy over that of one worker alone, and half of its 95 % interval.",
+        "In limit: so many requests a second may arrive, at random, for 99 % of them to be answered in time,",
+        f"within {first['latency_limit_s'] * 1e3:g} ms, waiting included; simulated (~: from fewer than 299 texts).",
+        *dict.fromkeys(note for notes in served["capacity_notes"] for note in notes),
+    ]
+
+
+ACCURACY = variants(0) | {
+    "p50_s": Shown("p50\nms", lambda row, name: "cannot" if "cannot" in row else each(milliseconds)(row, name)),
+    "p95_s": Shown("p95\nms", each(milliseconds)),
+    "f1": Shown("F1\n", times(1, ".4f")),
+    "f1_drop": Shown("F1\ndrop", times(1, "+.4f")),
+    "interval": Shown("F1 drop\n95 %", written),
+    "flips": Shown("flips\n", written),
+    "mcnemar_p": Shown("McNemar\np", times(1, ".3f")),
+}
+
+
+def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
+    """Return the table of an accuracy pass, from dictionaries with the fields of accuracy.Comparison.
+
+    A variant without such figures gives the reason in `cannot`.
+    """
+    rows = [_judged(result) for result in results]
+    documents = max((row["documents"] for row in rows if "documents" in row), default=0)
+    visible = max((row["visible_drop"] for row in rows if "documents" in row), default=0.0)
+    without = [Text(f"\n{row['variant']}: {row['cannot']}") for row in rows if "cannot" in row]
+    power = f"{counted(documents, 'document')} show a true drop of {visible:.3f} with a chance of 80 %."
+    caption = Text(f"\nms: text to logits, tokenizing included. {power}", style="dim")
+    return Group(Text(title, style="bold"), "", grid(rows, ACCURACY), *without, caption)
+
+
+def _judged(result: Row) -> Row:
+    if "cannot" in result:
+        return {name: result[name] for name in ("variant", "cannot")}
+    if result["variant"] == result["baseline"]:
+        return {name: value for name, value in result.items() if name not in ("f1_drop", "flips", "mcnemar_p")}
+    return {**result, "interval": f"{result['f1_drop_low']:+.3f} {result['f1_drop_high']:+.3f}"}
+
+
+CHOICE = variants(0) | {
+    "texts_per_s": Shown("texts/s\n", each(three_digits)),
+    "latency_s": Shown("text\nms", each(milliseconds)),
+    "p95_s": Shown("95 %\nms", each(milliseconds)),
+    "disk_bytes": Shown("disk\nMB", times(1e-6, ".0f")),
+    "documents": Shown("docu-\nments", lambda row, name: str(row[name] or "")),
+    "flips": Shown("flips\n", lambda row, name: str(row[name]) if row["documents"] else ""),
+    "f1_drop": Shown("F1\ndrop", lambda row, name: f"{row[name]:+.4f}" if row["documents"] else ""),
+    "verdict": Shown(
+        "guard\n",
+        lambda row, name: row[name] + (f" {row['chance']:.0%}" if "chance" in row and row[name] != "holds" else ""),
+        left=True,
+    ),
+}
+
+
+def choice(record: Mapping[str, Any]) -> Group:
+    """Return the table of choosing.Choice.to_record: the variants, best first."""
+    by_capacity = record["wanted"]["prefer"] == "capacity"
+    shown = {name: column for name, column in CHOICE.items() if name != "texts_per_s" or by_capacity}
+    rows = [{"texts_per_s": 0.0} | row for row in record["variants"]]
+    without = [f"{row['variant']}: {row['why']}" for row in rows if row["why"]]
+    return Group(grid(rows, shown, bold=record["chosen"]), *(Text(f"\n{line}") for line in without))
+
+
+def over_limit(info: Row) -> str:
+    """Return a sentence on how far a cell is over its F1 limit; `info` is its accuracy benchmark's `extra_info`."""
+    judged = "interval of its F1 drop" if info["f1_guard"] == "interval" else "F1 drop"
+    figures = f"{info['f1_drop']:+.4f} (95 %: {info['f1_drop_low']:+.4f} to {info['f1_drop_high']:+.4f})"
+    return f"{cell_name(info)}: the {judged}, {figures}, is over the limit {info['max_f1_drop']:.4f}"
