@@ -159,36 +159,26 @@ class Column:
 
 _DIGITS, _MS, _MS_4 = each(three_digits), each(milliseconds), times(1e3, ".4g")
 _MB, _MB_4, _COUNT, _S = times(1e-6, ".0f"), times(1e-6, ".4g"), times(1, ".0f"), times(1, ".2f")
+# fmt: off
 COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "latency": (
-        Column(
-            *("latency_s", None, Shown("latency\nms", _MS, 7), Shown("latency ms", _MS_4)),
-            *(Shown("Latency of one text, ms", _MS),),
-            kept=False,
-        ),
+        Column("latency_s", None, Shown("latency\nms", _MS, 7), Shown("latency ms", _MS_4),
+               Shown("Latency of one text, ms", _MS), kept=False),
         Column("median_s"),
         Column("q1_s"),
         Column("q3_s"),
         Column("p50_s", Seconds, kept=False),
         Column("p95_s", Seconds, optional=True),
         Column("p99_s", Seconds, optional=True, kept=False),
-        Column(
-            *("speedup", Ratio, Shown("speedup\nmedian, 95 %", _speedup, 17)),
-            Shown("speedup over fp32, 95 %", with_interval(".2f")),
-        ),
+        Column("speedup", Ratio, Shown("speedup\nmedian, 95 %", _speedup, 17),
+               Shown("speedup over fp32, 95 %", with_interval(".2f"))),
         Column("speedup_low", Ratio, optional=True),
         Column("speedup_high", Ratio, optional=True),
-        Column(
-            *("over_best", None, Shown("over best\nfp32", with_margin(three_digits), 9)),
-            Shown("over best fp32, 95 %", with_interval(".2f")),
-            kept=False,
-        ),
+        Column("over_best", None, Shown("over best\nfp32", with_margin(three_digits), 9),
+               Shown("over best fp32, 95 %", with_interval(".2f")), kept=False),
         Column("baseline_p50_s", Seconds, optional=True),
-        Column(
-            *("share_of_limit", LimitShare, Shown("% of\nlimit", both_shares, 5)),
-            *(Shown("% of limit", in_brackets), Shown("Share of the machine's own limit, %", in_brackets)),
-            optional=True,
-        ),
+        Column("share_of_limit", LimitShare, Shown("% of\nlimit", both_shares, 5), Shown("% of limit", in_brackets),
+               Shown("Share of the machine's own limit, %", in_brackets), optional=True),
         Column("share_of_best_limit", LimitShare, optional=True),
         Column("limit_definition", Positive, optional=True),
         Column("floor_s", Seconds, optional=True, kept=False),
@@ -201,9 +191,8 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "accuracy": (
         Column("f1", Share, None, Shown("weighted F1", times(1, ".4f"))),
         Column("f1_baseline", Share),
-        Column(
-            "f1_drop", Drop, Shown("F1\ndrop", _drop, 7), Shown("F1 drop, 95 %", of_variants(with_interval("+.4f")))
-        ),
+        Column("f1_drop", Drop, Shown("F1\ndrop", _drop, 7),
+               Shown("F1 drop, 95 %", of_variants(with_interval("+.4f")))),
         Column("f1_drop_low", Drop),
         Column("f1_drop_high", Drop),
         Column("max_f1_drop", float),
@@ -218,62 +207,42 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("undominated", None, None, Shown("choice", _choice, left=True, key=str), kept=False),
     ),
     "footprint": (
-        Column(
-            *("disk_bytes", Bytes, Shown("disk\nMB", _MB, 6), Shown("disk MB", _MB_4)),
-            Shown("On disk, MB", _MB_4, rank=3, only_where_different=True),
-        ),
+        Column("disk_bytes", Bytes, Shown("disk\nMB", _MB, 6), Shown("disk MB", _MB_4),
+               Shown("On disk, MB", _MB_4, rank=3, only_where_different=True)),
         Column("load_s", Seconds, Shown("load\ns", _S, 6), Shown("load s", _S), Shown("Loading, s", _S, rank=2)),
         Column("first_call_s", Seconds, Shown("first call\nms", _MS, 10), Shown("first call ms", _MS_4)),
-        Column(
-            *("after_pause_s", Seconds, Shown("after a\npause ms", _MS, 8), Shown("after a pause ms", _MS_4)),
-            optional=True,
-        ),
-        Column(
-            *("peak_rss_bytes", Bytes, Shown("peak memory\nMB", _MB, 11), Shown("memory MB", _MB)),
-            Shown("Peak memory of a process, MB", _MB, rank=1),
-        ),
+        Column("after_pause_s", Seconds, Shown("after a\npause ms", _MS, 8), Shown("after a pause ms", _MS_4),
+               optional=True),
+        Column("peak_rss_bytes", Bytes, Shown("peak memory\nMB", _MB, 11), Shown("memory MB", _MB),
+               Shown("Peak memory of a process, MB", _MB, rank=1)),
     ),
     "capacity": (
         Column("workers", Positive),
         Column("worker_threads", Positive),
-        Column(
-            *("texts_per_s", Rate, Shown("texts/s\n", _DIGITS, 7), Shown("texts/s", _DIGITS)),
-            Shown("Texts a second, every core busy", _DIGITS),
-        ),
+        Column("texts_per_s", Rate, Shown("texts/s\n", _DIGITS, 7), Shown("texts/s", _DIGITS),
+               Shown("Texts a second, every core busy", _DIGITS)),
         Column("loaded_p50_s", Seconds, Shown("p50\nms", _MS, 6), Shown("p50 ms", _MS_4, rank=1)),
         Column("loaded_p95_s", Seconds, None, Shown("p95 ms", _MS_4, rank=1), optional=True),
         Column("loaded_p99_s", Seconds, Shown("p99\nms", _MS, 6), Shown("p99 ms", _MS_4, rank=1), optional=True),
         Column("loaded_worst_s", Seconds, None, Shown("worst ms", _MS_4, rank=1)),
-        Column(
-            *("worker_shares", list[Share], None),
-            Shown("least share of a worker", each(lambda shares: f"{min(shares):.0%}"), key=min, rank=2),
-        ),
+        Column("worker_shares", list[Share], None,
+               Shown("least share of a worker", each(lambda shares: f"{min(shares):.0%}"), key=min, rank=2)),
         Column("alone_p50_s", Seconds, optional=True),
         Column("half_load_slowdown", Ratio, optional=True),
-        Column(
-            *("loaded_over_alone", Ratio, Shown("over\nalone", with_margin("{:.2f}".format), 9)),
-            Shown("over alone, 95 %", with_interval(".2f"), rank=1),
-            optional=True,
-        ),
+        Column("loaded_over_alone", Ratio, Shown("over\nalone", with_margin("{:.2f}".format), 9),
+               Shown("over alone, 95 %", with_interval(".2f"), rank=1), optional=True),
         Column("loaded_over_alone_low", Ratio, optional=True),
         Column("loaded_over_alone_high", Ratio, optional=True),
-        Column(
-            *("pss_bytes", Bytes, Shown("memory\nMB", _MB, 6, rank=2), Shown("all memory MB", _MB, rank=2)),
-            optional=True,
-        ),
+        Column("pss_bytes", Bytes, Shown("memory\nMB", _MB, 6, rank=2), Shown("all memory MB", _MB, rank=2),
+               optional=True),
         Column("latency_limit_s", Seconds),
         Column("rates", Annotated[list[Rate], Meta(min_length=1)]),
         Column("rates_p99_s", list[Seconds]),
-        Column(
-            *("rate_within_limit", Rate, Shown("texts/s\nin limit", in_limit, 8, rank=1)),
-            *(Shown("texts/s in limit", in_limit), Shown("Requests a second within the latency limit", in_limit)),
-        ),
+        Column("rate_within_limit", Rate, Shown("texts/s\nin limit", in_limit, 8, rank=1),
+               Shown("texts/s in limit", in_limit), Shown("Requests a second within the latency limit", in_limit)),
         Column("price_per_hour", Cost, optional=True),
-        Column(
-            *("cost_per_million", Cost, Shown("million\ncosts", _DIGITS, 7, rank=2)),
-            *(Shown("a million costs", _DIGITS, rank=2), Shown("A million texts cost", _DIGITS)),
-            optional=True,
-        ),
+        Column("cost_per_million", Cost, Shown("million\ncosts", _DIGITS, 7, rank=2),
+               Shown("a million costs", _DIGITS, rank=2), Shown("A million texts cost", _DIGITS), optional=True),
         Column("scaling", list[Point], optional=True),
         Column("traffic", str),
         Column("traffic_sha256", str),
@@ -282,6 +251,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("answers_compared", Count, kept=False),
     ),
 }
+# fmt: on
 """The columns of each benchmark, in the order in which they are shown."""
 
 
