@@ -8,7 +8,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from qbert.inputs.options import OPTIONS
 from qbert.system.errors import TRACEBACK, CannotRunError, pip_install, sentence
 
 if TYPE_CHECKING:
@@ -31,112 +32,6 @@ CASES = "qbert.bench"
 """The package of the cases; in a clone it is the folder bench/."""
 
 
-def positive(kind: type) -> Any:  # noqa: ANN401  argparse's
-    """Return an argparse type for numbers above 0."""
-
-    def parse(text: str) -> Any:  # noqa: ANN401  a `kind`
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"  # argparse: invalid positive int value: '0'
-    return parse
-
-
-def drop(text: str) -> float:
-    """Parse an F1 drop; a negative one is a gain."""
-    value = float(text)
-    if not -1 <= value <= 1:
-        raise ValueError
-    return value
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Parse a comma-separated list of numbers above 0: of tokens, workers or threads."""
-    return tuple(dict.fromkeys(positive(int)(part) for part in text.split(",")))
-
-
-def name(text: str) -> str:
-    """Parse a name, which is not empty."""
-    if not text.strip():
-        raise ValueError
-    return text.strip()
-
-
-OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "model": {
-        "action": "append",
-        "metavar": "MODEL",
-        "help": "checkpoint folder, hub id or built-in model; repeatable",
-    },
-    "dataset": {"metavar": "DIR", "help": "folder with train.csv, test.csv and label.json"},
-    "variants": {"metavar": "LIST", "help": "names with commas between; also 'default' and 'all'"},
-    "max-lengths": {"type": counts, "metavar": "LIST", "help": "tokens: 128,256,384"},
-    "documents": {
-        "type": positive(int),
-        "metavar": "N",
-        "help": "judge by a sample of N test documents, not by all",
-    },
-    "max-f1-drop": {
-        "type": drop,
-        "metavar": "DROP",
-        "help": "greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)",
-    },
-    "f1-guard": {
-        "choices": ["point", "interval"],
-        "help": "judge the F1 drop (point) or its interval's upper end",
-    },
-    "strict-guard": {
-        "action": "store_true",
-        "help": "fail for every variant over its limit, not only for those that are named",
-    },
-    "seconds-per-cell": {
-        "type": positive(float),
-        "default": 1.5,
-        "metavar": "S",
-        "help": "time to measure each cell of latency and of capacity for",
-    },
-    "experiments": {
-        "type": positive(int),
-        "default": 1,
-        "metavar": "N",
-        "help": "training seeds of each built-in model",
-    },
-    "workers": {
-        "type": counts,
-        "metavar": "LIST",
-        "help": "capacity: processes at the same time, such as 1,2,4 (one for each physical core)",
-    },
-    "traffic": {
-        "metavar": "FILE",
-        "help": "capacity: the texts to serve, one a line or a CSV column 'text' (the test documents)",
-    },
-    "latency-limit": {
-        "type": positive(float),
-        "default": 50.0,
-        "metavar": "MS",
-        "help": "capacity: how long 99 of 100 requests may take, waiting included",
-    },
-    "price-per-hour": {
-        "type": positive(float),
-        "metavar": "PRICE",
-        "help": "capacity: of this machine, to tell what a million texts cost",
-    },
-    "machine-name": {
-        "type": name,
-        "metavar": "NAME",
-        "help": "what saved runs and reports call this machine (its processor, instruction sets and cores)",
-    },
-    "threads": {
-        "type": counts,
-        "metavar": "LIST",
-        "help": "capacity: more cells, of one process with so many threads, such as 1,2",
-    },
-}
-"""The options by short name: `--qbert-NAME` everywhere, `--NAME` in a clone of qbert and for `qbert bench`."""
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options with a prefix that no other project uses."""
     add_options(parser, "--qbert-")
@@ -145,9 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def add_options(parser: pytest.Parser, prefix: str) -> None:
     """Add OPTIONS, each as `prefix` and its name, except names that another plugin or conftest.py has added."""
     group = parser.getgroup("qbert", "qbert: quantized BERT text classifiers")
-    for name, how in OPTIONS.items():
+    for option in OPTIONS.values():
         with contextlib.suppress(ValueError):
-            group.addoption(f"{prefix}{name}", dest=f"qbert_{name.replace('-', '_')}", **how)
+            group.addoption(f"{prefix}{option.name}", **option.for_pytest())
 
 
 @dataclass
@@ -235,17 +130,8 @@ def settings_of(config: pytest.Config) -> "Settings":
     if state.settings is None:
         from qbert.inputs import settings
 
-        options = config.option
-        state.settings = settings.here(
-            config.rootpath,
-            models=tuple(options.qbert_model or ()),
-            dataset=options.qbert_dataset,
-            variants=options.qbert_variants,
-            max_lengths=options.qbert_max_lengths,
-            max_f1_drop=options.qbert_max_f1_drop,
-            f1_guard=options.qbert_f1_guard,
-            price_per_hour=options.qbert_price_per_hour,
-        )
+        given = {option.key: getattr(config.option, option.dest) for option in OPTIONS.values() if option.key}
+        state.settings = settings.here(config.rootpath, **given)
     return state.settings
 
 

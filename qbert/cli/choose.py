@@ -20,11 +20,10 @@ _MEGABYTES = Number(0, 1e9, min_open=True)
 
 
 @click.command()
-@click.option("--model", metavar="MODEL", help="Checkpoint folder, hub id or built-in model.")
-@click.option("--dataset", metavar="DIR", help="Folder with train.csv, test.csv and label.json.")
+@options.shared("model", "dataset")
 @click.option("--max-f1-drop", type=Number(0, 1), metavar="DROP", help="The guard; 0: no label may change.  [0.01]")
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
-@click.option("--variants", metavar="LIST", help="Names with commas between; also 'default' and 'all'.")
+@options.output_option()
+@options.shared("variants")
 @click.option(
     "--validation",
     type=options.FILE,

@@ -6,12 +6,13 @@ from pathlib import Path
 import click
 
 from qbert.cli import options
+from qbert.inputs.settings import DEFAULTS
 from qbert.system.errors import InputError
 from qbert.system.terminal import echo
 
 
 @click.command()
-@click.option("--dataset", default="news_mini", show_default=True, metavar="DIR", help="Folder of the dataset.")
+@options.shared("dataset", default=DEFAULTS.dataset, help="Folder of the dataset.")
 @click.option(
     "--base",
     default="bert-tiny",
@@ -20,7 +21,7 @@ from qbert.system.terminal import echo
     help="What is trained: hub id, folder or built-in.",
 )
 @click.option("--variant", default="int8-dynamic", show_default=True, metavar="NAME", help="What comes after.")
-@click.option("--max-lengths", default="384,256,128", show_default=True, metavar="LIST", help="Tokens.")
+@options.shared("max-lengths", default="384,256,128", help="Tokens.")
 @click.option("--trainings", type=click.IntRange(min=1), default=3, show_default=True, help="Of each length.")
 @options.cluster_option()
 @options.json_option

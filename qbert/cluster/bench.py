@@ -14,6 +14,7 @@ from qbert.cluster import workers as cluster
 from qbert.cluster.workers import Folder
 from qbert.inputs import dataset as datasets
 from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.options import OPTIONS
 from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.results import history
 from qbert.system import children, machine
@@ -233,12 +234,13 @@ def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 def with_settings(arguments: Sequence[str], settings: Settings) -> list[str]:
     """Return `arguments` with what `settings`, of the user's pyproject.toml, say and they do not: it stays at home."""
     given = {argument.partition("=")[0].replace("--qbert-", "--") for argument in arguments}
-    said: list[tuple[str, str]] = []
-    if settings.models != DEFAULTS.models:
-        said += [("--model", name) for name in settings.models]
-    for name in ("dataset", "variants", "max_lengths", "max_f1_drop", "f1_guard"):
-        value = getattr(settings, name)
-        if value != getattr(DEFAULTS, name):
-            listed = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            said.append((f"--{name.replace('_', '-')}", listed))
-    return [*(f"{option}={value}" for option, value in said if option not in given), *arguments]
+    said: list[str] = []
+    for option in OPTIONS.values():
+        if not option.key or option.of_machine or f"--{option.name}" in given:
+            continue
+        value = getattr(settings, option.key)
+        if value != getattr(DEFAULTS, option.key):
+            values = value if isinstance(value, tuple) else (value,)
+            listed = values if option.repeatable else (",".join(map(str, values)),)
+            said += [f"--{option.name}={one}" for one in listed]
+    return [*said, *arguments]

@@ -14,8 +14,8 @@ from qbert.cli import main
 from qbert.cli.options import lengths
 from qbert.gate import sides
 from qbert.inputs import settings
+from qbert.inputs.options import counts
 from qbert.inputs.settings import DEFAULTS, Settings
-from qbert.pytest_plugin import counts
 from qbert.system.errors import InputError
 
 
