@@ -244,7 +244,6 @@ def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def _check_once(items: list[pytest.Item]) -> None:
-    """Raise UsageError where two of `items` would measure the same of one cell."""
     from qbert.results.compare import CELL
     from qbert.results.saved_run import MEASURED
 

@@ -63,7 +63,7 @@ def choose(
     The exit code is 1 if none holds. An interrupted call is taken up by the next: no document is judged twice. Defaults
     are in pyproject.toml, [tool.qbert].
     """
-    from qbert.cluster.judging import team_at
+    from qbert.cluster.judging import workers_at
     from qbert.results import tables
     from qbert.selection import choosing
     from qbert.variants.base import MAX_F1_DROP
@@ -79,7 +79,7 @@ def choose(
         max_memory_bytes=max_memory_mb and max_memory_mb * 1e6,
         prefer=prefer,
     )
-    with team_at(cluster) as workers:
+    with workers_at(cluster) as workers:
         if workers is not None:
             choosing.check_workers(workers)
         found = choosing.choose(

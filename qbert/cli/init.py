@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from qbert.cli import options
-from qbert.inputs.settings import DEFAULTS
+from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.system.errors import InputError
 from qbert.system.terminal import echo
 
@@ -33,7 +33,7 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
     table.import_installed()
     if unknown := sorted(table.named(variants) - set(table.VARIANTS)):
         raise InputError(f"--variants {variants}: there is no {', '.join(unknown)}; `qbert variants` lists them")
-    settings = setup.Settings(
+    settings = Settings(
         tuple(dict.fromkeys(model if model in GEOMETRIES else _model(model, root) for model in models)),
         dataset if dataset == BUILT_IN else _dataset(dataset, root),
         variants,
@@ -63,7 +63,6 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
 
 
 def _model(source: str, root: Path) -> str:
-    """Return the name of the model `source` in the table."""
     from qbert.cli import setup
 
     folder = Path(source)
@@ -75,7 +74,6 @@ def _model(source: str, root: Path) -> str:
 
 
 def _dataset(source: str, root: Path) -> str:
-    """Return the name of the dataset `source` in the table."""
     from qbert.cli import setup
     from qbert.inputs.dataset import BUILT_IN, FILES
 

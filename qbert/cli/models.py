@@ -105,7 +105,7 @@ def evaluate(
     A variant that cannot be made or run for this model says why; the others are judged. The exit code is then 2 only if
     LIST names it, not if 'default' or 'all' includes it. Defaults are in pyproject.toml, [tool.qbert].
     """
-    from qbert.cluster.judging import team_at
+    from qbert.cluster.judging import workers_at
     from qbert.results import tables
     from qbert.selection import evaluation
     from qbert.system.terminal import counted
@@ -114,7 +114,7 @@ def evaluate(
     settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants)
     names = settings.variant_list
     packages = [package for variant in select(names) for package in variant.packages]
-    with team_at(cluster, packages) as workers:
+    with workers_at(cluster, packages) as workers:
         evaluated = evaluation.evaluate(
             options.one_model(settings), settings.dataset, names, max_length, documents, workers
         )

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qbert.cluster import folders
 from qbert.cluster import workers as cluster
-from qbert.cluster.workers import Folder
+from qbert.cluster.folders import Folder
 from qbert.inputs import dataset as datasets
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.options import OPTIONS
@@ -207,7 +208,7 @@ def _shared(client: "Client", arguments: Sequence[str], to: Sequence[str]) -> li
         name = option.replace("--qbert-", "--")
         if name in FOLDERS and Path(value).is_dir():
             folder = _folder(name, Path(value))
-            cluster.share(client, folder, to=to)
+            folders.share(client, folder, to=to)
             wanted.append(folder)
         elif value:
             wanted.append(value)
@@ -216,8 +217,8 @@ def _shared(client: "Client", arguments: Sequence[str], to: Sequence[str]) -> li
 
 def _folder(option: str, folder: Path) -> Folder:
     if option == "--model":
-        return cluster.weights(Checkpoint.open(folder))
-    return cluster.splits(datasets.load(folder))
+        return folders.weights(Checkpoint.open(folder))
+    return folders.splits(datasets.load(folder))
 
 
 def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -95,7 +95,7 @@ def unpacked_logits(answers: Mapping[str, str], documents: int) -> npt.NDArray[n
     """Return the logits `(documents, num_labels)` that packed_logits wrote into `answers`.
 
     Raises:
-        ValueError: they are not of so many documents.
+        ValueError: they are not of that many documents.
     """
     data = base64.b64decode(answers["logits"], validate=True)
     kind = np.dtype(answers["logits_type"]).newbyteorder("<")

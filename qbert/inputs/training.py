@@ -233,7 +233,6 @@ def _start(
 def _encode(
     tokenizer: "PreTrainedTokenizerBase", dataset: Dataset, rows: "pd.DataFrame", max_length: int
 ) -> list[dict[str, Any]]:
-    """Return tokens and labels of each row for Trainer; labels are an id, or with several a number for each label."""
     pairs = list(rows["text_pair"]) if "text_pair" in rows else None
     tokens = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=max_length)
     labels = dataset.indicators(rows).astype(float).tolist() if dataset.multi_label else rows["label"].tolist()
@@ -278,7 +277,6 @@ def _run(
     seed: int,
     recipe: Recipe,
 ) -> dict[str, float]:
-    """Train `model` in place and return its loss, and its F1 on the test split."""
     import torch
     from sklearn.metrics import f1_score
     from transformers import Trainer, TrainerCallback, TrainingArguments

@@ -134,7 +134,6 @@ class TextClassifier:
         return predictions
 
     def _check(self, text: str) -> None:
-        """Raise InputError where `text` cannot be classified."""
         if not isinstance(text, str):
             raise InputError(f"{text!r:.60} is a {type(text).__name__}: give a text (str), or a pair of texts")
         if not text.strip():

@@ -18,7 +18,7 @@ from loopback import Processes, client_of, of
 import qbert
 from qbert import variants
 from qbert.cli import main
-from qbert.cluster import judging as team
+from qbert.cluster import folders, judging
 from qbert.cluster import workers as cluster
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset, text_rows
@@ -119,23 +119,23 @@ def test_a_worker_without_qbert_is_told(tmp_path: Path) -> None:
     with of(tmp_path) as processes:
         processes.add("odd", PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
         with client_of(processes) as client, pytest.raises(InputError, match=r"tcp.* cannot answer .*needs qbert in"):
-            team.Team(client)
+            judging.Workers(client)
 
 
 def _in_the_middle(client: object, trained: Checkpoint, news: Dataset, end: Callable[..., None]) -> None:
-    members = team.Team(client)  # type: ignore[arg-type]
+    members = judging.Workers(client)  # type: ignore[arg-type]
     rows = text_rows(news.test)
     members.judge(members.job(variants.get("fp32"), trained, news, 64, rows[:5]), rows * 5, end)
 
 
 def _of_a_choice(client: object, _: Checkpoint, __: Dataset, end: Callable[..., None]) -> None:
     end()
-    team.Team(client)  # type: ignore[arg-type]
+    judging.Workers(client)  # type: ignore[arg-type]
 
 
 def _of_sending(client: object, trained: Checkpoint, _: Dataset, end: Callable[..., None]) -> None:
     end()
-    cluster.share(client, cluster.weights(trained))  # type: ignore[arg-type]
+    folders.share(client, folders.weights(trained))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("do", [pytest.param(_in_the_middle, marks=pytest.mark.slow), _of_a_choice, _of_sending])
