@@ -40,11 +40,11 @@ def comparable(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_two_workers_find_what_one_process_does(two: Processes, trained: Checkpoint, news: Dataset) -> None:
-    with client_of(two):
-        pass
     names = "fp32,int8-dynamic-onednn"
     alone = evaluation.evaluate(str(trained.folder), str(news.folder), names, 32)
-    together = evaluation.evaluate(str(trained.folder), str(news.folder), names, 32, address=str(two.file))
+    with client_of(two) as client:
+        workers = judging.Workers(client)
+        together = evaluation.evaluate(str(trained.folder), str(news.folder), names, 32, workers=workers)
     assert comparable(together.results) == comparable(alone.results)
     assert together.results[0]["p50_s"] > 0
     assert together.notes == []
