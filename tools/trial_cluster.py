@@ -29,7 +29,7 @@ from qbert.inputs.dataset import text_rows
 from qbert.measure.cells import Suite
 
 SPREAD = 0.05  # of the logarithm of a worker's speed: machines of one type in a cloud
-SLOW, SLOWER = 0.02, 3.0  # so many workers are so much slower: a neighbour, a hot processor
+SLOW, SLOWER = 0.02, 3.0  # that share of the workers is that much slower: a neighbour, a hot processor
 MEAN_LIFE_S, AWAY_S = 24 * 3600.0, 120.0  # of a worker: spot instances live longer, and come back sooner or never
 PRICE = 0.04  # of a core, an hour
 SIZES = (100, 1_000, 10_000)

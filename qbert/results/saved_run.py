@@ -136,7 +136,7 @@ class Footprint(Cell):
 
 
 class Tokens(Struct):
-    """How many tokens texts have: of 5, 50 and 95 % of them at most so many."""
+    """How many tokens texts have: 5, 50 and 95 % of them have at most that many."""
 
     p5: Count
     p50: Count
@@ -269,7 +269,7 @@ class Benchmark(Struct):
         if not _agree(self.stats.median, info.loaded_p50_s):
             yield "`loaded_p50_s` is not the median of `stats`"
         if len(info.worker_shares) != info.workers:
-            yield "`worker_shares` are not of so many `workers`"
+            yield "`worker_shares` are not of as many `workers`"
         if len(info.rates) != len(info.rates_p99_s) or info.rates != sorted(info.rates):
             yield "`rates` do not ascend, or have not one `rates_p99_s` each"
         if not _ascending(info.loaded_over_alone_low, info.loaded_over_alone, info.loaded_over_alone_high):
@@ -309,9 +309,9 @@ def _accuracy_contradictions(info: Accuracy) -> Iterator[str]:
         if isinstance(info.answers.rows, str):
             counts.add(len(info.answers.rows.split(" ")))
         if counts != {info.documents}:
-            yield "`answers` are not of so many `documents`"
+            yield "`answers` are not of as many `documents`"
         elif isinstance(info.answers.logits, str) and not _are_logits(info.answers, info.documents):
-            yield "the `logits` of `answers` are not of so many `documents`"
+            yield "the `logits` of `answers` are not of as many `documents`"
 
 
 def _are_logits(answers: Answers, documents: int) -> bool:

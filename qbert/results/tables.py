@@ -22,7 +22,7 @@ Row = Mapping[Any, Any]
 Format = Callable[[Row], str]
 
 TOO_NOISY = 1.25
-"""A speedup is too noisy if the upper end of its interval is more than so many times the lower end. On a Granite Rapids
+"""A speedup is too noisy if the upper end of its interval is over this many times the lower end. On a Granite Rapids
 machine, variants adjacent in speed differed by a factor of 1.14 (median of 54; 39 of them less than 1.25), and 52 of 54
 intervals were no wider than 1.16."""
 PACE = (
@@ -70,14 +70,14 @@ def capacity(served: pd.DataFrame, width: int) -> list[RenderableType]:
     for number, (model, group) in enumerate(served[~threaded].groupby("model", sort=False)):
         parts.append(Text(f"\n{model}, every core busy: {served_texts(group.iloc[0].to_dict())}", style="bold"))
         parts.append(lines(group, columns, width, header=number == 0))
-        parts += _by_count(group[group["scaling"].notna()], f"{model}, texts a second with so many workers", width)
+        parts += _by_count(group[group["scaling"].notna()], f"{model}, texts a second by workers", width)
     for model, group in served[threaded].groupby("model", sort=False):
         by_variant: dict[str, list[dict[str, Any]]] = {}
         for row in group.to_dict("records"):
             point = {"workers": row["worker_threads"], "texts_per_s": row["texts_per_s"]}
             by_variant.setdefault(re.sub(THREADS, "", row["variant"]), []).append(point)
         of_threads = pd.DataFrame({"variant": list(by_variant), "scaling": list(by_variant.values())})
-        parts += _by_count(of_threads, f"{model}, one process: texts a second with so many threads", width)
+        parts += _by_count(of_threads, f"{model}, one process: texts a second by threads", width)
     return [*parts, Text("\n" + " ".join(capacity_notes(served)), style="dim")]
 
 
@@ -115,7 +115,7 @@ def capacity_notes(served: pd.DataFrame) -> list[str]:
     return [
         f"Texts/s: of {counted(int(first['workers']), 'worker')}, each a process of one thread, tokenizing included.",
         "Over alone: a text's time with all busy over that of one worker alone, and half of its 95 % interval.",
-        "In limit: so many requests a second may arrive, at random, for 99 % of them to be answered in time,",
+        "In limit: how many requests a second may arrive, at random, with 99 % of them answered in time,",
         f"within {first['latency_limit_s'] * 1e3:g} ms, waiting included; simulated (~: from fewer than 299 texts).",
         *dict.fromkeys(note for notes in served["capacity_notes"] for note in notes),
     ]

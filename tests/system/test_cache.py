@@ -87,7 +87,7 @@ def test_who_waits_for_another_says_so(
 
     def slow(stage: Path) -> None:
         building.set()
-        time.sleep(3)  # so much longer that no neighbour keeps the other waiting for it
+        time.sleep(3)  # long enough that no neighbour keeps the other waiting for it
         write(stage)
 
     other = threading.Thread(target=build_folder, args=(tmp_path / "folder", slow))
