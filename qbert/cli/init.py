@@ -64,11 +64,12 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
 
 def _model(source: str, root: Path) -> str:
     from qbert.cli import setup
+    from qbert.inputs.checkpoint import is_path
 
     folder = Path(source)
     if folder.is_dir():
         return setup.inside(folder, root, "--model")
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if is_path(source):
         raise InputError(f"--model {source} is no folder: give a checkpoint's folder or a hub id")
     return source
 

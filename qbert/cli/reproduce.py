@@ -8,7 +8,6 @@ import click
 from qbert.cli import options
 from qbert.inputs.settings import DEFAULTS
 from qbert.system.errors import InputError
-from qbert.system.terminal import echo
 
 
 @click.command()
@@ -64,8 +63,7 @@ def reproduce(
         results = reproduce.run(suite, variant)
     else:
         with clusters.connect(cluster) as client:
-            for sentence in clusters.unlike(client):
-                echo(f"not as here: {sentence}", err=True)
+            clusters.warn_of_unlike(client)
             results = trainings_there.run(suite, variant, base, client)
     title = f"{base} on {loaded.name}, {len(loaded.test)} documents one by one: fp32 before, {variant} after"
     tables.show(reproduce.table(results, title=title))

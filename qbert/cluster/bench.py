@@ -88,7 +88,7 @@ def busy(client: "Client") -> list[str]:
 
 
 def run(
-    client: "Client", arguments: Sequence[str], output: Path, advance: Callable[[str], None] = lambda _: None
+    client: "Client", arguments: Sequence[str], output: Path, advance: Callable[[int], None] = lambda _: None
 ) -> list[Result]:
     """Run `qbert bench` with `arguments` once on each machine, and bring its saved run and log home to `output`.
 
@@ -121,7 +121,7 @@ def run(
             for future in _finished(client, waiting):
                 host = waiting.pop(future)
                 results.append(_bring_home(client, future, host, output))
-                advance(host.name)
+                advance(len(results))
                 begin(by_machine[host.boot or host.name])
     finally:
         if waiting:  # Ctrl-C

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from qbert.system import cores, machine
 from qbert.system.cache import check_trusted
 from qbert.system.errors import CannotRunError, InputError, pip_install, reason
+from qbert.system.terminal import echo
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -150,6 +151,12 @@ def _is_dasks(error: Exception) -> bool:
 
 
 T = TypeVar("T")
+
+
+def warn_of_unlike(client: "Client") -> None:
+    """Print which workers have another processor or other libraries than this process."""
+    for sentence in unlike(client):
+        echo(f"not as here: {sentence}", err=True)
 
 
 def ask(client: "Client", function: Callable[..., T], *arguments: object) -> dict[str, T]:

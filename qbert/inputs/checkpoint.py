@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from qbert.inputs import configuration
 from qbert.inputs.configuration import OUTPUTS, Configuration
-from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, matched
+from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, matched, untrained
 from qbert.inputs.tensors import Fit, Tensor, read_headers
 from qbert.inputs.tokenizer import Encoder, check_length
 from qbert.system.errors import InputError, reason
@@ -55,6 +55,11 @@ class Record(TypedDict, total=False):
     versions: dict[str, str]
 
 
+def is_path(source: str) -> bool:
+    """Whether `source` names a file or folder, which may not exist, and no model on the hub."""
+    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
 def locate(source: str) -> Path:
     """Return the folder of a checkpoint: `source` itself, or where the hub's model `source` was downloaded to.
 
@@ -65,7 +70,7 @@ def locate(source: str) -> Path:
     if folder.is_dir():
         return folder
     problem = f"model {source!r} is no folder here"
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if is_path(source):
         raise InputError(f"{problem}: give a checkpoint's folder (with config.json and model.safetensors) or a hub id")
     from huggingface_hub import snapshot_download
 
@@ -195,9 +200,7 @@ class Checkpoint:
     def check_trained(self, name: str) -> None:
         """Raise InputError where the head was not trained; the message calls the model `name`."""
         if not self.trained:
-            raise InputError(
-                f"{name} has no trained classification head, so its labels would be random: train it first"
-            )
+            raise untrained(name)
 
     @property
     def problem_type(self) -> str:

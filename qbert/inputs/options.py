@@ -94,76 +94,57 @@ class Option:
         }
 
 
-OPTIONS = {
-    option.name: option
-    for option in (
-        Option(
-            "model",
-            "MODEL",
-            "checkpoint folder, hub id or built-in model",
-            default=("bert-tiny", "bert-base"),
-            key="models",
-            repeatable=True,
-        ),
-        Option("dataset", "DIR", "folder with train.csv, test.csv and label.json", default="news_mini", key="dataset"),
-        Option(
-            "variants", "LIST", "names with commas between; also 'default' and 'all'", default="default", key="variants"
-        ),
-        Option("max-lengths", "LIST", "tokens: 128,256,384", counts, (128, 256, 384), key="max_lengths"),
-        Option("documents", "N", "judge by a sample of N test documents, not by all", COUNT),
-        Option(
-            "max-f1-drop",
-            "DROP",
-            "greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)",
-            DROP,
-            key="max_f1_drop",
-        ),
-        Option(
-            "f1-guard",
-            "",
-            "judge the F1 drop (point) or its interval's upper end",
-            default="point",
-            key="f1_guard",
-            choices=("point", "interval"),
-        ),
-        Option(
-            "strict-guard", "", "fail for every variant over its limit, not only for those that are named", is_flag=True
-        ),
-        Option("seconds-per-cell", "S", "time to measure each cell of latency and of capacity for", POSITIVE, 1.5),
-        Option("experiments", "N", "training seeds of each built-in model", COUNT, 1),
-        Option(
-            "workers",
-            "LIST",
-            "capacity: processes at the same time, such as 1,2,4 (one for each physical core)",
-            counts,
-        ),
-        Option(
-            "traffic",
-            "FILE",
-            "capacity: the texts to serve, one a line or a CSV column 'text' (the test documents)",
-        ),
-        Option(
-            "latency-limit",
-            "MS",
-            "capacity: how long 99 of 100 requests may take, waiting included",
-            POSITIVE,
-            50.0,
-        ),
-        Option(
-            "price-per-hour",
-            "PRICE",
-            "capacity: of this machine, to tell what a million texts cost",
-            POSITIVE,
-            key="price_per_hour",
-            of_machine=True,
-        ),
-        Option(
-            "machine-name",
-            "NAME",
-            "what saved runs and reports call this machine (its processor, instruction sets and cores)",
-            name,
-        ),
-        Option("threads", "LIST", "capacity: more cells, of one process with this many threads, such as 1,2", counts),
-    )
-}
+_ALL = (
+    Option(
+        "model",
+        "MODEL",
+        "checkpoint folder, hub id or built-in model",
+        default=("bert-tiny", "bert-base"),
+        key="models",
+        repeatable=True,
+    ),
+    Option("dataset", "DIR", "folder with train.csv, test.csv and label.json", default="news_mini", key="dataset"),
+    Option(
+        "variants", "LIST", "names with commas between; also 'default' and 'all'", default="default", key="variants"
+    ),
+    Option("max-lengths", "LIST", "tokens: 128,256,384", counts, (128, 256, 384), key="max_lengths"),
+    Option("documents", "N", "judge by a sample of N test documents, not by all", COUNT),
+    Option(
+        "max-f1-drop", "DROP", "greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)", DROP, key="max_f1_drop"
+    ),
+    Option(
+        "f1-guard",
+        "",
+        "judge the F1 drop (point) or its interval's upper end",
+        default="point",
+        key="f1_guard",
+        choices=("point", "interval"),
+    ),
+    Option(
+        "strict-guard", "", "fail for every variant over its limit, not only for those that are named", is_flag=True
+    ),
+    Option("seconds-per-cell", "S", "time to measure each cell of latency and of capacity for", POSITIVE, 1.5),
+    Option("experiments", "N", "training seeds of each built-in model", COUNT, 1),
+    Option(
+        "workers", "LIST", "capacity: processes at the same time, such as 1,2,4 (one for each physical core)", counts
+    ),
+    Option("traffic", "FILE", "capacity: the texts to serve, one a line or a CSV column 'text' (the test documents)"),
+    Option("latency-limit", "MS", "capacity: how long 99 of 100 requests may take, waiting included", POSITIVE, 50.0),
+    Option(
+        "price-per-hour",
+        "PRICE",
+        "capacity: of this machine, to tell what a million texts cost",
+        POSITIVE,
+        key="price_per_hour",
+        of_machine=True,
+    ),
+    Option(
+        "machine-name",
+        "NAME",
+        "what saved runs and reports call this machine (its processor, instruction sets and cores)",
+        name,
+    ),
+    Option("threads", "LIST", "capacity: more cells, of one process with this many threads, such as 1,2", counts),
+)
+OPTIONS = {option.name: option for option in _ALL}
 """By name, in the order of the help."""
