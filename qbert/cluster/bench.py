@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,11 @@ from qbert.system.errors import InputError, sentence
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-FOLDERS = ("--model", "--dataset")
-"""The options whose folders are sent."""
+FOLDERS: dict[str, Callable[[Path], Folder]] = {
+    "--model": lambda place: folders.weights(Checkpoint.open(place)),
+    "--dataset": lambda place: folders.splits(datasets.load(place)),
+}
+"""The options whose folders are sent, and what of a folder."""
 NAME = re.compile(r"--(?:qbert-)?machine-name(=|$)")
 
 
@@ -203,33 +206,21 @@ def bench(wanted: Sequence[str | Folder]) -> Ran:
 def _shared(client: "Client", arguments: Sequence[str], to: Sequence[str]) -> list[str | Folder]:
     """Return `arguments` with the folders of models and datasets as those that the workers `to` have."""
     wanted: list[str | Folder] = []
-    for option, value in _split(arguments):
-        wanted += [option] if option else []
-        name = option.replace("--qbert-", "--")
-        if name in FOLDERS and Path(value).is_dir():
-            folder = _folder(name, Path(value))
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if (folder_of := FOLDERS.get(option.replace("--qbert-", "--"))) is None:
+            wanted.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        wanted.append(option)
+        if Path(value).is_dir():
+            folder = folder_of(Path(value))
             folders.share(client, folder, to=to)
             wanted.append(folder)
         elif value:
             wanted.append(value)
     return wanted
-
-
-def _folder(option: str, folder: Path) -> Folder:
-    if option == "--model":
-        return folders.weights(Checkpoint.open(folder))
-    return folders.splits(datasets.load(folder))
-
-
-def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield options and their values; of those whose folders are sent, `--model DIR` and `--model=DIR` are alike."""
-    rest = iter(arguments)
-    for argument in rest:
-        option, equals, value = argument.partition("=")
-        if option.replace("--qbert-", "--") not in FOLDERS:
-            yield "", argument
-        else:
-            yield option, value if equals else next(rest, "")
 
 
 def with_settings(arguments: Sequence[str], settings: Settings) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from loopback import Processes, client_of, of
+from loopback import Processes, client_of, of, other_tokenizers
 
 from qbert import variants
 from qbert.cli import main
@@ -126,11 +126,8 @@ def test_one_is_killed_in_the_middle_and_one_comes_later(trained: Checkpoint, ne
 
 
 def test_other_libraries_on_a_worker_are_named(tmp_path: Path) -> None:
-    told = tmp_path / "path" / "tokenizers-0.0.1.dist-info"
-    told.mkdir(parents=True)
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 0.0.1\n")
     with of(tmp_path) as processes:
-        processes.add("odd", PYTHONPATH=str(told.parent))
+        processes.add("odd", PYTHONPATH=str(other_tokenizers(tmp_path)))
         with client_of(processes) as client:
             (sentence,) = cluster.unlike(client)
             assert "has tokenizers 0.0.1 (" in sentence

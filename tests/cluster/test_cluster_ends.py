@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from loopback import Processes, client_of, of
+from loopback import Processes, client_of, of, other_tokenizers
 
 import qbert
 from qbert import variants
@@ -157,11 +157,8 @@ def test_a_scheduler_that_ends_is_told(
 def test_the_versions_of_a_worker_are_the_reason_for_its_error(
     trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
-    told = tmp_path / "path" / "tokenizers-0.0.1.dist-info"
-    told.mkdir(parents=True)
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 0.0.1\n")
     with of(tmp_path) as processes:
-        processes.add("odd", PYTHONPATH=str(told.parent))
+        processes.add("odd", PYTHONPATH=str(other_tokenizers(tmp_path)))
         with client_of(processes) as client:
             (worker,) = cluster.workers(client)
             with pytest.raises(InputError, match=rf"of the workers, {worker} has tokenizers 0\.0\.1 \(.* here\)"):

@@ -14,7 +14,7 @@ from qbert.cli import main
 from qbert.cli.options import lengths
 from qbert.gate import sides
 from qbert.inputs import settings
-from qbert.inputs.options import counts
+from qbert.inputs.options import OPTIONS, Option, counts
 from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.system.errors import InputError
 
@@ -133,6 +133,16 @@ def test_commands_of_one_model_take_it_from_the_table(
     done = CliRunner().invoke(main, command.split())
     assert done.exit_code == 2
     assert told in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS.values() if option.key], ids=lambda option: option.name
+)
+def test_an_option_and_its_key_have_one_default_and_a_command_has_its_words(option: Option) -> None:
+    assert getattr(DEFAULTS, option.key) == option.default
+    help_text = CliRunner().invoke(main, ["evaluate", "--help"]).output
+    if option.name in {"model", "dataset", "variants"}:
+        assert f"--{option.name} {option.metavar}" in help_text
 
 
 BLANK = st.text(" \t", max_size=2)
