@@ -66,12 +66,12 @@ def write(changes: Iterable[Change]) -> None:
     ready = []
     with contextlib.ExitStack() as undo:
         for change in changes:
-            with _telling(change):
+            with _explaining(change):
                 stage = _stage(change, change.content, undo)
                 backup = None if change.before is None else _stage(change, change.before, undo)
             ready.append((change, change.path.resolve(), stage, backup))
         for change, place, stage, backup in ready:
-            with _telling(change):
+            with _explaining(change):
                 stage.replace(place)
             undo.callback(partial(backup.replace, place) if backup else place.unlink)
         undo.pop_all()
@@ -82,7 +82,7 @@ def write(changes: Iterable[Change]) -> None:
 
 
 @contextlib.contextmanager
-def _telling(change: Change) -> Iterator[None]:
+def _explaining(change: Change) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -14,7 +14,7 @@ from qbert.cli import main
 from qbert.cli.options import lengths
 from qbert.gate import sides
 from qbert.inputs import settings
-from qbert.inputs.options import OPTIONS, Option, counts
+from qbert.inputs.options import OPTIONS, counts
 from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.system.errors import InputError
 
@@ -135,14 +135,9 @@ def test_commands_of_one_model_take_it_from_the_table(
     assert told in " ".join(done.output.split())
 
 
-@pytest.mark.parametrize(
-    "option", [option for option in OPTIONS.values() if option.key], ids=lambda option: option.name
-)
-def test_an_option_and_its_key_have_one_default_and_a_command_has_its_words(option: Option) -> None:
-    assert getattr(DEFAULTS, option.key) == option.default
-    help_text = CliRunner().invoke(main, ["evaluate", "--help"]).output
-    if option.name in {"model", "dataset", "variants"}:
-        assert f"--{option.name} {option.metavar}" in help_text
+def test_an_option_and_its_key_have_one_default() -> None:
+    keys = {option.key: option.default for option in OPTIONS.values() if option.key}
+    assert {key: getattr(DEFAULTS, key) for key in keys} == keys
 
 
 BLANK = st.text(" \t", max_size=2)
