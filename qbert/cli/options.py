@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qbert.inputs.options import OPTIONS, Option, counts
-from qbert.inputs.options import Number as NumberOption
+from qbert.inputs.options import COUNT, OPTIONS, counts
 from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.measure.stats import MIN_EFFECT, MIN_F1_EFFECT
 from qbert.system.cache import write_file
@@ -58,7 +57,7 @@ def shared(*names: str, **changes: Any) -> Callable[[Command], Command]:  # noqa
             sentence = replace(option, repeatable=repeatable).description
             how = {
                 "metavar": option.metavar,
-                "type": _click_type(option),
+                "type": click.IntRange(min=1) if option.parse is COUNT else None,
                 "help": f"{sentence[0].upper()}{sentence[1:]}.",
             }
             declared = (f"--{name}", "models") if repeatable else (f"--{name}",)
@@ -66,15 +65,6 @@ def shared(*names: str, **changes: Any) -> Callable[[Command], Command]:  # noqa
         return command
 
     return decorate
-
-
-def _click_type(option: Option) -> click.ParamType | None:  # type: ignore[type-arg]
-    if not isinstance(option.parse, NumberOption):
-        return None
-    number = option.parse
-    if number.kind is int:
-        return click.IntRange(min=int(number.least))
-    return Number(number.least, number.most, min_open=number.above)
 
 
 def output_option(help_text: str = "Folder to write.") -> Callable[[Command], Command]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, structs
 
-from qbert.inputs.options import DROP, OPTIONS, POSITIVE, Number
+from qbert.inputs.options import COUNT, DROP, OPTIONS, POSITIVE, Number
 from qbert.system import parse
 from qbert.system.errors import InputError, reason
 
@@ -26,7 +26,7 @@ def _within(number: Number) -> Meta:
     return Meta(**bounds)  # type: ignore[call-overload,no-any-return]
 
 
-Length = Annotated[int, Meta(ge=1)]
+Length = Annotated[int, _within(COUNT)]
 Drop = Annotated[float, _within(DROP)]
 AtMost = Annotated[float, Meta(ge=0, lt=1e12)]
 Price = Annotated[float, _within(POSITIVE)]
