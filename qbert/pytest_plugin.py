@@ -456,50 +456,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: State) -> None:
     from rich.text import Text
 
-    from qbert.results import history, tables
+    from qbert.results import end_of_run, tables
 
     assert state.suite is not None  # noqa: S101  the caller checked
-    if results := list(state.results.values()):
-        caption = (
-            "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
-            "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
-            "interval. Of limit: of what this core can do; then with attention at its best."
-        )
-        title = f"qbert: {state.suite.dataset.name}, batch 1, one thread"
-        table = tables.summary(history.cells(results), title=title, caption=caption + odds(results))
+    results, strict = list(state.results.values()), config.option.qbert_strict_guard
+    if results:
         reporter.write_line("")
-        tables.show(table)
-    if lines := marks(state, strict=config.option.qbert_strict_guard):
+        tables.show(end_of_run.table(results, state.suite.dataset.name))
+    if lines := end_of_run.notes([] if strict else results, state.cannot):
         tables.show(Text("\n".join(["", *lines]), style="yellow"))
     if state.compared:
         reporter.section("this run and the previous one")
         for line in state.compared:
             reporter.write_line(line, red=True)
-
-
-def odds(results: list[dict[str, Any]]) -> str:
-    """Return a line on how often the F1 guard errs in the cell with the most flips."""
-    from qbert.measure import accuracy
-    from qbert.variants import BASELINE
-
-    judged = [result["extra_info"] for result in results if "f1_guard" in result["extra_info"]]
-    judged = [info for info in judged if info["variant"] != BASELINE and info["f1_guard"] == "point"]
-    judged = [info for info in judged if info["flips"] and 2 * info["max_f1_drop"] < 1]  # else the guard cannot err
-    if not judged:
-        return ""
-    most = max(judged, key=lambda info: info["flips"])
-    return f"\n{accuracy.odds(most['documents'], most['flips'], most['max_f1_drop'])} (the most flips of all cells)."
-
-
-def marks(state: State, *, strict: bool) -> list[str]:
-    """Return lines on variants that nobody named and that are over their limit or left out, which is no failure."""
-    from qbert.results import tables
-
-    results = [] if strict else [result["extra_info"] for result in state.results.values()]
-    over = [tables.over_limit(info) for info in results if info.get("over_limit") and not info["named"]]
-    if over:
-        over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")
-    cells = {
-        why: ", ".join(name for name in state.cannot if state.cannot[name] == why) for why in state.cannot.values()
-    }
-    return over + [f"{names} left out: {why}" for why, names in cells.items()]
