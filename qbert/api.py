@@ -237,12 +237,12 @@ def evaluate(
     """
     import pandas as pd
 
-    from qbert.cluster.judging import team_at
+    from qbert.cluster.judging import workers_at
     from qbert.selection import evaluation
     from qbert.variants import named, select
 
     names = _listed(variants)
-    with team_at(cluster, [package for variant in select(names) for package in variant.packages]) as workers:
+    with workers_at(cluster, [package for variant in select(names) for package in variant.packages]) as workers:
         evaluated = evaluation.evaluate(os.fspath(model), os.fspath(dataset), names, max_length, documents, workers)
     for row in evaluated.results:
         if "cannot" in row and row["variant"] in named(names):

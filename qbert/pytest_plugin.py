@@ -8,7 +8,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from qbert.inputs.options import OPTIONS
 from qbert.system.errors import TRACEBACK, CannotRunError, pip_install, sentence
 
 if TYPE_CHECKING:
@@ -31,112 +32,6 @@ CASES = "qbert.bench"
 """The package of the cases; in a clone it is the folder bench/."""
 
 
-def positive(kind: type) -> Any:  # noqa: ANN401  argparse's
-    """Return an argparse type for numbers above 0."""
-
-    def parse(text: str) -> Any:  # noqa: ANN401  a `kind`
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"  # argparse: invalid positive int value: '0'
-    return parse
-
-
-def drop(text: str) -> float:
-    """Parse an F1 drop; a negative one is a gain."""
-    value = float(text)
-    if not -1 <= value <= 1:
-        raise ValueError
-    return value
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Parse a comma-separated list of numbers above 0: of tokens, workers or threads."""
-    return tuple(dict.fromkeys(positive(int)(part) for part in text.split(",")))
-
-
-def name(text: str) -> str:
-    """Parse a name, which is not empty."""
-    if not text.strip():
-        raise ValueError
-    return text.strip()
-
-
-OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "model": {
-        "action": "append",
-        "metavar": "MODEL",
-        "help": "checkpoint folder, hub id or built-in model; repeatable",
-    },
-    "dataset": {"metavar": "DIR", "help": "folder with train.csv, test.csv and label.json"},
-    "variants": {"metavar": "LIST", "help": "names with commas between; also 'default' and 'all'"},
-    "max-lengths": {"type": counts, "metavar": "LIST", "help": "tokens: 128,256,384"},
-    "documents": {
-        "type": positive(int),
-        "metavar": "N",
-        "help": "judge by a sample of N test documents, not by all",
-    },
-    "max-f1-drop": {
-        "type": drop,
-        "metavar": "DROP",
-        "help": "greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)",
-    },
-    "f1-guard": {
-        "choices": ["point", "interval"],
-        "help": "judge the F1 drop (point) or its interval's upper end",
-    },
-    "strict-guard": {
-        "action": "store_true",
-        "help": "fail for every variant over its limit, not only for those that are named",
-    },
-    "seconds-per-cell": {
-        "type": positive(float),
-        "default": 1.5,
-        "metavar": "S",
-        "help": "time to measure each cell of latency and of capacity for",
-    },
-    "experiments": {
-        "type": positive(int),
-        "default": 1,
-        "metavar": "N",
-        "help": "training seeds of each built-in model",
-    },
-    "workers": {
-        "type": counts,
-        "metavar": "LIST",
-        "help": "capacity: processes at the same time, such as 1,2,4 (one for each physical core)",
-    },
-    "traffic": {
-        "metavar": "FILE",
-        "help": "capacity: the texts to serve, one a line or a CSV column 'text' (the test documents)",
-    },
-    "latency-limit": {
-        "type": positive(float),
-        "default": 50.0,
-        "metavar": "MS",
-        "help": "capacity: how long 99 of 100 requests may take, waiting included",
-    },
-    "price-per-hour": {
-        "type": positive(float),
-        "metavar": "PRICE",
-        "help": "capacity: of this machine, to tell what a million texts cost",
-    },
-    "machine-name": {
-        "type": name,
-        "metavar": "NAME",
-        "help": "what saved runs and reports call this machine (its processor, instruction sets and cores)",
-    },
-    "threads": {
-        "type": counts,
-        "metavar": "LIST",
-        "help": "capacity: more cells, of one process with so many threads, such as 1,2",
-    },
-}
-"""The options by short name: `--qbert-NAME` everywhere, `--NAME` in a clone of qbert and for `qbert bench`."""
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options with a prefix that no other project uses."""
     add_options(parser, "--qbert-")
@@ -145,9 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def add_options(parser: pytest.Parser, prefix: str) -> None:
     """Add OPTIONS, each as `prefix` and its name, except names that another plugin or conftest.py has added."""
     group = parser.getgroup("qbert", "qbert: quantized BERT text classifiers")
-    for name, how in OPTIONS.items():
+    for option in OPTIONS.values():
         with contextlib.suppress(ValueError):
-            group.addoption(f"{prefix}{name}", dest=f"qbert_{name.replace('-', '_')}", **how)
+            group.addoption(f"{prefix}{option.name}", **option.for_pytest())
 
 
 @dataclass
@@ -235,17 +130,8 @@ def settings_of(config: pytest.Config) -> "Settings":
     if state.settings is None:
         from qbert.inputs import settings
 
-        options = config.option
-        state.settings = settings.here(
-            config.rootpath,
-            models=tuple(options.qbert_model or ()),
-            dataset=options.qbert_dataset,
-            variants=options.qbert_variants,
-            max_lengths=options.qbert_max_lengths,
-            max_f1_drop=options.qbert_max_f1_drop,
-            f1_guard=options.qbert_f1_guard,
-            price_per_hour=options.qbert_price_per_hour,
-        )
+        given = {option.key: getattr(config.option, option.dest) for option in OPTIONS.values() if option.key}
+        state.settings = settings.here(config.rootpath, **given)
     return state.settings
 
 
@@ -358,7 +244,6 @@ def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def _check_once(items: list[pytest.Item]) -> None:
-    """Raise UsageError where two of `items` would measure the same of one cell."""
     from qbert.results.compare import CELL, MEASURED
 
     seen: dict[tuple[Any, ...], str] = {}
@@ -570,50 +455,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _summarize(reporter: pytest.TerminalReporter, config: pytest.Config, state: State) -> None:
     from rich.text import Text
 
-    from qbert.results import history, run_tables, tables
+    from qbert.results import end_of_run, tables
 
     assert state.suite is not None  # noqa: S101  the caller checked
-    if results := list(state.results.values()):
-        caption = (
-            "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
-            "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
-            "interval. Of limit: of what this core can do; then with attention at its best."
-        )
-        title = f"qbert: {state.suite.dataset.name}, batch 1, one thread"
-        table = run_tables.summary(history.cells(results), title=title, caption=caption + odds(results))
+    results, strict = list(state.results.values()), config.option.qbert_strict_guard
+    if results:
         reporter.write_line("")
-        tables.show(table)
-    if lines := marks(state, strict=config.option.qbert_strict_guard):
+        tables.show(end_of_run.table(results, state.suite.dataset.name))
+    if lines := end_of_run.notes([] if strict else results, state.cannot):
         tables.show(Text("\n".join(["", *lines]), style="yellow"))
     if state.compared:
         reporter.section("this run and the previous one")
         for line in state.compared:
             reporter.write_line(line, red=True)
-
-
-def odds(results: list[dict[str, Any]]) -> str:
-    """Return a line on how often the F1 guard errs in the cell with the most flips."""
-    from qbert.measure import accuracy
-    from qbert.variants import BASELINE
-
-    judged = [result["extra_info"] for result in results if "f1_guard" in result["extra_info"]]
-    judged = [info for info in judged if info["variant"] != BASELINE and info["f1_guard"] == "point"]
-    judged = [info for info in judged if info["flips"] and 2 * info["max_f1_drop"] < 1]  # else the guard cannot err
-    if not judged:
-        return ""
-    most = max(judged, key=lambda info: info["flips"])
-    return f"\n{accuracy.odds(most['documents'], most['flips'], most['max_f1_drop'])} (the most flips of all cells)."
-
-
-def marks(state: State, *, strict: bool) -> list[str]:
-    """Return lines on variants that nobody named and that are over their limit or left out, which is no failure."""
-    from qbert.results import run_tables
-
-    results = [] if strict else [result["extra_info"] for result in state.results.values()]
-    over = [run_tables.over_limit(info) for info in results if info.get("over_limit") and not info["named"]]
-    if over:
-        over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")
-    cells = {
-        why: ", ".join(name for name in state.cannot if state.cannot[name] == why) for why in state.cannot.values()
-    }
-    return over + [f"{names} left out: {why}" for why, names in cells.items()]

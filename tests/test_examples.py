@@ -1,5 +1,6 @@
 """The examples do what they say: the service under a few hundred requests with bad ones among them, the notebook."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import qbert
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
-from qbert.variants import VARIANTS
+from qbert.variants import VARIANTS, Variant
 from qbert.variants.serving import TextClassifier
 
 httpx = pytest.importorskip("httpx")
@@ -112,6 +113,54 @@ def test_the_command_line_example_answers_each_text(served: TextClassifier) -> N
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [
         found.label for found in served.many(["体育", "健康"])
     ]
+
+
+@pytest.fixture
+def trimmed() -> Iterator[dict[str, Variant]]:
+    """The rows that the plugin adds, which are in the table meanwhile."""
+    before = dict(VARIANTS)
+    spec = importlib.util.spec_from_file_location("trimmed", EXAMPLES / "trimmed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    yield {name: row for name, row in VARIANTS.items() if name not in before}
+    VARIANTS.clear()
+    VARIANTS.update(before)
+
+
+def test_the_plugins_rows_have_the_definitions_of_saved_runs(trimmed: dict[str, Variant]) -> None:
+    exports = {name: row.definition["export"] for name, row in trimmed.items()}
+    assert exports == {
+        "int8-onnxruntime-trimmed": "qbert.variants.onnxruntime.export_trimmed",
+        "fp32-openvino-trimmed": "qbert.variants.openvino.export_trimmed",
+        "int8-openvino-trimmed": "qbert.variants.openvino.export_int8_trimmed",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fp32-openvino-trimmed",
+        "int8-onnxruntime-trimmed",
+        pytest.param("int8-openvino-trimmed", marks=pytest.mark.slow),
+    ],
+)
+def test_a_trimmed_graph_answers_as_fp32_does_and_is_served(
+    name: str, trimmed: dict[str, Variant], trained: Checkpoint, news: Dataset, tmp_path: Path
+) -> None:
+    if why := trimmed[name].missing():
+        pytest.skip(why)
+    texts = list(news.test["text"][:20])
+    classifier = qbert.load(qbert.quantize(trained.folder, name, tmp_path / "artefact", dataset=news.folder))
+    fp32 = qbert.load(qbert.quantize(trained.folder, "fp32", tmp_path / "fp32"))
+    tolerance = 1e-4 if name.startswith("fp32") else 0.2
+    for found, expected in zip(classifier.many(texts), fp32.many(texts), strict=True):
+        assert dict(found.scores) == pytest.approx(dict(expected.scores), abs=tolerance)
+    readme = (tmp_path / "artefact" / "README.md").read_text(encoding="utf-8")
+    assert f"enable_padding(length={classifier.positions})" in readme
+    if "onnxruntime" in name:  # the last layer's attention is no longer what the optimizer looks for
+        layers = trained.config.num_hidden_layers
+        assert f'"QAttention": {layers - 1}' in (tmp_path / "artefact" / "evidence.json").read_text()
 
 
 @pytest.mark.slow

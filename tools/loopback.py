@@ -75,3 +75,11 @@ def client_of(processes: Processes) -> Iterator[Any]:
     with cluster.connect(str(processes.file)) as client:
         client.wait_for_workers(len(processes.workers), timeout=60)
         yield client
+
+
+def other_tokenizers(folder: Path) -> Path:
+    """Return a place for PYTHONPATH, in `folder`, where the library tokenizers seems to be of another version."""
+    place = folder / "path" / "tokenizers-0.0.1.dist-info"
+    place.mkdir(parents=True)
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 0.0.1\n")
+    return place.parent

@@ -26,7 +26,7 @@ LOADS = (0.5, 0.7, 0.9)
 STRETCHES = 30
 QUEUES = 200
 KNOWING = 0.4  # the share of the time for what the simulation knows
-STEADY = 0.03  # in a stretch whose texts took, on average, at most so much longer or shorter than was known
+STEADY = 0.03  # in a stretch whose texts took, on average, at most this much longer or shorter than was known
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Known:
     """What the simulation knows of some minutes."""
 
     def __init__(self, crew: Crew, rows: Sequence[tuple[str, ...]], texts: int, seed: int) -> None:
-        """Let each worker classify so many texts, then some that come at random."""
+        """Let each worker classify that many texts, then some that come at random."""
         rng = np.random.default_rng(seed)
         numbers = rng.permutation(capacity.representative(rows, crew.workers * texts)).reshape(crew.workers, texts)
         answers = crew.block(dict(enumerate(numbers.tolist())))

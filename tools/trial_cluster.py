@@ -23,13 +23,13 @@ from rich.table import Table
 
 from qbert import variants
 from qbert.cluster import workers as cluster
-from qbert.cluster.judging import Job, Logits, Team, Text
+from qbert.cluster.judging import Job, Logits, Text, Workers
 from qbert.inputs import dataset, models
 from qbert.inputs.dataset import text_rows
 from qbert.measure.cells import Suite
 
 SPREAD = 0.05  # of the logarithm of a worker's speed: machines of one type in a cloud
-SLOW, SLOWER = 0.02, 3.0  # so many workers are so much slower: a neighbour, a hot processor
+SLOW, SLOWER = 0.02, 3.0  # that share of the workers is that much slower: a neighbour, a hot processor
 MEAN_LIFE_S, AWAY_S = 24 * 3600.0, 120.0  # of a worker: spot instances live longer, and come back sooner or never
 PRICE = 0.04  # of a core, an hour
 SIZES = (100, 1_000, 10_000)
@@ -81,7 +81,7 @@ def simulate(
     return end, again
 
 
-def measured(team: Team, job: Job, texts: Sequence[Text], size: int | None) -> tuple[float, Logits]:
+def measured(team: Workers, job: Job, texts: Sequence[Text], size: int | None) -> tuple[float, Logits]:
     """Return the seconds of judging `texts` in shards of `size`, the least of three, and the logits."""
     times = []
     for _ in range(3):
@@ -91,7 +91,7 @@ def measured(team: Team, job: Job, texts: Sequence[Text], size: int | None) -> t
     return min(times), logits
 
 
-def with_a_death(team: Team, job: Job, texts: Sequence[Text]) -> tuple[float, Logits]:
+def with_a_death(team: Workers, job: Job, texts: Sequence[Text]) -> tuple[float, Logits]:
     """Return the same of one pass during which a worker is killed, with its next one starting meanwhile."""
     killed: list[int] = []
 
@@ -110,7 +110,7 @@ def nothing(number: int) -> int:
     return number
 
 
-def handing_s(team: Team, count: int = 2_000) -> float:
+def handing_s(team: Workers, count: int = 2_000) -> float:
     """Return the seconds of a shard without documents, of many at once."""
     start = time.perf_counter()
     team.client.gather([team.client.submit(nothing, number, pure=False) for number in range(count)])
@@ -131,7 +131,7 @@ def measure(arguments: argparse.Namespace) -> Figures:
     answers: list[Logits] = []
     for workers, times in found.items():
         with cluster.connect(f"local:{workers}") as client:
-            team = Team(client)
+            team = Workers(client)
             job = team.job(variants.get(arguments.variant), checkpoint, loaded, max_length, texts[:10])
             team.judge(job, texts[: 8 * workers], size=1)  # so that every worker has loaded it
             for size in sizes:

@@ -1,4 +1,4 @@
-"""The latency of int8-native compared with OpenVINO's int8, plain and trimmed: calls in turn, in one process.
+"""The latency of int8-native compared with OpenVINO's int8: calls in turn, in one process.
 
     python tools/trial_native.py
 
@@ -35,7 +35,7 @@ def durations(suite: Suite, names: list[str], length: int, seconds: float) -> di
 def main() -> None:
     """Print a line for each length and variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", default="int8-openvino,int8-openvino-trimmed,int8-native")
+    parser.add_argument("--variants", default="int8-openvino,int8-native")
     parser.add_argument("--max-lengths", default="128,256,384")
     parser.add_argument("--seconds", type=float, default=10, help="for each length")
     parser.add_argument("--dataset", default="news_mini")

@@ -58,7 +58,7 @@ class Simulation:
     """A BERT that rounds where int8-native does; padded batches, since padding changes no token's scale."""
 
     def __init__(self, checkpoint: Checkpoint, bits: int) -> None:
-        """Load `checkpoint`, to quantize activations to so many bits; until `prepare` is called it computes in fp32."""
+        """Load `checkpoint`, to quantize activations to `bits`; until `prepare` is called it computes in fp32."""
         self.checkpoint, self.bits = checkpoint, bits
         self.model = checkpoint.load()
         body = families.of(checkpoint, "int8-native").body
@@ -134,7 +134,7 @@ def attention(
 
 
 def steps(rows: Tensor, bits: int) -> Tensor:
-    """Return `rows`, each rounded to the numbers of so many bits from its least to its greatest."""
+    """Return `rows`, each rounded to the numbers of that many bits from its least to its greatest."""
     low, high = rows.aminmax(dim=-1, keepdim=True)
     step = (high - low) / (2**bits - 1)
     return low + step * ((rows - low) / step.clamp_min(1e-30)).round()
@@ -254,7 +254,7 @@ def main() -> None:
     """Print the rungs of each checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", metavar="CHECKPOINT:DATASET[:DOCUMENTS.csv]")
-    parser.add_argument("--documents", type=int, default=1000, help="at most so many")
+    parser.add_argument("--documents", type=int, default=1000, help="at most this many")
     parser.add_argument("--calibration", type=int, default=CALIBRATION_DOCUMENTS, help="training texts")
     parser.add_argument("--seeds", type=int, default=3, help="sets of calibration texts")
     parser.add_argument("--bits", type=int, choices=(7, 8), default=8, help="of activations; those of AVX2 are 7")

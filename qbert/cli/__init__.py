@@ -16,17 +16,8 @@ EXTRAS = {
     "train": "train",
     "predict": "train",  # for a checkpoint; an artefact needs only its runtime
     "quantize": "quantize",
-    "compare": "report",
-    "history": "report",
-    "report": "report",
-    "evaluate": "bench",
-    "bench": "bench",
-    "choose": "bench",
-    "gate": "bench",
-    "machine": "bench",
-    "reproduce": "bench",
-    "fleet": "bench",
-    "rescue": "bench",
+    **dict.fromkeys(("compare", "history", "report"), "report"),
+    **dict.fromkeys(("evaluate", "bench", "choose", "gate", "machine", "reproduce", "fleet", "rescue"), "bench"),
 }
 """The extra of this project that installs everything a command needs."""
 

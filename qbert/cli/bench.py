@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from qbert.inputs.options import OPTIONS
+
 DEFAULTS = ("--benchmark-save-data", "--benchmark-columns=min,median,iqr,rounds", "--benchmark-sort=name")
 """The options of pytest-benchmark that suit the cases; this project's own pyproject.toml has the same."""
 
@@ -30,7 +32,5 @@ def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
 
 def with_full_names(arguments: tuple[str, ...]) -> list[str]:
     """Return `arguments` with the full names of this suite's options, as the plugin registers them."""
-    from qbert import pytest_plugin
-
-    short = re.compile(rf"--({'|'.join(map(re.escape, pytest_plugin.OPTIONS))})(?==|$)")
+    short = re.compile(rf"--({'|'.join(map(re.escape, OPTIONS))})(?==|$)")
     return [short.sub(r"--qbert-\1", argument) for argument in arguments]

@@ -20,11 +20,10 @@ _MEGABYTES = Number(0, 1e9, min_open=True)
 
 
 @click.command()
-@click.option("--model", metavar="MODEL", help="Checkpoint folder, hub id or built-in model.")
-@click.option("--dataset", metavar="DIR", help="Folder with train.csv, test.csv and label.json.")
+@options.shared("model", "dataset")
 @click.option("--max-f1-drop", type=Number(0, 1), metavar="DROP", help="The guard; 0: no label may change.  [0.01]")
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
-@click.option("--variants", metavar="LIST", help="Names with commas between; also 'default' and 'all'.")
+@options.output_option()
+@options.shared("variants")
 @click.option(
     "--validation",
     type=options.FILE,
@@ -64,7 +63,7 @@ def choose(
     The exit code is 1 if none holds. An interrupted call is taken up by the next: no document is judged twice. Defaults
     are in pyproject.toml, [tool.qbert].
     """
-    from qbert.cluster.judging import team_at
+    from qbert.cluster.judging import workers_at
     from qbert.results import run_tables, tables
     from qbert.selection import choosing
     from qbert.variants.base import MAX_F1_DROP
@@ -80,7 +79,7 @@ def choose(
         max_memory_bytes=max_memory_mb and max_memory_mb * 1e6,
         prefer=prefer,
     )
-    with team_at(cluster) as workers:
+    with workers_at(cluster) as workers:
         if workers is not None:
             choosing.check_workers(workers)
         found = choosing.choose(

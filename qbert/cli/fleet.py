@@ -35,18 +35,11 @@ def fleet(arguments: tuple[str, ...], cluster: str, output: Path) -> None:
 
     here = settings.here(Path.cwd())
     with clusters.connect(cluster) as client:
-        for sentence in clusters.unlike(client):
-            echo(f"not as here: {sentence}", err=True)
+        clusters.warn_of_unlike(client)
         count = len(machines_of.hosts(client))
         echo(f"measuring on {counted(count, 'machine')}", err=True)
-        done: list[str] = []
         with progress("machines", count) as advance:
-
-            def tell(name: str) -> None:
-                done.append(name)
-                advance(len(done))
-
-            results = machines_of.run(client, machines_of.with_settings(arguments, here), output, tell)
+            results = machines_of.run(client, machines_of.with_settings(arguments, here), output, advance)
     for result in results:
         kept = result.run or result.log or "nothing came home"
         echo(f"{result.host.name}: {f'failed, {result.failed}' if result.failed else kept}")

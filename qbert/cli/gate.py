@@ -32,13 +32,11 @@ CALIBRATION_SECONDS = 6 * 3600  # long enough for all pairs
 )
 @click.option("--base-model", multiple=True, metavar="MODEL", help="Base's models, one for each --model.")
 @click.option("--base-dataset", metavar="DIR", help="Base's dataset.")
-@click.option(
-    "--model", "models", multiple=True, metavar="MODEL", help="Checkpoint folder, hub id or built-in model; repeatable."
-)
-@click.option("--dataset", metavar="DIR", help="Dataset for encodings and F1.")
-@click.option("--variants", metavar="LIST", help="Names with commas between.")
-@click.option("--max-lengths", metavar="LIST", help="Tokens: 128,256,384.")
-@click.option("--documents", type=click.IntRange(min=1), metavar="N", help="Judge F1 by a sample of N test documents.")
+@options.shared("model", multiple=True)
+@options.shared("dataset", help="Dataset for encodings and F1.")
+@options.shared("variants", help="Names with commas between.")
+@options.shared("max-lengths")
+@options.shared("documents", help="Judge F1 by a sample of N test documents.")
 @options.min_effect_option
 @options.min_f1_effect_option
 @click.option(

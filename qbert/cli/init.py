@@ -6,30 +6,17 @@ from pathlib import Path
 
 import click
 
-from qbert.cli.options import lengths
+from qbert.cli import options
+from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.system.errors import InputError
 from qbert.system.terminal import echo
 
 
 @click.command()
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    default=("bert-tiny",),
-    show_default=True,
-    metavar="MODEL",
-    help="Checkpoint folder, hub id or built-in model; repeatable.",
-)
-@click.option(
-    "--dataset",
-    default="news_mini",
-    show_default=True,
-    metavar="DIR",
-    help="Folder with train.csv, test.csv and label.json.",
-)
-@click.option("--variants", default="default", show_default=True, metavar="LIST", help="Names with commas between.")
-@click.option("--max-lengths", default="128,256,384", show_default=True, metavar="LIST", help="Tokens.")
+@options.shared("model", multiple=True, default=DEFAULTS.models[:1])
+@options.shared("dataset", default=DEFAULTS.dataset)
+@options.shared("variants", default=DEFAULTS.variants, help="Names with commas between.")
+@options.shared("max-lengths", default=",".join(map(str, DEFAULTS.max_lengths)), help="Tokens.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
 def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str, *, yes: bool) -> None:
     """Set a git repository up: settings, a workflow that gates pull requests, and what .gitignore needs.
@@ -46,11 +33,11 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
     table.import_installed()
     if unknown := sorted(table.named(variants) - set(table.VARIANTS)):
         raise InputError(f"--variants {variants}: there is no {', '.join(unknown)}; `qbert variants` lists them")
-    settings = setup.Settings(
+    settings = Settings(
         tuple(dict.fromkeys(model if model in GEOMETRIES else _model(model, root) for model in models)),
         dataset if dataset == BUILT_IN else _dataset(dataset, root),
         variants,
-        lengths(max_lengths),
+        options.lengths(max_lengths),
     )
     plan = setup.plan(root, settings)
     echo(f"The repository is {root}.")
@@ -76,19 +63,18 @@ def init(models: tuple[str, ...], dataset: str, variants: str, max_lengths: str,
 
 
 def _model(source: str, root: Path) -> str:
-    """Return the name of the model `source` in the table."""
     from qbert.cli import setup
+    from qbert.inputs.checkpoint import is_path
 
     folder = Path(source)
     if folder.is_dir():
         return setup.inside(folder, root, "--model")
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if is_path(source):
         raise InputError(f"--model {source} is no folder: give a checkpoint's folder or a hub id")
     return source
 
 
 def _dataset(source: str, root: Path) -> str:
-    """Return the name of the dataset `source` in the table."""
     from qbert.cli import setup
     from qbert.inputs.dataset import BUILT_IN, FILES
 

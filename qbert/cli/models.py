@@ -21,24 +21,6 @@ if TYPE_CHECKING:
     from qbert.variants.artefact import Artefact
 
 
-_dataset = click.option(
-    "--dataset",
-    default="news_mini",
-    show_default=True,
-    metavar="DIR",
-    help="Folder with train.csv, test.csv and label.json.",
-)
-_model = click.option("--model", metavar="MODEL", help="Checkpoint folder, hub id or built-in model.")
-_max_length = click.option(
-    "--max-length",
-    type=click.IntRange(min=1),
-    default=DEFAULT_MAX_LENGTH,
-    show_default=True,
-    metavar="L",
-    help="Tokens at which texts are cut off.",
-)
-
-
 _served_dataset = click.option(
     "--dataset",
     metavar="DIR",
@@ -54,22 +36,23 @@ _served_length = click.option(
 
 
 @click.command()
-@_dataset
+@options.shared("dataset", default=DEFAULTS.dataset)
 @click.option(
     "--base",
     required=True,
     metavar="BASE",
     help="Hub id or folder with weights; or, from scratch: bert-tiny, -mini, -small, -medium, -base.",
 )
-@_max_length
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)  # as numpy takes them
 @click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="Checkpoint folder to write.",
+    "--max-length",
+    type=click.IntRange(min=1),
+    default=DEFAULT_MAX_LENGTH,
+    show_default=True,
+    metavar="L",
+    help="Tokens at which texts are cut off.",
 )
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)  # as numpy takes them
+@options.output_option("Checkpoint folder to write.")
 @click.option(
     "--vocab",
     type=click.Path(path_type=Path),
@@ -81,16 +64,10 @@ _served_length = click.option(
     type=click.IntRange(1, 10_000),
     help="Pretrained: 3. From scratch: until 6,400 texts were seen, at least 3.",
 )
-@click.option(
-    "--learning-rate",
-    type=Number(0, 1, min_open=True),
-    help="Pretrained: 5e-5. From scratch: 1e-3.",
-)
+@click.option("--learning-rate", type=Number(0, 1, min_open=True), help="Pretrained: 5e-5. From scratch: 1e-3.")
 @click.option("--batch-size", type=click.IntRange(1, 65_536), help="Pretrained: 32. From scratch: 16.")
 @click.option(
-    "--warmup",
-    type=Number(0, 1, max_open=True),
-    help="Share of the steps. Pretrained: 0.2. From scratch: 0.1.",
+    "--warmup", type=Number(0, 1, max_open=True), help="Share of the steps. Pretrained: 0.2. From scratch: 0.1."
 )
 def train(
     dataset: str,
@@ -109,16 +86,9 @@ def train(
 
 
 @click.command()
-@_model
-@click.option("--dataset", metavar="DIR", help="Folder with train.csv, test.csv and label.json.")
-@click.option("--variants", metavar="LIST", help="Names with commas between; also 'default' and 'all'.")
+@options.shared("model", "dataset", "variants")
 @_served_length
-@click.option(
-    "--documents",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Judge by a sample of N test documents, not by all.",
-)
+@options.shared("documents")
 @options.cluster_option()
 @options.json_option
 def evaluate(
@@ -135,7 +105,7 @@ def evaluate(
     A variant that cannot be made or run for this model says why; the others are judged. The exit code is then 2 only if
     LIST names it, not if 'default' or 'all' includes it. Defaults are in pyproject.toml, [tool.qbert].
     """
-    from qbert.cluster.judging import team_at
+    from qbert.cluster.judging import workers_at
     from qbert.results import run_tables, tables
     from qbert.selection import evaluation
     from qbert.system.terminal import counted
@@ -144,7 +114,7 @@ def evaluate(
     settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants)
     names = settings.variant_list
     packages = [package for variant in select(names) for package in variant.packages]
-    with team_at(cluster, packages) as workers:
+    with workers_at(cluster, packages) as workers:
         evaluated = evaluation.evaluate(
             options.one_model(settings), settings.dataset, names, max_length, documents, workers
         )
@@ -157,9 +127,9 @@ def evaluate(
 
 
 @click.command()
-@_model
+@options.shared("model")
 @click.option("--variant", required=True, metavar="NAME", help="One of `qbert variants`.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
+@options.output_option()
 @_served_dataset
 @_served_length
 def quantize(model: str | None, variant: str, output: Path, dataset: str | None, max_length: int | None) -> None:

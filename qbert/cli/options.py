@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from qbert.inputs.options import COUNT, OPTIONS, counts
 from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.measure.stats import MIN_EFFECT, MIN_F1_EFFECT
 from qbert.system.cache import write_file
@@ -45,6 +47,31 @@ class Number(click.FloatRange):
         return number
 
 
+def shared(*names: str, **changes: Any) -> Callable[[Command], Command]:  # noqa: ANN401  click's
+    """Return the decorator for the options of the benchmarks of these names, as they are there but for `changes`."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            option = OPTIONS[name]
+            repeatable = changes.get("multiple", False)
+            sentence = replace(option, repeatable=repeatable).description
+            how = {
+                "metavar": option.metavar,
+                "type": click.IntRange(min=1) if option.parse is COUNT else None,
+                "help": f"{sentence[0].upper()}{sentence[1:]}.",
+            }
+            declared = (f"--{name}", "models") if repeatable else (f"--{name}",)
+            command = click.option(*declared, **how | {"show_default": "default" in changes} | changes)(command)
+        return command
+
+    return decorate
+
+
+def output_option(help_text: str = "Folder to write.") -> Callable[[Command], Command]:
+    """Return the option that names the folder to write."""
+    return click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help=help_text)
+
+
 min_effect_option = click.option(
     "--min-effect",
     type=Percentage(),
@@ -80,12 +107,11 @@ def cluster_option(*, required: bool = False) -> Callable[[Command], Command]:
 def lengths(text: str) -> tuple[int, ...]:
     """Return the maximum lengths, in tokens, in the comma-separated list `text`."""
     try:
-        lengths = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        lengths = ()
-    if not lengths or min(lengths) < 1:
-        raise InputError(f"--max-lengths {text!r}: give numbers of tokens with commas between, such as 128,256")
-    return lengths
+        return counts(text)
+    except ValueError as error:
+        raise InputError(
+            f"--max-lengths {text!r}: give numbers of tokens with commas between, such as 128,256"
+        ) from error
 
 
 def write(path: Path | None, text: str) -> None:

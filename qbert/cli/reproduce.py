@@ -6,12 +6,12 @@ from pathlib import Path
 import click
 
 from qbert.cli import options
+from qbert.inputs.settings import DEFAULTS
 from qbert.system.errors import InputError
-from qbert.system.terminal import echo
 
 
 @click.command()
-@click.option("--dataset", default="news_mini", show_default=True, metavar="DIR", help="Folder of the dataset.")
+@options.shared("dataset", default=DEFAULTS.dataset, help="Folder of the dataset.")
 @click.option(
     "--base",
     default="bert-tiny",
@@ -20,7 +20,7 @@ from qbert.system.terminal import echo
     help="What is trained: hub id, folder or built-in.",
 )
 @click.option("--variant", default="int8-dynamic", show_default=True, metavar="NAME", help="What comes after.")
-@click.option("--max-lengths", default="384,256,128", show_default=True, metavar="LIST", help="Tokens.")
+@options.shared("max-lengths", default="384,256,128", help="Tokens.")
 @click.option("--trainings", type=click.IntRange(min=1), default=3, show_default=True, help="Of each length.")
 @options.cluster_option()
 @options.json_option
@@ -63,8 +63,7 @@ def reproduce(
         results = reproduce.run(suite, variant)
     else:
         with clusters.connect(cluster) as client:
-            for sentence in clusters.unlike(client):
-                echo(f"not as here: {sentence}", err=True)
+            clusters.warn_of_unlike(client)
             results = trainings_there.run(suite, variant, base, client)
     title = f"{base} on {loaded.name}, {len(loaded.test)} documents one by one: fp32 before, {variant} after"
     tables.show(reproduce.table(results, title=title))

@@ -22,8 +22,7 @@ SHOWN = 6  # names of products, in the sentence
 
 
 @click.command()
-@click.option("--model", metavar="MODEL", help="Checkpoint folder, hub id or built-in model.")
-@click.option("--dataset", metavar="DIR", help="Folder with train.csv, test.csv and label.json.")
+@options.shared("model", "dataset")
 @click.option(
     "--max-f1-drop",
     type=Number(0, 1, min_open=True),
@@ -32,7 +31,7 @@ SHOWN = 6  # names of products, in the sentence
     metavar="DROP",
     help="How far F1 may drop.",
 )
-@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
+@options.output_option()
 @click.option(
     "--variant",
     default="int8-native",

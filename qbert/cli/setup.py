@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qbert.gate.sides import git
+from qbert.inputs.settings import Settings
 from qbert.system import parse
 from qbert.system.errors import InputError, reason
 from qbert.system.git import GitError, run_git
@@ -24,16 +25,6 @@ IGNORED = ".benchmarks/"
 """Where pytest-benchmark saves runs, which differ by machine."""
 MINUTES = 90
 """The time limit of the GitHub job: BERT-base in all variants at three lengths takes an hour."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings that the new table gets."""
-
-    models: tuple[str, ...]
-    dataset: str
-    variants: str
-    max_lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -75,12 +66,12 @@ def write(changes: Iterable[Change]) -> None:
     ready = []
     with contextlib.ExitStack() as undo:
         for change in changes:
-            with _telling(change):
+            with _explaining(change):
                 stage = _stage(change, change.content, undo)
                 backup = None if change.before is None else _stage(change, change.before, undo)
             ready.append((change, change.path.resolve(), stage, backup))
         for change, place, stage, backup in ready:
-            with _telling(change):
+            with _explaining(change):
                 stage.replace(place)
             undo.callback(partial(backup.replace, place) if backup else place.unlink)
         undo.pop_all()
@@ -91,8 +82,7 @@ def write(changes: Iterable[Change]) -> None:
 
 
 @contextlib.contextmanager
-def _telling(change: Change) -> Iterator[None]:
-    """Raise InputError where the file cannot be written."""
+def _explaining(change: Change) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -172,7 +162,6 @@ def plan(root: Path, settings: Settings) -> Plan:
 
 
 def _check_place(path: Path, root: Path) -> None:
-    """Raise InputError where no file can be at `path` in the repository at `root`."""
     above = [folder for folder in reversed(path.parents) if folder != root and folder.is_relative_to(root)]
     for place in (*above, path):
         if place.is_symlink() and not place.exists():
@@ -187,12 +176,7 @@ def _plan_table(planned: Plan, settings: Settings) -> dict[str, Any]:
     """Plan the table, and return its contents, new or existing."""
     path = planned.root / "pyproject.toml"
     before = parse.read_bytes(path, "it gets the table [tool.qbert]") if path.exists() else None
-    new_table = {
-        "models": list(settings.models),
-        "dataset": settings.dataset,
-        "variants": settings.variants,
-        "max_lengths": list(settings.max_lengths),
-    }
+    new_table = {name: getattr(settings, name) for name in ("models", "dataset", "variants", "max_lengths")}
     try:
         document = tomllib.loads((before or b"").decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -224,7 +208,7 @@ def _plan_workflow(planned: Plan, table: dict[str, Any]) -> None:
             planned.kept.append(f"{file.relative_to(planned.root)} exists, and is left as it is")
             return
     models = table.get("models", [])
-    sources = [*(models if isinstance(models, list) else [models]), table.get("dataset")]
+    sources = [*(models if isinstance(models, list | tuple) else [models]), table.get("dataset")]
     folders = [source for source in sources if isinstance(source, str) and (planned.root / source).is_dir()]
     if not folders:
         planned.advice.append(

@@ -5,15 +5,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qbert.cluster import folders
 from qbert.cluster import workers as cluster
-from qbert.cluster.workers import Folder
+from qbert.cluster.folders import Folder
 from qbert.inputs import dataset as datasets
 from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.options import OPTIONS
 from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.results import history
 from qbert.system import children, machine
@@ -23,8 +25,11 @@ from qbert.system.errors import InputError, sentence
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-FOLDERS = ("--model", "--dataset")
-"""The options whose folders are sent."""
+FOLDERS: dict[str, Callable[[Path], Folder]] = {
+    "--model": lambda place: folders.weights(Checkpoint.open(place)),
+    "--dataset": lambda place: folders.splits(datasets.load(place)),
+}
+"""The options whose folders are sent, and what of a folder."""
 NAME = re.compile(r"--(?:qbert-)?machine-name(=|$)")
 
 
@@ -86,7 +91,7 @@ def busy(client: "Client") -> list[str]:
 
 
 def run(
-    client: "Client", arguments: Sequence[str], output: Path, advance: Callable[[str], None] = lambda _: None
+    client: "Client", arguments: Sequence[str], output: Path, advance: Callable[[int], None] = lambda _: None
 ) -> list[Result]:
     """Run `qbert bench` with `arguments` once on each machine, and bring its saved run and log home to `output`.
 
@@ -119,7 +124,7 @@ def run(
             for future in _finished(client, waiting):
                 host = waiting.pop(future)
                 results.append(_bring_home(client, future, host, output))
-                advance(host.name)
+                advance(len(results))
                 begin(by_machine[host.boot or host.name])
     finally:
         if waiting:  # Ctrl-C
@@ -201,44 +206,33 @@ def bench(wanted: Sequence[str | Folder]) -> Ran:
 def _shared(client: "Client", arguments: Sequence[str], to: Sequence[str]) -> list[str | Folder]:
     """Return `arguments` with the folders of models and datasets as those that the workers `to` have."""
     wanted: list[str | Folder] = []
-    for option, value in _split(arguments):
-        wanted += [option] if option else []
-        name = option.replace("--qbert-", "--")
-        if name in FOLDERS and Path(value).is_dir():
-            folder = _folder(name, Path(value))
-            cluster.share(client, folder, to=to)
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        if (folder_of := FOLDERS.get(option.replace("--qbert-", "--"))) is None:
+            wanted.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        wanted.append(option)
+        if Path(value).is_dir():
+            folder = folder_of(Path(value))
+            folders.share(client, folder, to=to)
             wanted.append(folder)
         elif value:
             wanted.append(value)
     return wanted
 
 
-def _folder(option: str, folder: Path) -> Folder:
-    if option == "--model":
-        return cluster.weights(Checkpoint.open(folder))
-    return cluster.splits(datasets.load(folder))
-
-
-def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield options and their values; of those whose folders are sent, `--model DIR` and `--model=DIR` are alike."""
-    rest = iter(arguments)
-    for argument in rest:
-        option, equals, value = argument.partition("=")
-        if option.replace("--qbert-", "--") not in FOLDERS:
-            yield "", argument
-        else:
-            yield option, value if equals else next(rest, "")
-
-
 def with_settings(arguments: Sequence[str], settings: Settings) -> list[str]:
     """Return `arguments` with what `settings`, of the user's pyproject.toml, say and they do not: it stays at home."""
     given = {argument.partition("=")[0].replace("--qbert-", "--") for argument in arguments}
-    said: list[tuple[str, str]] = []
-    if settings.models != DEFAULTS.models:
-        said += [("--model", name) for name in settings.models]
-    for name in ("dataset", "variants", "max_lengths", "max_f1_drop", "f1_guard"):
-        value = getattr(settings, name)
-        if value != getattr(DEFAULTS, name):
-            listed = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            said.append((f"--{name.replace('_', '-')}", listed))
-    return [*(f"{option}={value}" for option, value in said if option not in given), *arguments]
+    said: list[str] = []
+    for option in OPTIONS.values():
+        if not option.key or option.of_machine or f"--{option.name}" in given:
+            continue
+        value = getattr(settings, option.key)
+        if value != getattr(DEFAULTS, option.key):
+            values = value if isinstance(value, tuple) else (value,)
+            listed = values if option.repeatable else (",".join(map(str, values)),)
+            said += [f"--{option.name}={one}" for one in listed]
+    return [*said, *arguments]

@@ -14,20 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qbert import variants
+from qbert.cluster import folders
 from qbert.cluster import workers as cluster
-from qbert.cluster.workers import (
-    LOST,
-    NO_WORKER_S,
-    Folder,
-    GoneError,
-    lacks,
-    likely_reason,
-    one_process_a_core,
-    result,
-    share,
-    unlike,
-    workers,
-)
+from qbert.cluster.folders import Folder, lacks, share
+from qbert.cluster.workers import LOST, NO_WORKER_S, GoneError, likely_reason, one_process_a_core, result, workers
 from qbert.inputs import dataset as datasets
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.measure import accuracy
@@ -46,7 +36,7 @@ Logits = npt.NDArray[np.float32]
 Seconds = npt.NDArray[np.float64]
 
 SHARDS_A_WORKER = 8
-"""So many shards for each worker: fewer leave workers idle at the end, more cost more calls (docs/machines.md)."""
+"""Fewer leave workers idle at the end, more cost more calls (docs/machines.md)."""
 IN_FLIGHT = 4
 """Shards a worker has or waits for: it never waits for the next, and the scheduler never holds all texts."""
 MOST_DOCUMENTS = 1_000
@@ -107,7 +97,6 @@ def make(job: Job, dataset: Folder | None) -> Folder:
 
 @lru_cache(maxsize=1)  # the next variant takes its place
 def _ready(job: Job) -> tuple[Any, Any, Logits]:
-    """Return the classifier of `job`, its encoder, and its answers to the trial documents; once a process."""
     checkpoint = Checkpoint(job.checkpoint.required())
     classifier = variants.load(_chosen(job), checkpoint, (job.artefact or job.checkpoint).required())
     trial = [classifier(checkpoint.encoder(*text, max_length=job.max_length)) for text in job.trial]
@@ -131,7 +120,7 @@ def judge(job: Job, start: int, texts: Sequence[Text]) -> Shard:
 
 
 @dataclass
-class Team:
+class Workers:
     """The workers that judge a dataset's documents."""
 
     client: "Client"
@@ -149,7 +138,7 @@ class Team:
         first = next(iter(kinds.values()))
         self.identity: dict[str, Any] = {} if len(kinds) > 1 else {name: first[name] for name in same}
         """What the workers' results are of, unless their machines are not alike."""
-        self.notes += unlike(self.client, *self.packages)
+        self.notes += cluster.unlike(self.client, *self.packages)
 
     def classify(
         self, cell: "Cell", texts: Sequence[Text], advance: Callable[[int], None] = lambda _: None
@@ -169,17 +158,13 @@ class Team:
         max_length: int,
         trial: Sequence[Text],
     ) -> Job:
-        """Return what `variant` needs, made on one worker and then on all.
-
-        Raises:
-            InputError: it cannot be made.
-        """
-        weights = cluster.weights(checkpoint)
+        """Return what `variant` needs, made on one worker and then on all."""
+        weights = folders.weights(checkpoint)
         job = Job(variant.name, variant.load.__module__, weights, None, max_length, tuple(trial))
         share(self.client, weights)
         if variant.export is None:
             return job
-        made = self._made(job, cluster.splits(dataset) if variant.calibrated else None)
+        made = self._made(job, folders.splits(dataset) if variant.calibrated else None)
         share(self.client, made)
         return replace(job, artefact=made)
 
@@ -243,11 +228,6 @@ class Team:
         return logits, seconds, shards[0].evidence
 
     def _finished(self, waiting: "dict[Future[Any], int]") -> "Iterator[Future[Any]]":
-        """Yield each of `waiting`, which may grow meanwhile, when it has finished.
-
-        Raises:
-            InputError: there has been no worker for NO_WORKER_S.
-        """
         from distributed import wait
 
         since = time.monotonic()
@@ -271,14 +251,13 @@ class Team:
 
         try:
             with likely_reason(self.client):
-                shard: Shard = future.result()
+                return future.result()  # type: ignore[no-any-return]
         except KilledWorker as error:
             last = getattr(error.last_worker, "address", error.last_worker)
             raise InputError(
                 f"{job.variant}: {counted(LOST, 'worker')} ended over one shard of documents, {last} the last: look at "
                 "its log; has it too little memory?"
             ) from error
-        return shard
 
     def _note_deaths(self) -> None:
         for worker in sorted(set(self.machines) - set(workers(self.client))):
@@ -287,7 +266,7 @@ class Team:
 
 
 @contextlib.contextmanager
-def team_at(address: str | None, packages: Sequence[str] = ()) -> Iterator[Team | None]:
+def workers_at(address: str | None, packages: Sequence[str] = ()) -> Iterator[Workers | None]:
     """Provide the workers of the cluster at `address` (workers.connect); None where there is no address.
 
     Raises:
@@ -297,21 +276,19 @@ def team_at(address: str | None, packages: Sequence[str] = ()) -> Iterator[Team 
         yield None
         return
     with cluster.connect(address) as client:
-        yield Team(client, tuple(packages))
+        yield Workers(client, tuple(packages))
 
 
 def otherwise(variant: str, shards: Sequence[Shard]) -> list[str]:
     """Return a sentence for each worker that answered the trial documents otherwise than the first shard's worker."""
     first = min(shards, key=lambda shard: shard.start)
-    told = []
-    for worker, trial in sorted({shard.worker: shard.trial for shard in shards}.items()):
-        if apart := float(np.abs(trial - first.trial).max()):
-            labels = int((trial.argmax(axis=1) != first.trial.argmax(axis=1)).sum())
-            told.append(
-                f"{variant}: {worker} does not calculate as {first.worker} does: of {len(trial)} documents that both "
-                f"classified, {labels} have another label, and logits differ by {apart:.3g} at most"
-            )
-    return told
+    return [
+        f"{variant}: {worker} does not calculate as {first.worker} does: of {len(trial)} documents that both "
+        f"classified, {int((trial.argmax(axis=1) != first.trial.argmax(axis=1)).sum())} have another label, and "
+        f"logits differ by {apart:.3g} at most"
+        for worker, trial in sorted({shard.worker: shard.trial for shard in shards}.items())
+        if (apart := float(np.abs(trial - first.trial).max()))
+    ]
 
 
 def machine_key(identity: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qbert.cluster import folders
 from qbert.cluster import workers as cluster
-from qbert.cluster.workers import Folder
+from qbert.cluster.folders import Folder
 from qbert.inputs import dataset as datasets
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.training import GEOMETRIES
@@ -20,12 +21,12 @@ def run(suite: Suite, variant: str, base: str, client: "Client") -> list[Trainin
     """Return what reproduce.run does, each training made and measured by a worker; they work side by side."""
     from distributed import as_completed
 
-    dataset = cluster.splits(suite.dataset)
-    cluster.share(client, dataset)
+    dataset = folders.splits(suite.dataset)
+    folders.share(client, dataset)
     found: str | Folder = base
     if base not in GEOMETRIES:
-        found = cluster.weights(Checkpoint(Path(next(iter(suite.models.values())).source)))
-        cluster.share(client, found)
+        found = folders.weights(Checkpoint(Path(next(iter(suite.models.values())).source)))
+        folders.share(client, found)
     wanted = [(max_length, model) for max_length in suite.max_lengths for model in suite.models]
     waiting = {
         client.submit(on_worker, dataset, found, variant, max_length, model, len(suite.models), pure=False): number

@@ -2,16 +2,17 @@
 
 import hashlib
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from qbert.inputs.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType, matched
+from qbert.inputs import configuration
+from qbert.inputs.configuration import OUTPUTS, Configuration
+from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, matched, untrained
 from qbert.inputs.tensors import Fit, Tensor, read_headers
 from qbert.inputs.tokenizer import Encoder, check_length
 from qbert.system.errors import InputError, reason
@@ -22,19 +23,8 @@ from qbert.system.terminal import echo, quiet_transformers
 if TYPE_CHECKING:
     from qbert.inputs.dataset import Dataset
 
-CLASSIFIER = "ForSequenceClassification"
-"""How the names of architectures for text classification end."""
-BODIES = ("Model", "ForMaskedLM", "ForPreTraining", "ForCausalLM", "ForConditionalGeneration")
-"""How the names of architectures end that can be timed and fine-tuned, with a head of random weights."""
-OUTPUTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True, "chunk_size_feed_forward": 0}
-"""What config.json may say of the form of a model's outputs, and of how it saves memory, as it is needed here.
-
-No answer depends on it.
-"""
 MOST_NAMED = 8
 """Labels that a sentence names: more hide what it says."""
-ATTENTIONS = (None, "eager", "sdpa")  # for others transformers may fetch kernels from the hub
-
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,37 +34,6 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-
-
-Depth = Annotated[int, Meta(ge=1, le=1 << 10)]
-Width = Annotated[int, Meta(ge=1, le=1 << 17)]
-
-
-class Configuration(Struct):
-    """The keys of config.json that are checked before transformers reads it; bounds prevent models that take hours."""
-
-    model_type: str
-    architectures: list[str] | None = None
-    problem_type: ProblemType | None = None
-    num_labels: Width | None = None
-    id2label: dict[int, str | int | float | bool] | None = None
-    hidden_size: Width | None = None
-    embedding_size: Width | None = None
-    dim: Width | None = None
-    d_model: Width | None = None
-    intermediate_size: Rows | None = None
-    hidden_dim: Rows | None = None
-    d_ff: Rows | None = None
-    num_hidden_layers: Depth | None = None
-    num_hidden_groups: Depth | None = None
-    inner_group_num: Depth | None = None
-    num_layers: Depth | None = None
-    n_layers: Depth | None = None
-    num_attention_heads: Depth | None = None
-    n_heads: Depth | None = None
-    vocab_size: Rows | None = None
-    max_position_embeddings: Rows | None = None
-    quantization_config: Any = None
 
 
 class Index(Struct):
@@ -96,6 +55,11 @@ class Record(TypedDict, total=False):
     versions: dict[str, str]
 
 
+def is_path(source: str) -> bool:
+    """Whether `source` names a file or folder, which may not exist, and no model on the hub."""
+    return Path(source).exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
 def locate(source: str) -> Path:
     """Return the folder of a checkpoint: `source` itself, or where the hub's model `source` was downloaded to.
 
@@ -106,7 +70,7 @@ def locate(source: str) -> Path:
     if folder.is_dir():
         return folder
     problem = f"model {source!r} is no folder here"
-    if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if is_path(source):
         raise InputError(f"{problem}: give a checkpoint's folder (with config.json and model.safetensors) or a hub id")
     from huggingface_hub import snapshot_download
 
@@ -144,7 +108,7 @@ class Checkpoint:
                 raise InputError(f"{folder} is no checkpoint, it has no {needed[0]}: {remedy}")
         checkpoint = cls(folder)
         if not as_base:
-            checkpoint._check_head()
+            checkpoint.configuration.check_head(folder)
         # The properties below raise on damage: better here than in the middle of a run.
         checkpoint._check_size()
         checkpoint.fit.check(new_head=as_base or not checkpoint.trained)
@@ -161,30 +125,6 @@ class Checkpoint:
             checkpoint.encoder.check_trainable()
         return checkpoint
 
-    def _check_head(self) -> None:
-        """Raise InputError where the head is not one for text classification."""
-        configuration = self.configuration
-        path = self.folder / "config.json"
-        names = configuration.architectures or [CLASSIFIER]
-        if not any(name.endswith(CLASSIFIER) for name in names) and not all(name.endswith(BODIES) for name in names):
-            raise InputError(
-                f"{self.folder} is a {', '.join(names)}: qbert judges text classifiers (...{CLASSIFIER}), and can time "
-                f"or fine-tune bodies without a head ({', '.join('...' + name for name in BODIES)})"
-            )
-        named = {label: str(name) for label, name in (configuration.id2label or {}).items()}
-        count = configuration.num_labels or len(named)
-        if named and (sorted(named) != list(range(count)) or len(set(named.values())) < count):
-            raise InputError(
-                f"{path}: id2label has the ids {', '.join(map(str, sorted(named)))} and {len(set(named.values()))} "
-                "names: every id from 0 to the number of labels needs a name of its own"
-            )
-        if count == 1 or configuration.problem_type == REGRESSION:
-            why = "num_labels 1" if count == 1 else f"problem_type {REGRESSION}"
-            raise InputError(
-                f"{self.folder} gives a number and no label ({why} in config.json): "
-                f"qbert judges {SINGLE_LABEL} and {MULTI_LABEL}"
-            )
-
     def _check_size(self) -> None:
         """Raise InputError where config.json is of a far larger model than the weights: memory might not suffice."""
         needed = sum(parameter.numel() for parameter in self.skeleton.parameters())
@@ -198,29 +138,13 @@ class Checkpoint:
     @cached_property
     def configuration(self) -> Configuration:
         """The checked keys of config.json."""
-        path = self.folder / "config.json"
-        configuration = read_json(path, Configuration, "correct that value, if it is a BERT-like model's")
-        if configuration.quantization_config is not None:
-            raise InputError(f"{path}: the weights are quantized already: give the checkpoint that they were made of")
-        return configuration
+        return configuration.read(self.folder)
 
     @cached_property
     def config(self) -> Any:  # noqa: ANN401  transformers has one class an architecture
         """The configuration, as transformers reads it; no code from the folder is run."""
         _ = self.configuration  # checks its sizes
-        path = self.folder / "config.json"
-        options = {"local_files_only": True, "trust_remote_code": False, **OUTPUTS}
-        with quiet_transformers():
-            from transformers import AutoConfig
-
-            try:
-                config = AutoConfig.from_pretrained(self.folder, **options)
-            except Exception as error:  # what transformers raises depends on the value
-                raise InputError(f"{path} cannot be used ({reason(error)}): is it a BERT-like model's?") from error
-        for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-            if (attention := getattr(part, "_attn_implementation", None)) not in ATTENTIONS:
-                raise InputError(f"{path} asks for the attention {attention!r}: change it to 'sdpa' or 'eager'")
-        return config
+        return configuration.read_whole(self.folder)
 
     @cached_property
     def stored(self) -> dict[str, Tensor]:
@@ -267,11 +191,6 @@ class Checkpoint:
                 f"{self.folder / 'config.json'}: no text classifier can be made of it ({reason(error)})"
             ) from error
 
-    @cached_property
-    def expected_weights(self) -> set[str]:
-        """Names of the weights that a classifier of this configuration has."""
-        return {name for name, _ in self.skeleton.named_parameters()}
-
     @property
     def trained(self) -> bool:
         """Whether the classification head was trained; else its weights are missing or random."""
@@ -281,9 +200,7 @@ class Checkpoint:
     def check_trained(self, name: str) -> None:
         """Raise InputError where the head was not trained; the message calls the model `name`."""
         if not self.trained:
-            raise InputError(
-                f"{name} has no trained classification head, so its labels would be random: train it first"
-            )
+            raise untrained(name)
 
     @property
     def problem_type(self) -> str:
@@ -361,7 +278,7 @@ class Checkpoint:
             "local_files_only": True,
             "trust_remote_code": False,
             **OUTPUTS,
-            "ignore_mismatched_sizes": True,  # _check_weights reports them by name
+            "ignore_mismatched_sizes": True,  # fit.check_loaded reports them by name
         }
         try:
             with quiet_transformers():
@@ -376,46 +293,15 @@ class Checkpoint:
             raise InputError(
                 f"{self.folder}: weights and config.json do not fit ({reason(error)}): save both again"
             ) from error
-        self._check_weights(report, new_head=new_head)
+        self.fit.check_loaded(report, new_head=new_head or not self.trained, other_shape=new_head)
         for name, tensor in model.state_dict().items():
             # Minimum and maximum are nan where one of the numbers is: twice as fast as testing each number.
             if tensor.is_floating_point() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
                 raise InputError(f"{self.folder}: {name} has weights that are nan or infinite: train or save it again")
         return model.eval()
 
-    def _check_weights(self, report: dict[str, Any], *, new_head: bool) -> None:
-        """Raise InputError where the file has tensors that do not fit config.json; `report` is from loading.
-
-        A file without a trained head may have another one: only layers of the body are compared.
-        """
-        body, surplus = self.fit.body, set(report["unexpected_keys"])
-        if new_head or not self.trained:
-            surplus = _layers(surplus, self.expected_weights, body)
-        elif surplus:
-            unused = self._body_weights
-            surplus = {name for name in surplus if name.removeprefix(body) not in unused}
-        for name, in_file, in_model in sorted(report["mismatched_keys"]):
-            if name.startswith(body) or not new_head:
-                raise InputError(
-                    f"{self.folder}: weights and config.json do not fit ({name} is {tuple(in_file)} and "
-                    f"{tuple(in_model)}): save both again"
-                )
-        if surplus:
-            raise InputError(
-                f"{self.folder}: the weights have {min(surplus)}, which config.json lacks: save both again"
-            )
-
-    @property
-    def _body_weights(self) -> set[str]:
-        """Names of all weights of the body; a classifier may lack some, such as the pooler in RoBERTa's."""
-        import torch
-        from transformers import AutoModel
-
-        with torch.device("meta"), quiet_transformers():
-            return set(AutoModel.from_config(self.config).state_dict())
-
     def label_order(self, dataset: "Dataset") -> tuple[int, ...]:
-        """Return the dataset's id of each label of this checkpoint, by their names; the caller is told what is what.
+        """Return the dataset's id of each label of this checkpoint, by their names; what is not obvious is printed.
 
         Raises:
             InputError: the labels are not the dataset's, or it is not clear which is which.
@@ -448,7 +334,6 @@ class Checkpoint:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the first of `names`, as a text."""
     return ", ".join(names[:MOST_NAMED]) + (" and so on" if len(names) > MOST_NAMED else "")
 
 
@@ -464,13 +349,3 @@ def _check_files(folder: Path) -> None:
     for path in folder.glob("*"):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise InputError(f"{path} is a pipe or a device: a checkpoint is a folder of files")
-
-
-def _layers(names: Iterable[str], known: Iterable[str], body: str) -> set[str]:
-    """Return those of `names` that are in `known` for any layer; the prefix `body` is ignored."""
-
-    def any_layer(name: str) -> str:
-        return re.sub(r"\.\d+\.", ".N.", name.removeprefix(body))
-
-    of_layers = {any_layer(name) for name in known if any_layer(name) != name.removeprefix(body)}
-    return {name for name in names if any_layer(name) in of_layers}

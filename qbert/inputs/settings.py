@@ -12,16 +12,24 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, structs
 
+from qbert.inputs.options import COUNT, DROP, OPTIONS, POSITIVE, Number
 from qbert.system import parse
 from qbert.system.errors import InputError, reason
 
 PYPROJECT = "pyproject.toml"
 TABLE = "tool", "qbert"
 
-Length = Annotated[int, Meta(ge=1)]
-Drop = Annotated[float, Meta(ge=-1, le=1)]
+
+def _within(number: Number) -> Meta:
+    """Return the bounds of `number` as msgspec checks them."""
+    bounds = {"gt" if number.above else "ge": number.least} | ({} if number.most is None else {"le": number.most})
+    return Meta(**bounds)  # type: ignore[call-overload,no-any-return]
+
+
+Length = Annotated[int, _within(COUNT)]
+Drop = Annotated[float, _within(DROP)]
 AtMost = Annotated[float, Meta(ge=0, lt=1e12)]
-Price = Annotated[float, Meta(gt=0, lt=1e9)]
+Price = Annotated[float, _within(POSITIVE)]
 
 
 class Limit(Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,12 +71,12 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True):
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """The table `[tool.qbert]`, with the defaults for what it and the command line leave out."""
 
-    models: Annotated[tuple[str, ...], Meta(min_length=1)] = ("bert-tiny", "bert-base")
-    dataset: str = "news_mini"
-    variants: str | tuple[str, ...] = "default"
-    max_lengths: Annotated[tuple[Length, ...], Meta(min_length=1)] = (128, 256, 384)
+    models: Annotated[tuple[str, ...], Meta(min_length=1)] = OPTIONS["model"].default
+    dataset: str = OPTIONS["dataset"].default
+    variants: str | tuple[str, ...] = OPTIONS["variants"].default
+    max_lengths: Annotated[tuple[Length, ...], Meta(min_length=1)] = OPTIONS["max-lengths"].default
     max_f1_drop: Drop | None = None
-    f1_guard: Literal["point", "interval"] = "point"
+    f1_guard: Literal["point", "interval"] = OPTIONS["f1-guard"].default
     price_per_hour: Price | None = None
     """Of the machine, in any currency."""
     prices: dict[str, Price] = {}
@@ -78,7 +86,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def but(self, **given: Any) -> "Settings":  # noqa: ANN401  of each setting's own type
         """Return these settings, replaced by those of the command line, `given`, that are neither None nor empty."""
-        return structs.replace(self, **{name: value for name, value in given.items() if value not in (None, (), [])})
+        said = {name: value for name, value in given.items() if value not in (None, (), [])}
+        return structs.replace(self, **{name: tuple(it) if isinstance(it, list) else it for name, it in said.items()})
 
     @property
     def variant_list(self) -> str:

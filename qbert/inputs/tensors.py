@@ -83,12 +83,12 @@ class Fit:
 
     @property
     def said(self) -> str:
-        """What to tell of `renamed`; empty where there is nothing."""
-        told = []
-        for pattern, name in self.renamed.items():
-            stored = re.sub(r"\\(.)", r"\1", pattern.strip("^$"))
-            told.append(f"{name} is read from {stored}" if name else f"the prefix {stored} of all names is left out")
-        return ", and ".join(told)
+        """What to say of `renamed`; empty where there is nothing."""
+        stored = {re.sub(r"\\(.)", r"\1", pattern.strip("^$")): name for pattern, name in self.renamed.items()}
+        return ", and ".join(
+            f"{name} is read from {copy}" if name else f"the prefix {copy} of all names is left out"
+            for copy, name in stored.items()
+        )
 
     def check(self, *, new_head: bool) -> None:
         """Raise InputError where the files lack a weight of the model, or have it in a type that is no float's.
@@ -106,6 +106,35 @@ class Fit:
                 )
         if lacking := {name for name in self.lacking if not new_head or self._is_of_body(name)}:
             raise InputError(f"{self.folder}: the weights lack {min(lacking)}, which config.json has: save both again")
+
+    def check_loaded(self, report: Mapping[str, Any], *, new_head: bool, other_shape: bool) -> None:
+        """Raise InputError where the files have tensors that do not fit config.json; `report` is of from_pretrained.
+
+        With `new_head` the files may have another head: only layers of the body are compared. With `other_shape` it may
+        be of another shape.
+        """
+        surplus = {name.removeprefix(self.body): name for name in report["unexpected_keys"]}
+        if new_head:
+            known = {_any_layer(name.removeprefix(self.body)) for name, _ in self.skeleton.named_parameters()}
+            surplus = {short: name for short, name in surplus.items() if _any_layer(short) != short}
+            surplus = {short: name for short, name in surplus.items() if _any_layer(short) in known}
+        elif surplus:  # a classifier may lack some of the body's weights, such as the pooler in RoBERTa's
+            import torch
+            from transformers import AutoModel
+
+            with torch.device("meta"), quiet_transformers():
+                unused = AutoModel.from_config(self.skeleton.config).state_dict().keys()
+            surplus = {short: name for short, name in surplus.items() if short not in unused}
+        for name, in_file, in_model in sorted(report["mismatched_keys"]):
+            if name.startswith(self.body) or not other_shape:
+                raise InputError(
+                    f"{self.folder}: weights and config.json do not fit ({name} is {tuple(in_file)} and "
+                    f"{tuple(in_model)}): save both again"
+                )
+        if surplus:
+            raise InputError(
+                f"{self.folder}: the weights have {min(surplus.values())}, which config.json lacks: save both again"
+            )
 
     @cached_property
     def _weights(self) -> set[str]:
@@ -158,3 +187,8 @@ class Fit:
                 continue
             tied |= {copy: name for copy, name in pairs.items() if name in lacking and copy in names}
         return tied
+
+
+def _any_layer(name: str) -> str:
+    """Return `name` as it is for any layer."""
+    return re.sub(r"\.\d+\.", ".N.", name)

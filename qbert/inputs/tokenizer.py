@@ -34,14 +34,14 @@ TELLING = (
 """Texts that tokenizers treat differently."""
 
 
-def check_length(folder: Path, positions: int, special: int, *max_lengths: int) -> None:
+def check_length(model: Path | str, positions: int, special: int, *max_lengths: int) -> None:
     """Raise InputError where one of `max_lengths` is beyond `positions`, or no more than the `special` tokens.
 
-    `positions` is how many tokens the model in `folder` takes, `special` how many of them are not the text's.
+    `positions` is how many tokens `model` takes, `special` how many of them are not the text's.
     """
     for max_length in max_lengths:
         if max_length > positions:
-            raise InputError(f"max_length {max_length} is beyond {folder}'s {positions} positions: take less")
+            raise InputError(f"max_length {max_length} is beyond {model}'s {positions} positions: take less")
         if max_length <= special:
             raise InputError(f"max_length {max_length} holds no text beside {special} special tokens: take more")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qbert.inputs import tokenizer as tokenizers
 from qbert.inputs.checkpoint import Checkpoint, locate
 from qbert.inputs.dataset import Dataset, text_rows
 from qbert.inputs.dataset import load as load_dataset
@@ -130,10 +131,7 @@ def write_untrained(dataset: Dataset, base: str, folder: Path, seed: int = 0) ->
 
 def check_length(base: str, max_length: int) -> None:
     """Raise InputError where a model of GEOMETRIES cannot take texts of `max_length` tokens."""
-    if max_length > POSITIONS:
-        raise InputError(f"max_length {max_length} is beyond {base}'s {POSITIONS} positions: take less")
-    if max_length < 3:  # noqa: PLR2004  [CLS], a token, [SEP]
-        raise InputError(f"max_length {max_length} leaves no room for text beside [CLS] and [SEP]: take more")
+    tokenizers.check_length(base, POSITIONS, 2, max_length)  # [CLS] and [SEP]
 
 
 def learn_vocabulary(texts: Iterable[str]) -> "BertTokenizer":
@@ -233,7 +231,6 @@ def _start(
 def _encode(
     tokenizer: "PreTrainedTokenizerBase", dataset: Dataset, rows: "pd.DataFrame", max_length: int
 ) -> list[dict[str, Any]]:
-    """Return tokens and labels of each row for Trainer; labels are an id, or with several a number for each label."""
     pairs = list(rows["text_pair"]) if "text_pair" in rows else None
     tokens = tokenizer(list(rows["text"]), pairs, truncation=True, max_length=max_length)
     labels = dataset.indicators(rows).astype(float).tolist() if dataset.multi_label else rows["label"].tolist()
@@ -278,7 +275,6 @@ def _run(
     seed: int,
     recipe: Recipe,
 ) -> dict[str, float]:
-    """Train `model` in place and return its loss, and its F1 on the test split."""
     import torch
     from sklearn.metrics import f1_score
     from transformers import Trainer, TrainerCallback, TrainingArguments

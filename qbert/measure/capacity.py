@@ -35,7 +35,7 @@ LATENCY_LIMIT_S = 0.05
 # guest). A simulation without it found a p99 of 10.7 ms where 15.5 were true.
 RESTED_SHARE = 0.25  # of the time of a cell, in which requests come at random
 WAKING_S = 0.1  # a longer text does not notice
-MIN_ROUNDS = 299  # accuracy.percentiles gives p99 from so many on
+MIN_ROUNDS = 299  # accuracy.percentiles gives p99 from this many on
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Load:
 
 @dataclass
 class Measured:
-    """What so many workers have shown."""
+    """What this many workers have shown."""
 
     workers: int
     seconds: list[list[float]]
@@ -287,10 +287,10 @@ class Answers:
 
 @functools.lru_cache(maxsize=8)
 def token_counts(encoder: "Encoder", max_length: int, rows: tuple[tuple[str, ...], ...]) -> dict[str, int]:
-    """Return how many tokens the texts of `rows` have as they are served: 5, 50 and 95 % of them at most so many."""
+    """Return how many tokens the texts of `rows` have as they are served: the quantiles at 5, 50 and 95 %."""
     sample = [rows[number] for number in representative(rows, min(TOKENIZED, len(rows)))]
     counts = [encoder(*text, max_length=max_length)["input_ids"].shape[1] for text in sample]
     return {f"p{percent}": int(np.percentile(counts, percent, method="nearest")) for percent in (5, 50, 95)}
 
 
-TOKENIZED = 100  # of a file of a million texts, so many tell the lengths
+TOKENIZED = 100  # of a file of a million texts, this many show the lengths

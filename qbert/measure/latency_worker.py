@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qbert.inputs.tokenizer import Encoding
     from qbert.variants import Classifier
 
-KEPT = 16  # at most so many answers of a block's timed calls are kept for the audit
+KEPT = 16  # at most this many answers of a block's timed calls are kept for the audit
 TRIES = 20  # attempts to draw a text that has not been used before
 
 

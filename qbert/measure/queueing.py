@@ -82,7 +82,7 @@ def stays(
 
     The workers serve in the order of arrival. A worker's service times are its own in `services_s`, where it was never
     idle: IN_A_ROW in their order, from a random place on, which is the same for all workers, and so on (a moving-block
-    bootstrap, Kuensch 1989); while a worker rests, so many are left out as it had served. So slow moments, which make a
+    bootstrap, Kuensch 1989); while a worker rests, as many are left out as it had served. So slow moments, which make a
     queue long, last as long as they did. A worker that rests takes longer. All rates see the same requests, so that a
     curve has no noise of its own from one rate to the next.
 

@@ -142,7 +142,7 @@ def _is_attention(operation: str) -> bool:
 
 @cache
 def core(shapes: Shapes, weights: int, tokens: int) -> Core:
-    """Measure what one core does at best: products of `tokens` rows of these `shapes`, reading so many `weights`."""
+    """Measure what one core does at best: products of `tokens` rows of these `shapes`, reading that many `weights`."""
     rates: dict[str, dict[str, float]] = {precision: {} for precision in PRECISIONS}
     loops, built = native.register_loops(), kernels(shapes)
     with silent(), one_core():
@@ -168,7 +168,7 @@ def kernels(shapes: Shapes) -> list[tuple[str, str, tuple[int, int], Callable[[i
 
 
 def _register_rate(loop: Callable[[int], int]) -> float:
-    """Return the best rate of `loop`, which returns the operations of so many repetitions."""
+    """Return the best rate of `loop`, which returns the operations of that many repetitions."""
     repeats, seconds = 1, 0.0
     while seconds < REGISTERS_S:
         repeats *= 2

@@ -67,14 +67,14 @@ def _capacity(served: pd.DataFrame, first: dict[str, Shown]) -> list[RenderableT
         parts.append(Text(f"\n{model}, every core busy: {served_texts(rows[0])}", style="bold"))
         parts.append(grid(rows, shown, header=place == 0))
         scaled = [row for row in rows if isinstance(row["scaling"], list)]
-        parts += _by_count(scaled, f"{model}, texts a second with so many workers", first)
+        parts += _by_count(scaled, f"{model}, texts a second by workers", first)
     for model, group in served[threaded].groupby("model", sort=False):
         by_variant: dict[str, list[Row]] = {}
         for row in group.to_dict("records"):
             point = {"workers": row["worker_threads"], "texts_per_s": row["texts_per_s"]}
             by_variant.setdefault(re.sub(THREADS, "", row["variant"]), []).append(point)
         scaled = [{"variant": variant, "scaling": points} for variant, points in by_variant.items()]
-        parts += _by_count(scaled, f"{model}, one process: texts a second with so many threads", first)
+        parts += _by_count(scaled, f"{model}, one process: texts a second by threads", first)
     return [*parts, Text("\n" + " ".join(capacity_notes(served)), style="dim")]
 
 
@@ -107,7 +107,7 @@ def capacity_notes(served: pd.DataFrame) -> list[str]:
     return [
         f"Texts/s: of {counted(int(first['workers']), 'worker')}, each a process of one thread, tokenizing included.",
         "Over alone: a text's time with all busy over that of one worker alone, and half of its 95 % interval.",
-        "In limit: so many requests a second may arrive, at random, for 99 % of them to be answered in time,",
+        "In limit: how many requests a second may arrive, at random, with 99 % of them answered in time,",
         f"within {first['latency_limit_s'] * 1e3:g} ms, waiting included; simulated (~: from fewer than 299 texts).",
         *dict.fromkeys(note for notes in served["capacity_notes"] for note in notes),
     ]

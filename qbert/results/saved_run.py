@@ -120,9 +120,9 @@ def _of_accuracy(info: Any, _: float) -> Iterator[str]:  # noqa: ANN401
     if info.answers is not UNSET:
         found = [info.answers.labels, info.answers.predicted, info.answers.rows]
         if {len(ids.split(" ")) for ids in found if ids is not UNSET} != {info.documents}:
-            yield "`answers` are not of so many `documents`"
+            yield "`answers` are not of as many `documents`"
         elif info.answers.logits is not UNSET and not _are_logits(info.answers, info.documents):
-            yield "the `logits` of `answers` are not of so many `documents`"
+            yield "the `logits` of `answers` are not of as many `documents`"
 
 
 def _are_logits(answers: Labels, documents: int) -> bool:
@@ -136,7 +136,7 @@ def _of_capacity(info: Any, median: float) -> Iterator[str]:  # noqa: ANN401
     if not _agree(median, info.loaded_p50_s):
         yield "`loaded_p50_s` is not the median of `stats`"
     if len(info.worker_shares) != info.workers:
-        yield "`worker_shares` are not of so many `workers`"
+        yield "`worker_shares` are not of as many `workers`"
     if len(info.rates) != len(info.rates_p99_s) or info.rates != sorted(info.rates):
         yield "`rates` do not ascend, or have not one `rates_p99_s` each"
     if not _ascending(info.loaded_over_alone_low, info.loaded_over_alone, info.loaded_over_alone_high):

@@ -41,7 +41,7 @@ LIKELY = 0.8
 """The least chance at which a drop counts as within the limit when all documents are read and it is not sure."""
 LOOK = 32  # documents between two looks: a look takes as long as about one document of BERT-base
 ROUNDS, TEXTS = 5, 12  # of the latency pass: 60 texts, enough for p95
-MOST = 1_000  # times the documents at hand: nobody labels so many more
+MOST = 1_000  # times the documents at hand: nobody labels that many more
 CAPACITY_S = 1.5  # for each variant, as in the bench
 
 

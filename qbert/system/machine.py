@@ -17,19 +17,9 @@ from qbert.system.errors import DISTRIBUTION
 
 LIBRARIES = (DISTRIBUTION, "torch", "transformers", "tokenizers", "numpy", "pytest-benchmark")
 
-INSTRUCTION_SETS = {
-    "avx2": "avx2",
-    "avx512f": "avx512f",
-    "avx_vnni": "avx_vnni",
-    "avx512_vnni": "avx512_vnni",
+_X86 = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+INSTRUCTION_SETS = {name: name for name in (*_X86, "asimd", "asimddp", "i8mm", "bf16")} | {
     "avx512vnni": "avx512_vnni",
-    "avx512_bf16": "avx512_bf16",
-    "amx_int8": "amx_int8",
-    "amx_bf16": "amx_bf16",
-    "asimd": "asimd",
-    "asimddp": "asimddp",
-    "i8mm": "i8mm",
-    "bf16": "bf16",
     "hw.optional.arm.AdvSIMD": "asimd",
     "hw.optional.arm.FEAT_DotProd": "asimddp",
     "hw.optional.arm.FEAT_I8MM": "i8mm",
@@ -181,11 +171,11 @@ def instance_type(root: Path = Path("/")) -> str:
     if _read(firmware / "sys_vendor") == "Amazon EC2":
         return _read(firmware / "product_name")
     try:
-        told = json.loads(_read(root / "run/cloud-init/instance-data.json"))
+        metadata = json.loads(_read(root / "run/cloud-init/instance-data.json"))
     except ValueError:
         return ""
     for keys in METADATA:
-        value = told
+        value = metadata
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if isinstance(value, str) and value and not value.startswith("redacted"):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from qbert.system import machine
 from qbert.system.cache import check_files
@@ -74,269 +75,132 @@ def register(variant: Variant) -> None:
     VARIANTS[variant.name] = variant
 
 
+EAGER = partial(Variant, runtime="PyTorch eager", packages_to_load=CONVERTERS)
+DYNAMIC = partial(EAGER, precision="int8", load=eager.load_dynamic, export=eager.export_dynamic)
+ONNX_RUNTIME = partial(
+    Variant,
+    runtime="ONNX Runtime",
+    load=onnxruntime.load,
+    export=onnxruntime.export,
+    packages=("onnx", "onnxruntime"),
+    packages_to_load=("onnxruntime",),
+    needs="onnxruntime",
+)
+OPENVINO = partial(
+    Variant,
+    runtime="OpenVINO",
+    load=openvino.load,
+    export=openvino.export,
+    packages=("openvino",),
+    packages_to_load=("openvino",),
+    needs="openvino",
+)
+BY_NNCF = partial(OPENVINO, export=openvino.export_int8, calibrated=True, packages=("openvino", "nncf"))
+OPENVINO_BF16: dict[str, Any] = {
+    "options": {"hint": "bf16"},
+    "needs": "openvino, bf16 instructions",
+    "unsupported": openvino.lacks_bf16,
+}
+NATIVE = partial(
+    Variant,
+    runtime="qbert",
+    precision="int8",
+    load=native.load,
+    export=native.export,
+    needs="AVX2 or ARM's dot products, a C++ compiler",
+    unsupported=native.unsupported,
+)
+INDUCTOR = partial(
+    Variant,
+    runtime="TorchInductor",
+    load=inductor.load,
+    export=inductor.export,
+    packages_to_load=("torch",),
+    needs="a C++ compiler",
+    unmakeable=inductor.lacks_compiler,
+    default=False,
+)
+BY_TORCHAO = partial(INDUCTOR, precision="int8", packages=("torchao",), needs="torchao, a C++ compiler")
+
 for row in (
-    Variant(BASELINE, "PyTorch eager", "fp32", eager.load, packages_to_load=CONVERTERS),
-    Variant(
+    EAGER(BASELINE, precision="fp32", load=eager.load),
+    EAGER(
         "bf16",
-        "PyTorch eager",
-        "bf16",
-        eager.load,
-        eager.export,
+        precision="bf16",
+        load=eager.load,
+        export=eager.export,
         options={"dtype": "bfloat16"},
-        packages_to_load=CONVERTERS,
         needs="bf16 instructions",
         unsupported=eager.lacks_bf16,
     ),
-    Variant(
+    DYNAMIC(
         "int8-dynamic",
-        "PyTorch eager",
-        "int8",
-        eager.load_dynamic,
-        eager.export_dynamic,
         options={"engine": "x86", "per_channel": False},
-        packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
         unsupported=eager.lacks_avx2,
     ),
-    Variant(
+    DYNAMIC(
         "int8-dynamic-onednn",
-        "PyTorch eager",
-        "int8",
-        eager.load_dynamic,
-        eager.export_dynamic,
         options={"engine": "onednn", "per_channel": False},
-        packages_to_load=CONVERTERS,
         unsupported=eager.lacks_onednn,
         default=not machine.is_x86(),  # on x86 the engine x86 is the published one, and as fast
     ),
-    Variant(
+    DYNAMIC(
         "int8-dynamic-per-channel",
-        "PyTorch eager",
-        "int8",
-        eager.load_dynamic,
-        eager.export_dynamic,
         options={"engine": "x86", "per_channel": True},
-        packages_to_load=CONVERTERS,
         needs="x86 with AVX2",
         unsupported=eager.lacks_avx2,
         default=False,  # differs from int8-dynamic only in its weights' scales
     ),
-    Variant(
+    DYNAMIC(
         "int8-dynamic-qnnpack",
-        "PyTorch eager",
-        "int8",
-        eager.load_dynamic,
-        eager.export_dynamic,
         options={"engine": "qnnpack", "per_channel": False},
-        packages_to_load=CONVERTERS,
         needs="made for ARM, slow elsewhere",
         default=not machine.is_x86(),  # on x86 it takes 1.8 times as long as fp32 (BERT-base, AMD Zen 5)
     ),
-    Variant(
-        "fp32-onnxruntime",
-        "ONNX Runtime",
-        "fp32",
-        onnxruntime.load,
-        onnxruntime.export,
-        options={"int8": False},
-        packages=("onnx", "onnxruntime"),
-        packages_to_load=("onnxruntime",),
-        needs="onnxruntime",
-    ),
-    Variant(
-        "int8-onnxruntime",
-        "ONNX Runtime",
-        "int8",
-        onnxruntime.load,
-        onnxruntime.export,
-        options={"int8": True},
-        packages=("onnx", "onnxruntime"),
-        packages_to_load=("onnxruntime",),
-        needs="onnxruntime",
-    ),
-    Variant(
-        "fp32-openvino",
-        "OpenVINO",
-        "fp32",
-        openvino.load,
-        openvino.export,
-        options={"hint": "f32"},
-        packages=("openvino",),
-        packages_to_load=("openvino",),
-        needs="openvino",
-    ),
-    Variant(
-        "bf16-openvino",
-        "OpenVINO",
-        "bf16",
-        openvino.load,
-        openvino.export,
-        options={"hint": "bf16"},
-        packages=("openvino",),
-        packages_to_load=("openvino",),
-        needs="openvino, bf16 instructions",
-        unsupported=openvino.lacks_bf16,
-    ),
-    Variant(
-        "int8-openvino",
-        "OpenVINO",
-        "int8",
-        openvino.load,
-        openvino.export_int8,
-        options={"hint": "f32"},
-        calibrated=True,
-        packages=("openvino", "nncf"),
-        packages_to_load=("openvino",),
-        needs="openvino",
-    ),
-    Variant(
-        "int8-bf16-openvino",
-        "OpenVINO",
-        "int8-bf16",
-        openvino.load,
-        openvino.export_int8,
-        options={"hint": "bf16"},
-        calibrated=True,
-        packages=("openvino", "nncf"),
-        packages_to_load=("openvino",),
-        needs="openvino, bf16 instructions",
-        unsupported=openvino.lacks_bf16,
-    ),
-    Variant(
-        "int8-onnxruntime-trimmed",
-        "ONNX Runtime",
-        "int8",
-        onnxruntime.load,
-        onnxruntime.export_trimmed,
-        options={"int8": True},
-        packages=("onnx", "onnxruntime"),
-        packages_to_load=("onnxruntime",),
-        needs="onnxruntime",
-        default=False,  # for texts that fill the maximum length: shorter ones are padded
-    ),
-    Variant(
-        "fp32-openvino-trimmed",
-        "OpenVINO",
-        "fp32",
-        openvino.load,
-        openvino.export_trimmed,
-        options={"hint": "f32"},
-        packages=("openvino",),
-        packages_to_load=("openvino",),
-        needs="openvino",
-        default=False,  # for texts that fill the maximum length: shorter ones are padded
-    ),
-    Variant(
-        "int8-openvino-trimmed",
-        "OpenVINO",
-        "int8",
-        openvino.load,
-        openvino.export_int8_trimmed,
-        options={"hint": "f32"},
-        calibrated=True,
-        packages=("openvino", "nncf"),
-        packages_to_load=("openvino",),
-        needs="openvino",
-        default=False,  # for texts that fill the maximum length: shorter ones are padded
-    ),
-    Variant(
-        "int8-native",
-        "qbert",
-        "int8",
-        native.load,
-        native.export,
-        needs="AVX2 or ARM's dot products, a C++ compiler",
-        unsupported=native.unsupported,
-    ),
-    Variant(
+    ONNX_RUNTIME("fp32-onnxruntime", precision="fp32", options={"int8": False}),
+    ONNX_RUNTIME("int8-onnxruntime", precision="int8", options={"int8": True}),
+    OPENVINO("fp32-openvino", precision="fp32", options={"hint": "f32"}),
+    OPENVINO("bf16-openvino", precision="bf16", **OPENVINO_BF16),
+    BY_NNCF("int8-openvino", precision="int8", options={"hint": "f32"}),
+    BY_NNCF("int8-bf16-openvino", precision="int8-bf16", **OPENVINO_BF16),
+    NATIVE("int8-native"),
+    NATIVE(
         "int8-native-calibrated",
-        "qbert",
-        "int8",
-        native.load,
-        native.export_calibrated,
+        export=native.export_calibrated,
         calibrated=True,
-        needs="AVX2 or ARM's dot products, a C++ compiler",
-        unsupported=native.unsupported,
         default=False,  # differs from int8-native only in how its weights are rounded
     ),
-    Variant(
+    NATIVE(
         "int8-native-vnni",
-        "qbert",
-        "int8",
-        native.load,
-        native.export,
         options={"kernel": "avx512_bf16"},
         needs="AVX512-VNNI and AVX512-BF16, a C++ compiler",
         unsupported=partial(native.unsupported, "avx512_bf16"),
         default=False,  # beside int8-native it shows what AMX brings
     ),
-    Variant(
+    NATIVE(
         "int8-native-avx2",
-        "qbert",
-        "int8",
-        native.load,
-        native.export,
         options={"kernel": "avx2"},
         needs="AVX2, a C++ compiler",
         unsupported=partial(native.unsupported, "avx2"),
         default=False,  # what int8-native is on a processor without VNNI
     ),
-    Variant(
-        "fp32-inductor",
-        "TorchInductor",
-        "fp32",
-        inductor.load,
-        inductor.export,
-        packages_to_load=("torch",),
-        needs="a C++ compiler",
-        unmakeable=inductor.lacks_compiler,
-        default=False,
-    ),
-    Variant(
+    INDUCTOR("fp32-inductor", precision="fp32"),
+    INDUCTOR(
         "bf16-inductor",
-        "TorchInductor",
-        "bf16",
-        inductor.load,
-        inductor.export,
+        precision="bf16",
         options={"dtype": "bfloat16"},
-        packages_to_load=("torch",),
         needs="a C++ compiler, bf16 instructions",
         unsupported=eager.lacks_bf16,
-        unmakeable=inductor.lacks_compiler,
-        default=False,
     ),
-    Variant(
-        "int8-inductor",
-        "TorchInductor",
-        "int8",
-        inductor.load,
-        inductor.export_static,
-        calibrated=True,
-        packages=("torchao",),
-        packages_to_load=("torch",),
-        needs="torchao, a C++ compiler",
-        unsupported=inductor.lacks_x86,
-        unmakeable=inductor.lacks_compiler,
-        default=False,
-    ),
-    Variant(
-        "int8-torchao",
-        "TorchInductor",
-        "int8",
-        inductor.load,
-        inductor.export_torchao,
-        packages=("torchao",),
-        packages_to_load=("torch",),
-        needs="torchao, a C++ compiler",
-        unmakeable=inductor.lacks_compiler,
-        default=False,
-    ),
+    BY_TORCHAO("int8-inductor", export=inductor.export_static, calibrated=True, unsupported=inductor.lacks_x86),
+    BY_TORCHAO("int8-torchao", export=inductor.export_torchao),
 ):
     register(row)
 
 
 def with_threads(variant: Variant, threads: int) -> Variant:
-    """Return the row `variant` with its runtime on so many threads, under a name of its own in the table.
+    """Return the row `variant` with its runtime on that many threads, under a name of its own in the table.
 
     Raises:
         CannotRunError: its runtime takes no number of threads here.

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from qbert.inputs.labels import SINGLE_LABEL, ProblemType
 from qbert.inputs.tokenizer import TYPES, Encoding, check_length, encode, no_pairs, read_tokenizer
@@ -84,19 +84,8 @@ class Artefact:
         record = read_json(path, Record, f"is {folder} a quantized artefact? qbert quantize makes them")
         if len(record.labels) < 2:  # noqa: PLR2004  one label is no choice
             raise InputError(f"{path} names {len(record.labels)} labels: make it again with qbert quantize")
-        return cls(
-            folder,
-            variant=record.variant,
-            inputs=record.inputs,
-            labels=record.labels,
-            max_length=record.max_length,
-            positions=record.positions,
-            truncation_side=record.truncation_side,
-            split_special_tokens=record.split_special_tokens,
-            problem_type=record.problem_type,
-            trained=not record.untrained,
-            versions=record.versions,
-        )
+        values = structs.asdict(record)
+        return cls(folder, trained=not values.pop("untrained"), **values)
 
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401  a tokenizers.Tokenizer, which has no types

@@ -25,7 +25,7 @@ MAX_F1_DROP = 0.01  # commonly accepted of quantized classifiers; the least that
 
 
 Products = Iterator[tuple[str, str, Callable[[int], Callable[[], Any]]]]
-"""For each of a runtime's products with one weight: precision, library, and what returns a call for so many rows."""
+"""For each of a runtime's products with one weight: precision, library, and what makes a call for a number of rows."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def load(variant: Variant, checkpoint: "Checkpoint", folder: Path) -> Classifier
     Raises:
         InputError: the runtime cannot run this model.
     """
-    with _told(variant, "run", checkpoint):
+    with _in_one_sentence(variant, "run", checkpoint):
         classifier = load_folder(variant, folder)
         classifier(checkpoint.encoder("a", max_length=checkpoint.positions))
     return classifier
@@ -109,7 +109,7 @@ def _hold(variant: Variant, checkpoint: "Checkpoint", folder: Path, max_length: 
     def fill(stage: Path) -> None:
         threads = torch.get_num_threads()
         try:
-            with silent(), _told(variant, "run", checkpoint):
+            with silent(), _in_one_sentence(variant, "run", checkpoint):
                 off = held.hold(
                     f"variant {variant.name}",
                     checkpoint,
@@ -172,7 +172,7 @@ def _export(
     if dataset is not None and variant.calibrated:
         options["calibration"] = calibration_encodings(checkpoint, dataset)
     # Exporters print bars, advice, and graphs that they cannot convert.
-    with silent(), _told(variant, "be made of", checkpoint, (InputError, OSError)):
+    with silent(), _in_one_sentence(variant, "be made of", checkpoint, (InputError, OSError)):
         export(checkpoint, folder, **options)
     checkpoint.config.save_pretrained(folder)
     _name_labels(folder / "config.json", checkpoint)
@@ -201,7 +201,7 @@ def _own_module(variant: Variant) -> str:
 
 
 @contextlib.contextmanager
-def _told(
+def _in_one_sentence(
     variant: Variant, verb: str, checkpoint: "Checkpoint", passing: tuple[type[Exception], ...] = (InputError,)
 ) -> Iterator[None]:
     """Raise what runtimes and exporters raise, without a common class, as a CannotRunError in one sentence."""
@@ -224,7 +224,6 @@ def accepted_options(function: Callable[..., Any], options: Mapping[str, Any]) -
 
 
 def _options(variant: Variant, checkpoint: "Checkpoint", max_length: int | None) -> dict[str, Any]:
-    """Return the options that `variant` passes to its export, without the calibration documents."""
     return accepted_options(
         variant.export or eager.export, {"max_length": max_length or checkpoint.max_length, **variant.options}
     )

@@ -48,7 +48,7 @@ def lacks_onednn() -> str:
 
 
 def load(folder: Path, dtype: str = "float32", threads: int = 1) -> Classifier:
-    """Return the checkpoint in `folder`, run in `dtype` on so many threads."""
+    """Return the checkpoint in `folder`, run in `dtype` on `threads` threads."""
     import torch
 
     from qbert.inputs.checkpoint import Checkpoint
@@ -91,7 +91,7 @@ def export_dynamic(checkpoint: "Checkpoint", folder: Path, *, engine: str, per_c
 
 
 def load_dynamic(folder: Path, *, engine: str, threads: int = 1) -> Classifier:
-    """Return the model whose weights export_dynamic wrote to `folder`, on so many threads.
+    """Return the model whose weights export_dynamic wrote to `folder`, on `threads` threads.
 
     Raises:
         InputError: the weights are damaged or another model's.
@@ -158,7 +158,7 @@ def _quantized(model: Any) -> dict[str, Any]:  # noqa: ANN401  a torch module
 
 
 def one_thread(threads: int = 1) -> None:
-    """Keep all of torch's work in this process on one thread; with `threads`, each operation on so many."""
+    """Keep all of torch's work in this process on one thread, or each operation on `threads`."""
     import torch
 
     torch.set_num_threads(threads)

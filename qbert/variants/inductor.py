@@ -124,7 +124,6 @@ def load(folder: Path) -> Classifier:
 
 
 def _evidence(package: Path) -> dict[str, Any]:
-    """Count the PyTorch operations that the compiled program calls, in its source in the package."""
     with zipfile.ZipFile(package) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".wrapper.cpp"))
         source = archive.read(name).decode()
@@ -137,7 +136,6 @@ def _evidence(package: Path) -> dict[str, Any]:
 
 
 def _export(model: Any, checkpoint: "Checkpoint") -> Any:  # noqa: ANN401  torch modules and programs
-    """Return `model` as a program of torch.export for any length."""
     import torch
 
     arrays = eager.example(checkpoint)
@@ -149,7 +147,6 @@ def _export(model: Any, checkpoint: "Checkpoint") -> Any:  # noqa: ANN401  torch
 
 
 def _compile(model: Any, checkpoint: "Checkpoint", folder: Path) -> None:  # noqa: ANN401  a torch module
-    """Compile `model` into `folder`, with its weights packed for this processor."""
     import torch
 
     programs = Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor")))

@@ -110,7 +110,6 @@ def quantize(fused: Path, quantized: Path, kept: Iterable[str] = ()) -> None:
 
 
 def _trace(checkpoint: "Checkpoint", model: Any, path: Path) -> None:  # noqa: ANN401  a torch module
-    """Write `model`, made from `checkpoint`, to `path` as ONNX with a variable length."""
     import torch
 
     names = list(checkpoint.encoder.inputs)
@@ -150,7 +149,7 @@ def _count(graph: Path, running: Path) -> dict[str, Any]:
 
 
 def load(folder: Path, threads: int = 1) -> Classifier:
-    """Return a classifier that runs the graph in `folder` on so many threads.
+    """Return a classifier that runs the graph in `folder` on `threads` threads.
 
     Raises:
         InputError: the graph is damaged.
@@ -192,7 +191,7 @@ def runner(session: Any) -> "Callable[[Encoding], npt.NDArray[np.float32]]":  # 
 
 
 def open_session(graph: Path | bytes, running: Path | None = None, threads: int = 1) -> Any:  # noqa: ANN401  an InferenceSession
-    """Return a session of `graph` on so many threads; write the graph that it runs to `running`."""
+    """Return a session of `graph` on `threads` threads; write the graph that it runs to `running`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -109,7 +109,7 @@ def measured(calibration: Sequence[Encoding]) -> list[Encoding]:
 
 
 def settings(model: Any, documents: int) -> dict[str, Any]:  # noqa: ANN401  an openvino.Model
-    """Return the arguments with which NNCF quantizes `model` by so many documents, `parameters` aside.
+    """Return the arguments with which NNCF quantizes `model` by that many `documents`, without `parameters`.
 
     NNCF needs `model_type` TRANSFORMER. Without it, it also quantizes parts of attention that lose too much precision,
     for 3 % of speed (MiniLM on SST-2: 134 of 872 labels flipped instead of 3).
@@ -159,7 +159,7 @@ def _logits_layer(model: Any) -> str:  # noqa: ANN401  an openvino.Model
 
 
 def load(folder: Path, *, hint: str, threads: int = 1) -> Classifier:
-    """Return a classifier of the graph in `folder` on so many threads; what is not int8 runs in `hint`: `f32`, `bf16`.
+    """Load the graph in `folder` on `threads` threads; what is not int8 runs in `hint`: `f32` or `bf16`.
 
     Raises:
         InputError: the graph is damaged.
@@ -198,7 +198,7 @@ def classifier(compiled: Any, noted: Mapping[str, Any] = MappingProxyType({})) -
 
 
 def compile_model(model: Any, hint: str, threads: int = 1) -> Any:  # noqa: ANN401  a path or a model of OpenVINO; a compiled one
-    """Return `model` compiled for so many threads and one call at a time, computing in `hint`: `f32` or `bf16`."""
+    """Return `model` compiled for `threads` threads and one call at a time, computing in `hint`: `f32` or `bf16`."""
     settings = {
         "ENABLE_CPU_PINNING": False,  # else all processes compute on the first processor that they might use
         "INFERENCE_NUM_THREADS": threads,

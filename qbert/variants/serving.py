@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qbert.inputs import labels
+from qbert.inputs.labels import untrained
 from qbert.system.errors import InputError
 from qbert.variants.artefact import Artefact
 
@@ -77,9 +78,7 @@ class TextClassifier:
             InputError: its head was never trained, or it does not take texts of `max_length` tokens.
         """
         if not source.trained:
-            raise InputError(
-                f"{source.folder} has no trained classification head, so its labels would be random: train it first"
-            )
+            raise untrained(source.folder)
         max_length = source.max_length if max_length is None else max_length
         source.check_length(max_length)
         return cls(
@@ -134,7 +133,6 @@ class TextClassifier:
         return predictions
 
     def _check(self, text: str) -> None:
-        """Raise InputError where `text` cannot be classified."""
         if not isinstance(text, str):
             raise InputError(f"{text!r:.60} is a {type(text).__name__}: give a text (str), or a pair of texts")
         if not text.strip():

@@ -149,17 +149,17 @@ def test_evaluate_goes_on_where_a_named_variant_cannot_run(
     pytest.importorskip("openvino")
     monkeypatch.setenv("COLUMNS", "80")
     file = tmp_path / "figures.json"
-    arguments = ["--variants", "fp32,fp32-openvino-trimmed,int8-dynamic-onednn", "--max-length", "16"]
+    arguments = ["--variants", "fp32,int8-native,int8-dynamic-onednn", "--max-length", "16"]
     arguments += ["--model", str(stranger), "--dataset", str(news.folder), "--documents", "10", "--json", str(file)]
     done = CliRunner().invoke(main, ["evaluate", *arguments])
     assert done.exit_code == 2
-    assert "fp32-openvino-trimmed cannot be judged on" in done.stderr.splitlines()[-1]
+    assert "int8-native cannot be judged on" in done.stderr.splitlines()[-1]
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert f"is a {stranger.name}: leave it out" in " ".join(done.stdout.split())
     fp32, cannot, int8 = json.loads(file.read_text(encoding="utf-8"))
     assert (fp32["documents"], int8["documents"]) == (10, 10)
-    assert cannot["variant"] == "fp32-openvino-trimmed"
-    assert "trimming runs bert, " in cannot["cannot"]
+    assert cannot["variant"] == "int8-native"
+    assert "int8-native runs bert, " in cannot["cannot"]
 
 
 def test_evaluate_passes_where_a_variant_brought_along_cannot_run(

@@ -17,12 +17,13 @@ import yaml
 
 from qbert.cli import setup
 from qbert.inputs import settings
+from qbert.inputs.settings import Settings
 from qbert.system.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = ".github/workflows/qbert.yml"
 FILES = [WORKFLOW, ".gitignore", "pyproject.toml"]
-SETTINGS = setup.Settings(("bert-tiny",), "news_mini", "default", (128,))
+SETTINGS = Settings(("bert-tiny",), "news_mini", "default", (128,))
 ACTIONLINT = shutil.which("actionlint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from loopback import Processes, client_of, of
+from loopback import Processes, client_of, of, other_tokenizers
 
 from qbert import variants
 from qbert.cli import main
-from qbert.cluster import judging as team
+from qbert.cluster import folders, judging
 from qbert.cluster import workers as cluster
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset, text_rows
@@ -40,11 +40,11 @@ def comparable(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_two_workers_find_what_one_process_does(two: Processes, trained: Checkpoint, news: Dataset) -> None:
-    with client_of(two):
-        pass
     names = "fp32,int8-dynamic-onednn"
     alone = evaluation.evaluate(str(trained.folder), str(news.folder), names, 32)
-    together = evaluation.evaluate(str(trained.folder), str(news.folder), names, 32, address=str(two.file))
+    with client_of(two) as client:
+        workers = judging.Workers(client)
+        together = evaluation.evaluate(str(trained.folder), str(news.folder), names, 32, workers=workers)
     assert comparable(together.results) == comparable(alone.results)
     assert together.results[0]["p50_s"] > 0
     assert together.notes == []
@@ -58,7 +58,7 @@ def test_the_answers_that_a_choice_needs_are_the_same(
     alone = KeptAnswers(cell).logits(rows)
     monkeypatch.setenv("QBERT_CACHE", str(tmp_path))  # where none is kept
     with client_of(two) as client:
-        together = KeptAnswers(cell, team.Team(client))
+        together = KeptAnswers(cell, judging.Workers(client))
         assert (together.logits(rows) == alone).all()
         assert together.classified == len(rows)
         assert (together.logits(rows[:5]) == alone[:5]).all()
@@ -70,32 +70,32 @@ def test_files_are_sent_once_and_have_the_hash(two: Processes, tmp_path: Path) -
     (tmp_path / "sub" / "weights").write_bytes(os.urandom(100_000))
     (tmp_path / "empty").write_bytes(b"")
     with client_of(two) as client:
-        here = cluster.Folder.of(tmp_path)
+        here = folders.Folder.of(tmp_path)
         sent = replace(here, path="/nowhere")
-        assert set(client.run(cluster.lacks, sent).values()) == {True}
+        assert set(client.run(folders.lacks, sent).values()) == {True}
         with pytest.raises(InputError, match="was changed meanwhile"):
-            cluster.contents(sent)
-        first, second = sorted(client.run(cluster.lacks, sent))
-        (future,) = client.scatter([cluster.contents(here)], workers=[first])
-        client.submit(cluster.keep, sent, future, workers=[first], pure=False).result()
-        assert client.run(cluster.lacks, sent) == {first: False, second: True}
-        cluster.share(client, sent)
-        assert set(client.run(cluster.lacks, sent).values()) == {False}
+            folders.contents(sent)
+        first, second = sorted(client.run(folders.lacks, sent))
+        (future,) = client.scatter([folders.contents(here)], workers=[first])
+        client.submit(folders.keep, sent, future, workers=[first], pure=False).result()
+        assert client.run(folders.lacks, sent) == {first: False, second: True}
+        folders.share(client, sent)
+        assert set(client.run(folders.lacks, sent).values()) == {False}
         for name in ("one", "other"):
             (kept,) = (two.folder / name / "cache" / "cluster").glob("*/*")
             assert (kept / "sub" / "weights").read_bytes() == (tmp_path / "sub" / "weights").read_bytes()
         damaged = {"sub/weights": np.zeros(3, np.uint8), "empty": np.zeros(0, np.uint8)}
         wrong = replace(sent, sha256="0" * 64)
         with pytest.raises(InputError, match="arrived damaged"):
-            client.submit(cluster.keep, wrong, damaged, workers=[first], pure=False).result()
+            client.submit(folders.keep, wrong, damaged, workers=[first], pure=False).result()
         with pytest.raises(InputError, match="is no file below"):
-            client.submit(cluster.keep, wrong, {"../up": damaged["empty"]}, workers=[first], pure=False).result()
+            client.submit(folders.keep, wrong, {"../up": damaged["empty"]}, workers=[first], pure=False).result()
 
 
 def test_one_is_killed_in_the_middle_and_one_comes_later(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     rows = text_rows(news.test) * 10
     with of(tmp_path, "one", "other") as processes, client_of(processes) as client:
-        members = team.Team(client)
+        members = judging.Workers(client)
         job = members.job(variants.get("fp32"), trained, news, 64, rows[:5])
         whole, _, _ = members.judge(job, rows)
         killed: list[int] = []
@@ -114,28 +114,25 @@ def test_one_is_killed_in_the_middle_and_one_comes_later(trained: Checkpoint, ne
 
         here, job = job.checkpoint, replace(job, checkpoint=replace(job.checkpoint, path="/nowhere"))
         (first,) = cluster.workers(client)
-        (sent,) = client.scatter([cluster.contents(here)])
-        client.submit(cluster.keep, job.checkpoint, sent, workers=[first], pure=False).result()
+        (sent,) = client.scatter([folders.contents(here)])
+        client.submit(folders.keep, job.checkpoint, sent, workers=[first], pure=False).result()
         processes.add("later")
         client.wait_for_workers(2, timeout=60)
         (later,) = set(cluster.workers(client)) - {first}
-        assert client.run(cluster.lacks, job.checkpoint)[later]
+        assert client.run(folders.lacks, job.checkpoint)[later]
         logits, _, _ = members.judge(job, rows)
         assert (logits == whole).all()
-        assert not client.run(cluster.lacks, job.checkpoint)[later]
+        assert not client.run(folders.lacks, job.checkpoint)[later]
 
 
 def test_other_libraries_on_a_worker_are_named(tmp_path: Path) -> None:
-    told = tmp_path / "path" / "tokenizers-0.0.1.dist-info"
-    told.mkdir(parents=True)
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 0.0.1\n")
     with of(tmp_path) as processes:
-        processes.add("odd", PYTHONPATH=str(told.parent))
+        processes.add("odd", PYTHONPATH=str(other_tokenizers(tmp_path)))
         with client_of(processes) as client:
             (sentence,) = cluster.unlike(client)
             assert "has tokenizers 0.0.1 (" in sentence
             with pytest.raises(InputError, match=r"chosen for this machine, and .* has tokenizers 0\.0\.1"):
-                choosing.check_workers(team.Team(client))
+                choosing.check_workers(judging.Workers(client))
 
 
 def test_a_worker_with_several_threads_is_refused(tmp_path: Path) -> None:
@@ -176,18 +173,18 @@ def test_a_cluster_of_this_machine_takes_no_port_of_others_and_listens_to_it_alo
     assert {address for address, _ in new} == {"127.0.0.1"}
 
 
-def shard(start: int, texts: list[tuple[str, ...]]) -> team.Shard:
+def shard(start: int, texts: list[tuple[str, ...]]) -> judging.Shard:
     logits = np.arange(2 * len(texts), dtype=np.float32).reshape(-1, 2)
-    return team.Shard(start, team.texts_sha256(texts), logits, np.ones(len(texts)), "w", logits, {})
+    return judging.Shard(start, judging.texts_sha256(texts), logits, np.ones(len(texts)), "w", logits, {})
 
 
 def test_the_shards_are_proven_to_be_all_documents_once() -> None:
     texts = [(str(number),) for number in range(5)]
     first, second = shard(0, texts[:3]), shard(3, texts[3:])
-    logits, seconds = team.joined([second, first], texts)
+    logits, seconds = judging.joined([second, first], texts)
     assert logits[:, 0].tolist() == [0, 2, 4, 0, 2]
     assert len(seconds) == 5
-    assert len(team.joined([first, replace(second, machine=("another",))], texts)[1]) == 0
+    assert len(judging.joined([first, replace(second, machine=("another",))], texts)[1]) == 0
     for wrong in (
         [first],
         [second],
@@ -196,20 +193,20 @@ def test_the_shards_are_proven_to_be_all_documents_once() -> None:
         [shard(0, texts[:4]), second],
     ):
         with pytest.raises(InputError, match="not classified"):
-            team.joined(wrong, texts)
+            judging.joined(wrong, texts)
 
 
 def test_workers_that_calculate_otherwise_are_named() -> None:
     one = shard(0, [("a",), ("b",)])
-    assert team.otherwise("fp32", [one, replace(one, start=2, worker="v")]) == []
+    assert judging.otherwise("fp32", [one, replace(one, start=2, worker="v")]) == []
     other = replace(one, start=2, worker="v", trial=one.trial[:, ::-1] * np.float32(0.5))
-    (told,) = team.otherwise("fp32", [one, other])
+    (told,) = judging.otherwise("fp32", [one, other])
     assert "v does not calculate as w does: of 2 documents that both classified, 2 have another label" in told
 
 
 @pytest.mark.parametrize(("documents", "workers", "size"), [(2000, 2, 125), (10, 4, 1), (10**6, 8, 1000), (1, 1, 1)])
 def test_shards_are_neither_few_nor_tiny(documents: int, workers: int, size: int) -> None:
-    assert team.shard_size(documents, workers) == size
+    assert judging.shard_size(documents, workers) == size
 
 
 @pytest.mark.slow

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from loopback import Processes, client_of, of
+from loopback import Processes, client_of, of, other_tokenizers
 
 import qbert
 from qbert import variants
 from qbert.cli import main
-from qbert.cluster import judging as team
+from qbert.cluster import folders, judging
 from qbert.cluster import workers as cluster
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset, text_rows
@@ -119,23 +119,23 @@ def test_a_worker_without_qbert_is_told(tmp_path: Path) -> None:
     with of(tmp_path) as processes:
         processes.add("odd", PYTHONPATH=str(tmp_path), PYTHONSAFEPATH="1")
         with client_of(processes) as client, pytest.raises(InputError, match=r"tcp.* cannot answer .*needs qbert in"):
-            team.Team(client)
+            judging.Workers(client)
 
 
 def _in_the_middle(client: object, trained: Checkpoint, news: Dataset, end: Callable[..., None]) -> None:
-    members = team.Team(client)  # type: ignore[arg-type]
+    members = judging.Workers(client)  # type: ignore[arg-type]
     rows = text_rows(news.test)
     members.judge(members.job(variants.get("fp32"), trained, news, 64, rows[:5]), rows * 5, end)
 
 
 def _of_a_choice(client: object, _: Checkpoint, __: Dataset, end: Callable[..., None]) -> None:
     end()
-    team.Team(client)  # type: ignore[arg-type]
+    judging.Workers(client)  # type: ignore[arg-type]
 
 
 def _of_sending(client: object, trained: Checkpoint, _: Dataset, end: Callable[..., None]) -> None:
     end()
-    cluster.share(client, cluster.weights(trained))  # type: ignore[arg-type]
+    folders.share(client, folders.weights(trained))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("do", [pytest.param(_in_the_middle, marks=pytest.mark.slow), _of_a_choice, _of_sending])
@@ -157,11 +157,8 @@ def test_a_scheduler_that_ends_is_told(
 def test_the_versions_of_a_worker_are_the_reason_for_its_error(
     trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
-    told = tmp_path / "path" / "tokenizers-0.0.1.dist-info"
-    told.mkdir(parents=True)
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: tokenizers\nVersion: 0.0.1\n")
     with of(tmp_path) as processes:
-        processes.add("odd", PYTHONPATH=str(told.parent))
+        processes.add("odd", PYTHONPATH=str(other_tokenizers(tmp_path)))
         with client_of(processes) as client:
             (worker,) = cluster.workers(client)
             with pytest.raises(InputError, match=rf"of the workers, {worker} has tokenizers 0\.0\.1 \(.* here\)"):

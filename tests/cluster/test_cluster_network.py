@@ -11,7 +11,7 @@ import pytest
 from loopback import Processes, client_of
 
 from qbert import variants
-from qbert.cluster import judging as team
+from qbert.cluster import judging
 from qbert.cluster import workers as cluster
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset, text_rows
@@ -81,7 +81,7 @@ def test_a_killed_worker_and_one_without_network_change_nothing(
             processes.add(name, f"--host={NET}.{number}", prefix=space)
         rows = text_rows(news.test) * 60
         with client_of(processes) as client:
-            members = team.Team(client)
+            members = judging.Workers(client)
             job = members.job(variants.get("fp32"), trained, news, 64, rows[:5])
             whole, _, _ = members.judge(job, rows[:600])
             happened: list[int] = []

@@ -1,5 +1,6 @@
 """Which folders are checkpoints, and what is read off them."""
 
+import itertools
 import json
 import os
 import shutil
@@ -31,11 +32,8 @@ EMBEDDING = "bert.embeddings.word_embeddings.weight"
 
 
 OUTPUTS = [
-    ("output_attentions", True),
-    ("output_hidden_states", True),
-    ("return_dict", False),
-    ("return_dict", None),
-    ("chunk_size_feed_forward", 7),
+    *(("output_attentions", True), ("output_hidden_states", True), ("chunk_size_feed_forward", 7)),
+    *(("return_dict", False), ("return_dict", None)),
 ]
 
 
@@ -44,9 +42,13 @@ def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
 
 
-def configure(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
+def configure(folder: Path, file: str = "config.json", **changes: object) -> None:
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without_head(tensors: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in tensors.items() if "classifier" not in name}
 
 
 def test_every_family_is_read_and_fills_any_length(family: Checkpoint, news: Dataset) -> None:
@@ -89,7 +91,7 @@ def test_the_hash_changes_with_weights_tokenizer_and_configuration(copy: Path, t
 
 
 def test_a_checkpoint_without_weights_for_the_head_is_untrained(copy: Path) -> None:
-    rewrite(copy, lambda tensors: {name: tensor for name, tensor in tensors.items() if "classifier" not in name})
+    rewrite(copy, without_head)
     assert not Checkpoint.open(copy).trained
 
 
@@ -98,24 +100,69 @@ def test_a_folder_that_is_not_there_is_no_checkpoint(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_folder_that_lacks_a_file_is_no_checkpoint(copy: Path, file: str) -> None:
-    (copy / file).unlink()
-    with pytest.raises(InputError, match=f"is no checkpoint, it has no {file}"):
-        Checkpoint.open(copy)
+def changed(file: str = "config.json", **changes: object) -> Callable[[Path], None]:
+    return lambda folder: configure(folder, file, **changes)
 
 
-@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-def test_damaged_files_are_named(copy: Path, file: str) -> None:
-    (copy / file).write_bytes((copy / file).read_bytes()[:50])
-    with pytest.raises(InputError, match=file):
-        Checkpoint.open(copy)
+def one_is(name: str, value: float) -> Callable[[Path], None]:
+    def damage(tensors: Tensors) -> Tensors:
+        tensors[name].flat[-1] = value
+        return tensors
+
+    return lambda folder: rewrite(folder, damage)
 
 
-def test_a_damaged_tokenizer_is_named(copy: Path) -> None:
-    (copy / "tokenizer.json").write_text("{")
-    with pytest.raises(InputError, match=r"the tokenizer in .* cannot be read"):
-        Checkpoint.open(copy)
+def of_one_layer_and_no_head(folder: Path) -> None:
+    configure(folder, num_hidden_layers=1)
+    rewrite(folder, without_head)
+
+
+def of_fewer_tokens(folder: Path) -> None:
+    rewrite(folder, lambda tensors: tensors | {EMBEDDING: tensors[EMBEDDING][:100]})
+    configure(folder, vocab_size=100)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        *(
+            (lambda folder, file=file: (folder / file).unlink(), f"is no checkpoint, it has no {file}")
+            for file in ("config.json", "model.safetensors", "tokenizer.json")
+        ),
+        *(
+            (lambda folder, file=file: (folder / file).write_bytes((folder / file).read_bytes()[:50]), file)
+            for file in ("config.json", "model.safetensors")
+        ),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), r"the tokenizer in .* cannot be read"),
+        (of_fewer_tokens, r"the tokenizer has \d+ tokens and the model 100"),
+        (changed(num_hidden_layers=3), r"the weights lack bert\.encoder\.layer\.2"),
+        (changed(intermediate_size=256), r"weights and config\.json do not fit \(bert.*\(512,\) and \(256,\)\)"),
+        (changed(num_hidden_layers=1), r"the weights have bert\.encoder\.layer\.1\..*, which config\.json lacks"),
+        (of_one_layer_and_no_head, r"which config\.json lacks"),
+        (
+            lambda folder: rewrite(folder, lambda tensors: tensors | {"adapter.weight": np.ones(3, np.float32)}),
+            r"the weights have adapter\.weight, which config\.json lacks",
+        ),
+        *(
+            (one_is(name, value), f"{name} has weights that are nan or infinite")
+            for name in ("bert.encoder.layer.1.output.dense.weight", "classifier.bias")
+            for value in (np.nan, np.inf, -np.inf)
+        ),
+        (changed(model_type="vit"), "no text classifier"),
+        *(
+            (changed("qbert.json", **change), r"qbert\.json cannot be used")
+            for change in ({"max_length": "64"}, {"max_length": 0}, {"untrained": 1}, {"metrics": []})
+        ),
+        (changed("qbert.json", max_length=513), "max_length 513 is beyond"),
+    ],
+    ids=map(str, itertools.count()),
+)
+def test_what_is_missing_damaged_or_does_not_fit_is_named(
+    copy: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(copy)
+    with pytest.raises(InputError, match=message):
+        Checkpoint.open(copy).load()
 
 
 @pytest.mark.parametrize(("name", "value"), OUTPUTS)
@@ -155,28 +202,11 @@ def test_names_of_labels_that_are_no_texts_are_read_as_transformers_prints_them(
     assert Checkpoint.open(copy).labels == ("False", "True", "2", "0.5", "None")
 
 
-def test_weights_that_lack_a_layer_are_refused(copy: Path) -> None:
-    configure(copy, num_hidden_layers=3)
-    with pytest.raises(InputError, match=r"the weights lack bert\.encoder\.layer\.2"):
-        Checkpoint.open(copy).load()
-
-
-def test_weights_of_another_shape_are_refused(copy: Path) -> None:
-    configure(copy, intermediate_size=256)
-    with pytest.raises(InputError, match=r"weights and config\.json do not fit \(bert.*\(512,\) and \(256,\)\)"):
-        Checkpoint.open(copy).load()
-
-
 @pytest.mark.parametrize(
-    "architecture",
-    [
-        "BertForTokenClassification",
-        "BertForQuestionAnswering",
-        "BertForMultipleChoice",
-        "BertForNextSentencePrediction",
-    ],
+    "head", ["TokenClassification", "QuestionAnswering", "MultipleChoice", "NextSentencePrediction"]
 )
-def test_a_head_that_tells_no_labels_of_a_text_is_refused_by_name(copy: Path, architecture: str) -> None:
+def test_a_head_that_tells_no_labels_of_a_text_is_refused_by_name(copy: Path, head: str) -> None:
+    architecture = f"BertFor{head}"
     configure(copy, architectures=[architecture])
     with pytest.raises(InputError, match=f"is a {architecture}: qbert judges text classifiers"):
         Checkpoint.open(copy)
@@ -185,7 +215,7 @@ def test_a_head_that_tells_no_labels_of_a_text_is_refused_by_name(copy: Path, ar
 
 @pytest.mark.parametrize("architecture", ["BertModel", "BertForMaskedLM", "BertForPreTraining"])
 def test_a_body_without_a_head_can_be_timed_and_is_untrained(copy: Path, architecture: str) -> None:
-    rewrite(copy, lambda tensors: {name: tensor for name, tensor in tensors.items() if "classifier" not in name})
+    rewrite(copy, without_head)
     configure(copy, architectures=[architecture])
     body = Checkpoint.open(copy)
     assert not body.trained
@@ -244,54 +274,12 @@ def test_an_index_names_only_files_beside_it(copy: Path, shard: str) -> None:
         Checkpoint.open(copy)
 
 
-@pytest.mark.parametrize("change", [{"max_length": "64"}, {"max_length": 0}, {"untrained": 1}, {"metrics": []}])
-def test_a_record_with_values_of_another_kind_is_named(copy: Path, change: dict[str, object]) -> None:
-    path = copy / "qbert.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(InputError, match=r"qbert\.json cannot be used"):
-        Checkpoint.open(copy)
-
-
-def test_a_recorded_length_beyond_the_positions_is_refused(copy: Path) -> None:
-    path = copy / "qbert.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_length": 513}))
-    with pytest.raises(InputError, match="max_length 513 is beyond"):
-        Checkpoint.open(copy)
-
-
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "qbert.json"])
 def test_a_pipe_is_not_waited_for(copy: Path, file: str) -> None:
     (copy / file).unlink()
     os.mkfifo(copy / file)
     with pytest.raises(InputError, match=f"{file} is a pipe or a device"):
         Checkpoint.open(copy)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["bert.encoder.layer.1.output.dense.weight", "classifier.bias"])
-def test_weights_that_are_no_numbers_are_named(copy: Path, name: str, value: float) -> None:
-    def damage(tensors: Tensors) -> Tensors:
-        tensors[name].flat[-1] = value
-        return tensors
-
-    rewrite(copy, damage)
-    with pytest.raises(InputError, match=f"{name} has weights that are nan or infinite"):
-        Checkpoint.open(copy).load()
-
-
-def test_a_layer_that_the_configuration_does_not_have_is_refused(copy: Path) -> None:
-    configure(copy, num_hidden_layers=1)
-    with pytest.raises(InputError, match=r"the weights have bert\.encoder\.layer\.1\..*, which config\.json lacks"):
-        Checkpoint.open(copy).load()
-    rewrite(copy, lambda tensors: {name: tensor for name, tensor in tensors.items() if "classifier" not in name})
-    with pytest.raises(InputError, match=r"which config\.json lacks"):
-        Checkpoint.open(copy).load()
-
-
-def test_a_tensor_that_nothing_uses_is_refused(copy: Path) -> None:
-    rewrite(copy, lambda tensors: tensors | {"adapter.weight": np.ones(3, dtype=np.float32)})
-    with pytest.raises(InputError, match=r"the weights have adapter\.weight, which config\.json lacks"):
-        Checkpoint.open(copy).load()
 
 
 def test_parts_of_the_body_that_a_classifier_leaves_out_may_be_there(family: Checkpoint, tmp_path: Path) -> None:
@@ -302,13 +290,6 @@ def test_parts_of_the_body_that_a_classifier_leaves_out_may_be_there(family: Che
     whole = {f"{prefix}.{name}": tensor.numpy() for name, tensor in body.items()}  # with RoBERTa's pooler
     rewrite(copied, lambda tensors: whole | tensors)
     assert Checkpoint.open(copied).load()
-
-
-def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(copy: Path) -> None:
-    rewrite(copy, lambda tensors: tensors | {EMBEDDING: tensors[EMBEDDING][:100]})
-    configure(copy, vocab_size=100)
-    with pytest.raises(InputError, match=r"the tokenizer has \d+ tokens and the model 100"):
-        Checkpoint.open(copy)
 
 
 def test_several_labels_need_a_multi_label_model(
@@ -351,12 +332,6 @@ def test_an_unknown_architecture_is_refused_and_its_code_not_run(copy: Path) -> 
     with pytest.raises(InputError, match=r"config\.json"):
         Checkpoint.open(copy)
     assert not marker.exists()
-
-
-def test_a_model_that_classifies_no_text_is_refused(copy: Path) -> None:
-    configure(copy, model_type="vit")
-    with pytest.raises(InputError, match="no text classifier"):
-        Checkpoint.open(copy)
 
 
 def test_labels_that_are_not_the_datasets_are_refused(

@@ -14,8 +14,8 @@ from qbert.cli import main
 from qbert.cli.options import lengths
 from qbert.gate import sides
 from qbert.inputs import settings
+from qbert.inputs.options import OPTIONS, counts
 from qbert.inputs.settings import DEFAULTS, Settings
-from qbert.pytest_plugin import counts
 from qbert.system.errors import InputError
 
 
@@ -133,6 +133,11 @@ def test_commands_of_one_model_take_it_from_the_table(
     done = CliRunner().invoke(main, command.split())
     assert done.exit_code == 2
     assert told in " ".join(done.output.split())
+
+
+def test_an_option_and_its_key_have_one_default() -> None:
+    keys = {option.key: option.default for option in OPTIONS.values() if option.key}
+    assert {key: getattr(DEFAULTS, key) for key in keys} == keys
 
 
 BLANK = st.text(" \t", max_size=2)

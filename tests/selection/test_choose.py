@@ -65,7 +65,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def validation(tmp_path: Path, news: Dataset, trained: Checkpoint) -> Callable[[int], Path]:
-    """Write so many texts that occur in neither split, labelled as fp32 does, so that every flip is a loss."""
+    """Write that many texts that occur in neither split, labelled as fp32 does, so that every flip is a loss."""
 
     def write(count: int) -> Path:
         rows = news.train.sample(count, replace=True, random_state=3)

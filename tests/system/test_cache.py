@@ -87,7 +87,7 @@ def test_who_waits_for_another_says_so(
 
     def slow(stage: Path) -> None:
         building.set()
-        time.sleep(3)  # so much longer that no neighbour keeps the other waiting for it
+        time.sleep(3)  # long enough that no neighbour keeps the other waiting for it
         write(stage)
 
     other = threading.Thread(target=build_folder, args=(tmp_path / "folder", slow))
@@ -98,37 +98,34 @@ def test_who_waits_for_another_says_so(
     assert f"waiting for another process, which makes {tmp_path / 'folder'}" in capsys.readouterr().err
 
 
-def test_two_processes_share_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_there", [False, True], ids=["absent", "damaged"])
+def test_two_processes_share_the_work(tmp_path: Path, *, is_there: bool) -> None:
+    if is_there:
+        build_kept(tmp_path / "folder", write)
+        (tmp_path / "folder" / "file").write_text("damaged")
     script = f"""
         import pathlib, time
-        from qbert.system.cache import build_folder
+        from qbert.system.cache import build_kept
         def build(folder):
             with open({str(tmp_path / "log")!r}, "a") as log:
                 log.write("built\\n")
             time.sleep(0.5)
-        print(build_folder(pathlib.Path({str(tmp_path / "folder")!r}), lambda f: (build(f), (f / "file").touch())))
+            (folder / "file").write_text("whole")
+        build_kept(pathlib.Path({str(tmp_path / "folder")!r}), build)
     """
     processes = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     assert (tmp_path / "log").read_text() == "built\n"
-
-
-def test_nothing_but_the_folder_itself_is_left_beside_it(tmp_path: Path) -> None:
-    build_folder(tmp_path / "folder", write)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "file").read_text() == "whole"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a special file")
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_or_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"/dev/null.* cannot be written"):
+        build_folder(Path("/dev/null/folder"), write)
     monkeypatch.setenv("QBERT_CACHE", "/dev/null")
     with pytest.raises(InputError, match=r"/dev/null/locks cannot be written .*QBERT_CACHE"):
         build_folder(tmp_path / "folder", write)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs a special file")
-def test_a_place_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(InputError, match=r"/dev/null.* cannot be written"):
-        build_folder(Path("/dev/null/folder"), write)
 
 
 @pytest.mark.parametrize(
@@ -167,24 +164,6 @@ def test_a_kept_folder_that_was_changed_is_built_again_and_said(
 def test_a_kept_folder_can_be_checked_with_sha256sum(tmp_path: Path) -> None:
     folder = build_kept(tmp_path / "folder", write)
     subprocess.run([str(shutil.which("sha256sum")), "--check", "--strict", cache.MANIFEST], cwd=folder, check=True)
-
-
-def test_two_processes_share_the_repair(tmp_path: Path) -> None:
-    build_kept(tmp_path / "folder", write)
-    (tmp_path / "folder" / "file").write_text("damaged")
-    script = f"""
-        import pathlib, time
-        from qbert.system.cache import build_kept
-        def build(folder):
-            with open({str(tmp_path / "log")!r}, "a") as log:
-                log.write("built\\n")
-            time.sleep(0.5)
-            (folder / "file").write_text("whole")
-        build_kept(pathlib.Path({str(tmp_path / "folder")!r}), build)
-    """
-    processes = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)]) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
-    assert (tmp_path / "log").read_text() == "built\n"
 
 
 def test_whatever_is_raised_on_a_full_disk_is_said_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

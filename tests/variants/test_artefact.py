@@ -503,7 +503,7 @@ def block(folder: Path, number: int) -> str:
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)[number]
 
 
-EXPLAINED = ("fp32", "int8-onnxruntime", "int8-onnxruntime-trimmed", "fp32-openvino", "int8-openvino")
+EXPLAINED = ("fp32", "int8-onnxruntime", "fp32-openvino", "int8-openvino")
 
 
 @pytest.mark.parametrize("name", EXPLAINED)

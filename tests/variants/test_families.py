@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers
 
-from qbert.inputs.checkpoint import OUTPUTS, Checkpoint
+from qbert.inputs.checkpoint import Checkpoint
+from qbert.inputs.configuration import OUTPUTS
 from qbert.system.errors import CannotRunError
 from qbert.variants import families, native
 from qbert.variants.native.encoder import WEIGHTS, header

@@ -158,12 +158,7 @@ def test_the_threads_of_who_makes_one_stay_as_they_are(trained: Checkpoint) -> N
         torch.set_num_threads(before)
 
 
-FLOATS = [
-    row
-    for name in ("fp32-onnxruntime", "fp32-openvino", "fp32-openvino-trimmed")
-    for row in [VARIANTS[name]]
-    if not row.missing()
-]
+FLOATS = [row for name in ("fp32-onnxruntime", "fp32-openvino") for row in [VARIANTS[name]] if not row.missing()]
 
 
 @pytest.mark.parametrize("row", FLOATS, ids=lambda row: row.name)
@@ -181,8 +176,6 @@ FLOATS = [
 def test_what_is_right_passes(
     row: Variant, kind: str, settings: dict[str, Any], write: Callable[..., Checkpoint]
 ) -> None:
-    if row.of_one_length and kind in {"albert", "ernie"}:
-        pytest.skip("refused, since trimming does not know it")
     variants.prepare(row, write(kind, **settings), max_length=8)
 
 

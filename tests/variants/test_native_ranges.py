@@ -71,7 +71,7 @@ class Rescaled:
                     self.tensors[f"{module}.{part}"] *= factor
 
     def apply(self, place: str, layer: int, factor: float) -> None:
-        """Make the numbers at `place` so many times as great, and undo it where they are read."""
+        """Make the numbers at `place` that many times as great, and undo it where they are read."""
         own, last = f"layers.{layer}.", layer + 1 == self.checkpoint.config.num_hidden_layers
         undo = partial(self.scale, 1 / factor, parts=("weight",))
         if place == "embeddings":

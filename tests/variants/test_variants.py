@@ -47,12 +47,8 @@ def marked(row: Variant, *, slow: bool) -> list[pytest.MarkDecorator]:
 
 
 def compiled_slowly(rows: list[Variant]) -> list[object]:
-    """Compiling one small model with TorchInductor is slow, and so is calibrating a trimmed one."""
-
-    def is_slow(row: Variant) -> bool:
-        return row.runtime == "TorchInductor" or row.name == "int8-openvino-trimmed"
-
-    return [pytest.param(row, marks=[pytest.mark.slow] * is_slow(row), id=row.name) for row in rows]
+    """Compiling one small model with TorchInductor is slow."""
+    return [pytest.param(row, marks=[pytest.mark.slow] * (row.runtime == "TorchInductor"), id=row.name) for row in rows]
 
 
 def on_every_family(rows: list[Variant]) -> pytest.MarkDecorator:
@@ -71,8 +67,8 @@ def on_every_family(rows: list[Variant]) -> pytest.MarkDecorator:
 
 def skip_where_refused(variant: Variant, family: Checkpoint, news: Dataset) -> None:
     """Of what only BERT's relatives have, another architecture is told so."""
-    if (variant.name.startswith("int8-native") or variant.of_one_length) and family.config.model_type == "modernbert":
-        with pytest.raises(InputError, match=r"(int8-native|trimming) runs bert, .* is a modernbert: leave it out"):
+    if variant.name.startswith("int8-native") and family.config.model_type == "modernbert":
+        with pytest.raises(InputError, match=r"int8-native runs bert, .* is a modernbert: leave it out"):
             variants.build(variant, family, news)
         pytest.skip("refused, as it should be")
 
@@ -344,7 +340,7 @@ def test_onnxruntime_fuses_every_layer_of_the_families_that_it_knows(
         return
     layers = family.config.num_hidden_layers
     attention = fused["QAttention" if variant.precision == "int8" else "Attention"]
-    assert attention == layers - variant.of_one_length  # the trimmed one is no longer what it looks for
+    assert attention == layers
     assert fused["BiasGelu"] == layers
     assert fused["SkipLayerNormalization"] >= 2 * layers
 

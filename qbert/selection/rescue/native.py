@@ -35,7 +35,7 @@ class NativeMixes:
         return list(groups.values())
 
     def work(self, tokens: int) -> Work:
-        """Return each product's multiplications for a text of so many tokens, and its weights."""
+        """Return each product's multiplications for a text of that many tokens, and its weights."""
         work = {}
         for name, (outputs, inputs) in self._shapes.items():
             of_first_token = name.startswith(self._last) and not name.endswith((".key", ".value"))

@@ -76,7 +76,7 @@ class OnnxMixes:
         return [[name for name in self.names if self._shapes[name] == shape] for shape in shapes]
 
     def work(self, tokens: int) -> Work:
-        """Return each product's multiplications for a text of so many tokens, and its weights."""
+        """Return each product's multiplications for a text of that many tokens, and its weights."""
         return {
             name: (float(inputs * outputs * (tokens if every else 1)), float(inputs * outputs))
             for name, (inputs, outputs, every) in self._shapes.items()

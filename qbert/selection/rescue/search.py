@@ -78,7 +78,7 @@ class Mixes(Protocol):
         """Return the products whose calls take equally long, together."""
 
     def work(self, tokens: int) -> Work:
-        """Return what each product computes for a text of so many tokens."""
+        """Return what each product computes for a text of that many tokens."""
 
     def classifier(self, kept: Collection[str]) -> Run:
         """Return what computes logits with the products `kept` in float, until it is asked for another."""

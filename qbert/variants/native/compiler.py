@@ -172,7 +172,6 @@ def _compile(kernel: Kernel, options: tuple[str, ...], folder: Path) -> None:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Give ctypes the types of native.cpp's functions."""
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for name, result, arguments in (
         ("instructions", ctypes.c_char_p, ()),

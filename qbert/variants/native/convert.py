@@ -136,7 +136,6 @@ def _tensor(
     weights: Mapping[str, Array],
     checkpoint_name: Callable[[str], str],
 ) -> Array:
-    """Return the tensor `name` of the native file, made from the checkpoint's `weights`."""
     source_name = _source(name, checkpoint_name)
     if name == "embeddings.type" and source_name not in weights:  # an architecture without token types
         return np.zeros(shape, dtype=np.float32)

@@ -94,7 +94,7 @@ struct VectorBlock {
   using Dot = Dot_;
   using Layout = Panels;
   static constexpr int kRows = kBlockRows;
-  static constexpr int kDepth = 4;  // rows are read up to a multiple of so many bytes
+  static constexpr int kDepth = 4;  // rows are read up to a multiple of this many bytes
 
   template <int Rows, int Vectors, class Epilogue>
   [[gnu::noinline, gnu::flatten]] static void multiply(const unsigned char* rows, std::size_t stride,
@@ -158,8 +158,8 @@ class BlockProduct {
   using Dot = typename Block::Dot;
   using Layout = typename Block::Layout;
   using Powers = qbert::Powers<Dot>;
-  static constexpr int kDepth = Block::kDepth;  // rows are read up to a multiple of so many bytes
-  static constexpr int kColumns = kLanes;       // and written up to a multiple of so many columns
+  static constexpr int kDepth = Block::kDepth;  // rows are read up to a multiple of this many bytes
+  static constexpr int kColumns = kLanes;       // and written up to a multiple of this many columns
   static constexpr int kRows = 1;               // rows up to a multiple of it are read and written
   static std::size_t scratch_size(std::size_t) { return 0; }
 

@@ -19,7 +19,6 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """Return the library; None where it cannot be compiled here."""
     if compiler.unsupported():
         return None
     try:

@@ -39,8 +39,8 @@ class TileProduct {
   using Dot = typename Tiles::Dot;
   using Layout = TilePanels;
   using Powers = typename Tiles::Powers;
-  static constexpr int kDepth = 4 * kTile;  // rows are read up to a multiple of so many bytes
-  static constexpr int kColumns = kBlock;   // and written up to a multiple of so many columns
+  static constexpr int kDepth = 4 * kTile;  // rows are read up to a multiple of this many bytes
+  static constexpr int kColumns = kBlock;   // and written up to a multiple of this many columns
   static constexpr int kRows = kBlock;      // rows up to a multiple of it are read and written
   static std::size_t scratch_size(std::size_t rows) { return round_up(rows, kBlock) * kBlock; }
 
@@ -112,7 +112,7 @@ class TileProduct {
     const std::uint32_t* columns;
     int steps;
     const unsigned char* first_row = nullptr;
-    const char* next = nullptr;  // the next panel, prefetched into the L2 cache: so many lines at each step
+    const char* next = nullptr;  // the next panel, prefetched into the L2 cache: this many lines at each step
     int lines = 0;
   };
 

@@ -1,0 +1,48 @@
+"""What is printed at the end of a run of the benchmarks: the table of its cells, how surely they were judged, notes."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qbert.results import history, run_tables
+from qbert.variants import BASELINE
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+CAPTION = (
+    "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
+    "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
+    "interval. Of limit: of what this core can do; then with attention at its best."
+)
+
+
+def table(results: Sequence[dict[str, Any]], dataset: str) -> "RenderableType":
+    """Return the table of `results`, benchmarks in the format of pytest-benchmark on `dataset`."""
+    title = f"qbert: {dataset}, batch 1, one thread"
+    return run_tables.summary(history.cells(results), title=title, caption=CAPTION + _odds(results))
+
+
+def _odds(results: Sequence[dict[str, Any]]) -> str:
+    """Return a line on how often the F1 guard errs in the cell with the most flips."""
+    from qbert.measure import accuracy
+
+    judged = [result["extra_info"] for result in results if "f1_guard" in result["extra_info"]]
+    judged = [info for info in judged if info["variant"] != BASELINE and info["f1_guard"] == "point"]
+    judged = [info for info in judged if info["flips"] and 2 * info["max_f1_drop"] < 1]  # else the guard cannot err
+    if not judged:
+        return ""
+    most = max(judged, key=lambda info: info["flips"])
+    return f"\n{accuracy.odds(most['documents'], most['flips'], most['max_f1_drop'])} (the most flips of all cells)."
+
+
+def notes(results: Sequence[dict[str, Any]], cannot: Mapping[str, str]) -> list[str]:
+    """Return lines on variants of `results` that nobody named and that are over their limit, which is no failure.
+
+    And on those that were left out: `cannot` has the reason by the cell's name.
+    """
+    infos = [result["extra_info"] for result in results]
+    over = [run_tables.over_limit(info) for info in infos if info.get("over_limit") and not info["named"]]
+    if over:
+        over.append("--variants names none of these, so the run passes; with --strict-guard it fails.")
+    cells = {why: ", ".join(name for name in cannot if cannot[name] == why) for why in cannot.values()}
+    return over + [f"{names} left out: {why}" for why, names in cells.items()]
