@@ -25,7 +25,7 @@ from qbert.measure import capacity, stats
 from qbert.measure.capacity_crew import FORKS, Crew
 from qbert.measure.capacity_worker import FINISHED, RUNNING, Board
 from qbert.measure.cells import Cell, Suite
-from qbert.system import children, cores
+from qbert.system import cores
 from qbert.system.cores import Cores
 from qbert.system.errors import CannotRunError, InputError
 from qbert.variants import Variant
@@ -124,7 +124,7 @@ def forks(process: int) -> list[int]:
 
 
 def started(crew: Crew) -> set[int]:
-    return {child._process.pid for child in crew._children}  # noqa: SLF001
+    return {child.process.pid for child in crew.children}
 
 
 @pytest.mark.skipif(not FORKS, reason="a cell starts its own processes there")
@@ -161,8 +161,8 @@ def test_a_cell_leaves_its_processes_without_its_model_to_the_next_of_its_runtim
 def test_each_worker_stays_on_its_own_core(cell: Cell, load: capacity.Load) -> None:
     order = (*HERE.order, *HERE.order)[:2]
     with Crew(cell, load.rows, 2, Cores(order, 2)) as crew:
-        for number, child in enumerate(crew._children):  # noqa: SLF001  the processes
-            (fork,) = forks(child._process.pid)  # noqa: SLF001
+        for number, child in enumerate(crew.children):
+            (fork,) = forks(child.process.pid)
             tasks = Path(f"/proc/{fork}/task").iterdir()
             assert {frozenset(os.sched_getaffinity(int(task.name))) for task in tasks} == {frozenset({order[number]})}
 
@@ -361,28 +361,6 @@ def test_ctrl_c_ends_everything_at_once(
     assert parent.stderr is not None
     parent.stderr.close()
     wait_until(lambda: not processes(f"QBERT_CACHE={tmp_path / 'cache'}"))
-
-
-def test_the_first_answer_is_read_first_and_silence_ends() -> None:
-    reply = "import time; time.sleep({}); print('{{\"answer\": 1}}', flush=True); time.sleep(60)"
-    waiting = {
-        name: children.Answering(sys.executable, "-c", reply.format(seconds), path="")
-        for name, seconds in {"late": 1.0, "early": 0.0, "never": 60}.items()
-    }
-    found = []
-
-    def read() -> None:
-        for name, child in children.first_answers(waiting, 3):
-            found.append(name)
-            assert child.receive(1) == {"answer": 1}
-
-    try:
-        with pytest.raises(TimeoutError):
-            read()
-    finally:
-        for child in waiting.values():
-            child.end()
-    assert found == ["early", "late"]
 
 
 @pytest.fixture

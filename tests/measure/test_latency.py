@@ -60,7 +60,7 @@ def test_no_text_comes_twice_and_special_tokens_stay(trained: Checkpoint, news: 
     assert len(encodings) >= 8
     assert {one["input_ids"].shape for one in encodings} == {(1, 16)}
     special = trained.encoder.tokenizer.all_special_ids
-    found = list(itertools.islice(timing.Texts([*encodings, encodings[0]], special, seed=0), 3000))
+    found = list(itertools.islice(timing.endless_texts([*encodings, encodings[0]], special, seed=0), 3000))
     assert len({one["input_ids"].tobytes() for one in found}) == 3000
     for one in found:
         assert one["input_ids"][0, 0] == trained.encoder.tokenizer.cls_token_id

@@ -13,7 +13,7 @@ import pytest
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
 
-SLEEPS = "import time; from qbert.system.children import end_with_parent; end_with_parent(); {before}; time.sleep(600)"
+SLEEPS = "import time; from qbert.system.worker import end_with_parent; end_with_parent(); {before}; time.sleep(600)"
 
 
 @pytest.fixture
@@ -59,9 +59,7 @@ def test_a_child_that_leads_a_group_takes_that_with_it(
 
 
 def test_a_process_that_nobody_has_tied_stays(tmp_path: Path) -> None:
-    script = (
-        "import time; from qbert.system import children; children.end_with_parent(); time.sleep(0.2); print('here')"
-    )
+    script = "import time; from qbert.system import worker; worker.end_with_parent(); time.sleep(0.2); print('here')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == "here\n"
 
