@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from filelock import FileLock
 
@@ -53,7 +53,7 @@ class Subject:
     plugins: tuple[str, ...] = ()
 
 
-class Worker:
+class Worker(Child):
     """A side's process; leaving the context kills it and its children."""
 
     def __init__(self, side: Side, subject: Subject, *, timeout_s: float, shown: bool = False) -> None:
@@ -62,22 +62,13 @@ class Worker:
         Raises:
             SideError: it cannot be started.
         """
-        self.side, self._timeout_s, self._subject = side, timeout_s, subject
-        self._request = ""
+        self.side, self._subject, self._request = side, subject, ""
         path = os.pathsep.join([*([str(side.tree)] if side.tree else []), *side.path])
         program = str(Path(__file__).with_name("worker.py"))
         try:
-            self._child = Child("its process", program, python=side.python, path=path, shown=shown)
+            super().__init__("its process", program, python=side.python, path=path, shown=shown, timeout_s=timeout_s)
         except OSError as error:
             raise SideError(f"{side.name} could not run: {side.python}: {error.strerror}") from error
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Kill it."""
-        self._child.end()
 
     def send_open(self) -> None:
         """Request that it make its suite; the answer has the names of the `models`, in order, and of the `variants`."""
@@ -87,15 +78,10 @@ class Worker:
             "open", **subject, dataset=self.side.dataset, models=self.side.models, lenient=self.side.name == "base"
         )
 
-    def ask(self, do: str, **arguments: Any) -> Any:  # noqa: ANN401
-        """Send a request and return its answer."""
-        self.send(do, **arguments)
-        return self.receive()
-
     def send(self, do: str, **arguments: Any) -> None:  # noqa: ANN401
         """Send a request; `receive` waits for its answer."""
         self._request = " ".join([do, *(str(arguments[name]) for name in CELL if name in arguments)])
-        self._child.send(do, **arguments)
+        super().send(do, **arguments)
 
     def receive(self) -> Any:  # noqa: ANN401
         """Return the answer to the last request.
@@ -106,7 +92,7 @@ class Worker:
             SideError: the side failed, ended, or did not answer in time.
         """
         try:
-            return self._child.receive(self._timeout_s)
+            return super().receive()
         except InputError as error:
             is_mistake = self.side.name == "head" and self._request == "open" and not isinstance(error, ChildError)
             if is_mistake or isinstance(error, CannotRunError):

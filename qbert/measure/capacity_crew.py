@@ -108,7 +108,7 @@ class Crew:
         self.children = of_its_kind[: self.workers]
         for child in itertools.chain(*_WAITING.values()):
             if child not in self.children:
-                child.end()
+                child.close()
         _WAITING.clear()
         while len(self.children) < self.workers:
             self.children.append(Child("", "-m", "qbert.measure.capacity_worker"))
@@ -123,7 +123,7 @@ class Crew:
 
     def _end(self) -> None:
         for child in self.children:
-            child.end()
+            child.close()
         self.children.clear()
 
     def block(self, texts: Mapping[int, Sequence[int]]) -> dict[int, Any]:
@@ -171,15 +171,16 @@ class Crew:
         """
         waiting = {self.children[worker]: worker for worker in wanted}
         for child, worker in waiting.items():
+            child.timeout_s = timeout_s
             child.send(do, **wanted[worker])
         answers: dict[int, Any] = {}
         while waiting:  # for the first: where one is lost, the others wait for it
             ready = connection.wait([child.pipe for child in waiting], timeout_s)
             if not ready:  # in a block all wait for the slowest, so that none has answered
-                raise min(waiting, key=lambda child: self._board.stage(waiting[child])).silent(timeout_s)
+                raise min(waiting, key=lambda child: self._board.stage(waiting[child])).silent()
             for child in [child for child in waiting if child.pipe in ready]:
                 try:
-                    answers[waiting.pop(child)] = child.receive(timeout_s)
+                    answers[waiting.pop(child)] = child.receive()
                 except LostError:
                     raise
                 except InputError as error:

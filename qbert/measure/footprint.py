@@ -56,13 +56,11 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding", pauses: int 
         "options": accepted_options(load, variant.options),
     }
     arrays = {name: array.tolist() for name, array in encoding.items()}
-    child = children.Child("it", "-m", "qbert.measure.footprint")
-    try:
-        return Footprint(**child.ask("take", children.LOADING_S, loading=loading, arrays=arrays, pauses=pauses))
-    except InputError as error:
-        raise CannotRunError(f"variant {variant.name} fails in a process of its own: {error}") from error
-    finally:
-        child.end()
+    with children.Child("it", "-m", "qbert.measure.footprint") as child:
+        try:
+            return Footprint(**child.ask("take", loading=loading, arrays=arrays, pauses=pauses))
+        except InputError as error:
+            raise CannotRunError(f"variant {variant.name} fails in a process of its own: {error}") from error
 
 
 def _take(loading: Mapping[str, Any], arrays: Mapping[str, Any], pauses: int) -> dict[str, Any]:

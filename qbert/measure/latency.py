@@ -45,10 +45,7 @@ class Replay:
     """A timer for pytest-benchmark that replays the seconds another process has measured."""
 
     __name__ = "replayed"  # its name in saved runs
-
-    def __init__(self) -> None:
-        """Start at zero."""
-        self._now = 0.0
+    _now = 0.0
 
     def __call__(self) -> float:
         """Return the seconds of the round so far."""
@@ -118,7 +115,7 @@ class Timers:
     def close(self) -> None:
         """End the processes."""
         for child in self._children:
-            child.end()
+            child.close()
         self._children.clear()
 
     def time(self, cell: "Cell", *, seconds: float, min_rounds: int = 1) -> Timed:
@@ -148,8 +145,9 @@ class Timers:
         ]
         for seed, child in enumerate(self._children):
             special = cell.encoder.tokenizer.all_special_ids
-            self._ask(child, "begin", side=names[-1], encodings=encodings, special=special, seed=seed)
-        costs = [_median(self._ask(child, "warm_up", side=side) for child in self._children) for side in names]
+            child.timeout_s = self._patience_s
+            child.ask("begin", side=names[-1], encodings=encodings, special=special, seed=seed)
+        costs = [_median(child.ask("warm_up", side=side) for child in self._children) for side in names]
         turns = [{"settling": settling_calls(cost), "timed": TURN.timed_calls(cost)} for cost in costs]
         pair_s = sum(cost * sum(turn.values()) for cost, turn in zip(costs, turns, strict=True))
         least = -(-min_rounds // (PROCESSES * turns[-1]["timed"]))
@@ -157,9 +155,9 @@ class Timers:
         for _ in range(max(MIN_PAIRS, round(seconds / PROCESSES / pair_s), least)):
             for number, child in enumerate(self._children):
                 for side, turn in zip(names, turns, strict=True):
-                    calls_s[side][number].append(self._ask(child, "block", side=side, **turn))
+                    calls_s[side][number].append(child.ask("block", side=side, **turn))
         count = max(2, round(AUDIT_S / costs[-1]))
-        audits = [self._ask(child, "repeat", count=count) for child in self._children]
+        audits = [child.ask("repeat", count=count) for child in self._children]
         return Timed(calls_s[names[-1]], [] if cell.is_baseline else calls_s["baseline"]), audits
 
     def _load(self, sides: Mapping[str, Mapping[str, Any]]) -> None:
@@ -167,12 +165,10 @@ class Timers:
         while len(self._children) < PROCESSES:
             self._children.append(Child("a process that times it", "-m", "qbert.measure.latency_worker"))
         for child in self._children:
+            child.timeout_s = LOADING_S
             child.send("load", **sides)
         for child in self._children:
-            child.receive(LOADING_S)
-
-    def _ask(self, child: Child, do: str, **arguments: Any) -> Any:  # noqa: ANN401  whatever JSON holds
-        return child.ask(do, self._patience_s, **arguments)
+            child.receive()
 
 
 def _check_audits(timed: Timed, audits: Iterable[Mapping[str, Any]]) -> None:

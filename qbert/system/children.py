@@ -11,7 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from multiprocessing import Pipe
-from typing import Any
+from typing import Any, Self
 
 from qbert.system.errors import TRACEBACK, CannotRunError, InputError
 from qbert.system.worker import LIFELINE
@@ -69,13 +69,14 @@ class Child:
         python: str = sys.executable,
         path: str | None = None,
         shown: bool | None = None,
+        timeout_s: float = LOADING_S,
     ) -> None:
         """Start `python` with `arguments` and the module path `path`; `name` is the child's in messages.
 
         Raises:
             OSError: it cannot be started.
         """
-        self.name = name
+        self.name, self.timeout_s = name, timeout_s
         self.pipe, theirs = Pipe()
         shown = bool(os.environ.get(TRACEBACK)) if shown is None else shown
         with theirs:
@@ -88,25 +89,33 @@ class Child:
                 start_new_session=True,
             )
 
-    def ask(self, do: str, timeout_s: float, **arguments: Any) -> Any:  # noqa: ANN401  whatever JSON holds
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Kill it."""
+        self.close()
+
+    def ask(self, do: str, **arguments: Any) -> Any:  # noqa: ANN401  whatever JSON holds
         """Send a request and return its answer: `receive`."""
         self.send(do, **arguments)
-        return self.receive(timeout_s)
+        return self.receive()
 
     def send(self, do: str, **arguments: Any) -> None:  # noqa: ANN401
         """Send a request; `receive` waits for its answer."""
         with contextlib.suppress(OSError):  # of a child that has ended: receive tells how
             self.pipe.send_bytes(json.dumps({"do": do} | arguments).encode())
 
-    def receive(self, timeout_s: float) -> Any:  # noqa: ANN401
+    def receive(self) -> Any:  # noqa: ANN401
         """Return the answer to the last request.
 
         Raises:
-            LostError: the child has ended, or there is no answer in time.
+            LostError: the child has ended, or there is no answer for `timeout_s`.
             CannotRunError, InputError, ChildError: the request fails with one of the first two, or with another error.
         """
-        if not self.pipe.poll(timeout_s):
-            raise self.silent(timeout_s)
+        if not self.pipe.poll(self.timeout_s):
+            raise self.silent()
         try:
             reply = json.loads(self.pipe.recv_bytes())
         except (EOFError, ConnectionResetError) as error:
@@ -118,11 +127,11 @@ class Child:
             raise kinds.get(reply["kind"], ChildError)(reply["error"])
         return reply["answer"]
 
-    def silent(self, timeout_s: float) -> LostError:
+    def silent(self) -> LostError:
         """Return the error that it does not answer."""
-        return LostError(f"{self.name} has said nothing for {timeout_s:.0f} s")
+        return LostError(f"{self.name} has said nothing for {self.timeout_s:.0f} s")
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kill the child and its group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
