@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from qbert.measure.cells import Cell, Suite
+    from qbert.measure.cells import Suite
 
 RUNS = (
     ("qbert.measure.cells", "qbert.suite"),
@@ -72,9 +72,11 @@ TURN = timing.Turn(block_s=0.006, settle_s=0.004, caches_filled_s=0.02)
 class Worker:
     """The requests that the gate can make; a cell is named by `model`, `max_length` and `variant`."""
 
+    _suite: "Suite"
+    """What `open` has made."""
+
     def __init__(self) -> None:
-        """Start without a suite: `open` makes it."""
-        self._suite: Suite | None = None
+        """Start with nothing loaded, on the cores that this process may use."""
         self._plugins: list[str] = []
         self._calls: dict[str, Callable[[], Any]] = {}
         self._classifiers: dict[str, Callable[[Any], Any]] = {}
@@ -98,7 +100,6 @@ class Worker:
         from qbert import variants as table
 
         datasets = first_module("qbert.inputs.dataset", "qbert.dataset")
-
         wanted = [name.strip() for name in variants.split(",")]
         if lenient:
             known = {variant.name for variant in table.select("all")} | {"default", "all"}
@@ -111,8 +112,6 @@ class Worker:
     def fingerprints(self) -> dict[str, Any]:
         """Return `same`, which identifies code, libraries, models and dataset of the side, and the code's `files`."""
         geometries = first_module("qbert.inputs.training", "qbert.training", "qbert.train").GEOMETRIES
-
-        assert self._suite is not None, "open comes first"  # noqa: S101  a mistake of the gate, not of the user
         suite, sources = self._suite, own_module("system", "sources")
         modules = [*(first_name(*names) for names in RUNS), *self._plugins]
         installed = {f"{package.name} {package.version}" for package in importlib.metadata.distributions()}
@@ -129,13 +128,9 @@ class Worker:
             "files": sorted(map(str, sources.files(*modules).values())),
         }
 
-    def _cell(self, model: str, max_length: int, variant: str) -> "Cell":
-        assert self._suite is not None, "open comes first"  # noqa: S101  a mistake of the gate, not of the user
-        return self._suite.cell(model, max_length, variant)
-
     def prepare(self, **named: Any) -> dict[str, Any]:  # noqa: ANN401
         """Build the cell's folder and load it once; return the cell's description, its size, and how to load it."""
-        cell = self._cell(**named)
+        cell = self._suite.cell(**named)
         load = cell.variant.load
         parameters = inspect.signature(load).parameters
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -163,8 +158,7 @@ class Worker:
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return the cell's answers for the test documents (labels.answers), and its F1 drop against fp32."""
         accuracy = first_module(*RUNS[1])
-
-        cell = self._cell(**named)
+        cell = self._suite.cell(**named)
         rows = cell.suite.dataset.documents(documents)
         logits, _ = accuracy.run(cell.classifier, cell.encoder, rows, cell.max_length)
         labels = own_module("inputs", "labels")
@@ -190,14 +184,14 @@ class Worker:
     def peak_memory(self, **named: Any) -> int:  # noqa: ANN401
         """Return the peak resident memory, in bytes, of a process that only runs this cell."""
         footprint = first_module(*RUNS[3])
-        cell = self._cell(**named)
+        cell = self._suite.cell(**named)
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         return int(footprint.measure(cell.variant, cell.folder, encoding).peak_rss_bytes)
 
     def capacity(self, documents: int | None, **named: Any) -> dict[str, float]:  # noqa: ANN401
         """Return `texts_per_s` and `loaded_p99_s` of processes, one on each core, that all run this cell."""
         capacity = first_module("qbert.measure.capacity", "qbert.capacity")
-        cell = self._cell(**named)
+        cell = self._suite.cell(**named)
         rows = first_module("qbert.inputs.dataset", "qbert.dataset").text_rows(cell.suite.dataset.documents(documents))
         load = capacity.Load(rows, cell.suite.dataset.name, min_rounds=capacity.MIN_ROUNDS)
         _, figures = capacity.measure(cell, load)

@@ -96,7 +96,7 @@ class Measured:
     def queue(self, limit_s: float, price_per_hour: float | None = None) -> dict[str, Any]:
         """Return the curve of p99 against rate, the highest rate within `limit_s`, and what a million texts cost."""
         rates = [float(load * queueing.capacity(self.seconds)) for load in queueing.LOADS]
-        p99_s = queueing.simulate(self.seconds, rates, slowdown=self.slowdown or 1.0).p99_s.tolist()
+        p99_s = queueing.p99(self.seconds, rates, slowdown=self.slowdown or 1.0).tolist()
         rate = queueing.highest_rate(rates, p99_s, limit_s)
         figures = {"latency_limit_s": limit_s, "rates": rates, "rates_p99_s": p99_s, "rate_within_limit": rate}
         if price_per_hour is not None:
