@@ -51,55 +51,46 @@ class Crew:
         cores: "Cores",
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """Start no process yet: entering the context does."""
-        self._cell, self._rows, self._cores, self._patience_s = cell, rows, cores, patience_s
-        self.workers = workers
-        self.threads = int(cell.variant.options.get("threads", 1))
-        self.evidence: Mapping[str, Any] = {}
-        self.cost_s = 0.0
-        """Median seconds of a text while all are busy, of the slowest worker."""
-        self.children: list[Child] = []
-        self._kind = ""
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
         """Start the workers, pin them, load the cell in each, and warm them up.
 
         Raises:
             CannotRunError: the cell cannot be served.
             InputError: a worker cannot be pinned, dies or hangs, or runs on another number of threads.
         """
-        with contextlib.ExitStack() as stack:
-            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qbert-")))
-            self._board = stack.enter_context(contextlib.closing(Board(place / "board", self.workers)))
-            stack.callback(self._end)
-            self._start()
-            self.evidence = self._ask_all(
-                "load",
-                LOADING_S,
-                variant=dict(self._cell.loading),
-                artefact=_artefact(self._cell, place),
-                max_length=self._cell.max_length,
-                texts=self._rows,
-                board=str(place / "board"),
-            )[0]
-            if self.evidence.get("threads", 1) != self.threads:
-                raise CannotRunError(
-                    f"{self._cell.name}: its runtime says that it runs on {self.evidence['threads']} threads, and "
-                    f"{self.threads} were asked for: leave it out"
-                )
-            self.cost_s = max(self._ask_all("warm_up", self._patience_s))
-            self._stack = stack.pop_all()
+        self.workers, self._cell, self._patience_s = workers, cell, patience_s
+        self.threads = int(cell.variant.options.get("threads", 1))
+        self.children: list[Child] = []
+        self._place = tempfile.TemporaryDirectory(prefix="qbert-")
+        board = Path(self._place.name) / "board"
+        self._board = Board(board, workers)
+        try:
+            self._start(cores)
+            self.evidence = self._load(rows, board)
+            self.cost_s = max(self._ask_all("warm_up", patience_s))
+            """Median seconds of a text while all are busy, of the slowest worker."""
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """End the workers."""
-        with self._stack, contextlib.suppress(InputError):  # of one that has ended meanwhile
+        with contextlib.closing(self), contextlib.suppress(InputError):  # of one that has ended meanwhile
             if FORKS and kind is None:
                 self._ask_all("end", self._patience_s)
                 _WAITING[self._kind], self.children = self.children, []
 
-    def _start(self) -> None:
+    def close(self) -> None:
+        """End the workers."""
+        for child in self.children:
+            child.close()
+        self._board.close()
+        self._place.cleanup()
+
+    def _start(self, cores: "Cores") -> None:
         """Start and pin the workers, or let those go on that a cell of the same runtime has left; end the others."""
         modules = [name for package in self._cell.variant.to_load for name in SLOW_IMPORTS.get(package, (package,))]
         environment = {name: value for name, value in os.environ.items() if name not in SET_MEANWHILE}
@@ -116,15 +107,22 @@ class Crew:
             child.name = f"{self._cell.name}: worker {number + 1} of {self.workers}"
         # Before they import PyTorch, whose OpenMP has as many threads as there are processors then: on one core they
         # wait for each other, and int8-dynamic of BERT-base took 3.7 s to load instead of 1.3.
-        pins = {n: {"processors": self._cores.of_worker(n, self.threads)} for n in range(self.workers)}
+        pins = {n: {"processors": cores.of_worker(n, self.threads)} for n in range(self.workers)}
         self._ask("pin", LOADING_S, pins)
         if FORKS:
             self._ask_all("fork", LOADING_S, modules=modules)
 
-    def _end(self) -> None:
-        for child in self.children:
-            child.close()
-        self.children.clear()
+    def _load(self, rows: Sequence[tuple[str, ...]], board: Path) -> Mapping[str, Any]:
+        """Load the cell in all workers; return its evidence."""
+        artefact = _artefact(self._cell, board.parent)
+        loading = {"variant": dict(self._cell.loading), "artefact": artefact, "max_length": self._cell.max_length}
+        evidence: Mapping[str, Any] = self._ask_all("load", LOADING_S, **loading, texts=rows, board=str(board))[0]
+        if evidence.get("threads", 1) != self.threads:
+            raise CannotRunError(
+                f"{self._cell.name}: its runtime says that it runs on {evidence['threads']} threads, and "
+                f"{self.threads} were asked for: leave it out"
+            )
+        return evidence
 
     def block(self, texts: Mapping[int, Sequence[int]]) -> dict[int, Any]:
         """Let the workers that `texts` names classify those of its texts, by number, all of them busy until the end."""

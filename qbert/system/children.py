@@ -133,6 +133,8 @@ class Child:
 
     def close(self) -> None:
         """Kill the child and its group."""
+        if self.pipe.closed:  # by now the number may be another process's
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -52,7 +52,7 @@ def answer_requests(handler: object) -> None:
     end_with_parent()
     parent = Connection(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what this process starts has no part in it
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             request = json.loads(parent.recv_bytes())
             try:
