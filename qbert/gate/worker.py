@@ -8,7 +8,6 @@ import gc
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import os
 import statistics
@@ -131,9 +130,6 @@ class Worker:
     def prepare(self, **named: Any) -> dict[str, Any]:  # noqa: ANN401
         """Build the cell's folder and load it once; return the cell's description, its size, and how to load it."""
         cell = self._suite.cell(**named)
-        load = cell.variant.load
-        parameters = inspect.signature(load).parameters
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         if not np.isfinite(cell.classifier(encoding)).all():
             raise first_module(*ERRORS).CannotRunError(
@@ -143,14 +139,7 @@ class Worker:
             "disk_bytes": cell.disk_bytes,
             "load": {
                 "plugins": self._plugins,
-                "loading": {
-                    "module": load.__module__,
-                    "name": load.__qualname__,
-                    "options": {
-                        name: value for name, value in cell.variant.options.items() if takes_all or name in parameters
-                    },
-                    "folder": str(cell.folder.resolve()),
-                },
+                "loading": timing.loading(cell.variant.load, cell.folder, cell.variant.options),
                 "encoding": {name: ids.tolist() for name, ids in encoding.items()},
             },
         }

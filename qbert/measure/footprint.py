@@ -46,15 +46,7 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding", pauses: int 
     Raises:
         CannotRunError: it could not be loaded or run.
     """
-    from qbert.variants import accepted_options
-
-    load = variant.load
-    loading = {
-        "module": load.__module__,
-        "name": load.__qualname__,
-        "folder": str(folder.resolve()),
-        "options": accepted_options(load, variant.options),
-    }
+    loading = worker.loading(variant.load, folder, variant.options)
     arrays = {name: array.tolist() for name, array in encoding.items()}
     with children.Child("it", "-m", "qbert.measure.footprint") as child:
         try:

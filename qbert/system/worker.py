@@ -6,6 +6,7 @@ It imports only the standard library: the gate loads this file in trees that lac
 import contextlib
 import gc
 import importlib
+import inspect
 import json
 import math
 import operator
@@ -68,6 +69,18 @@ def _described(error: Exception) -> dict[str, str]:
     kind = next((name for name in classes if name in {"CannotRunError", "InputError"}), "")
     lines = [text.strip() for text in str(error).splitlines() if text.strip()] or ["no message"]
     return {"error": lines[0] if kind else f"{classes[0]}: {lines[0]}", "kind": kind}
+
+
+def loading(function: Callable[..., Any], folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments by which `load` calls, elsewhere, `function(folder)` with the `options` that it accepts."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {
+        "module": function.__module__,
+        "name": function.__qualname__,
+        "folder": str(folder.resolve()),
+        "options": {name: value for name, value in options.items() if takes_all or name in parameters},
+    }
 
 
 def load(module: str, name: str, folder: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN401  a Classifier
