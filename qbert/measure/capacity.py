@@ -36,7 +36,7 @@ LATENCY_LIMIT_S = 0.05
 # guest). A simulation without it found a p99 of 10.7 ms where 15.5 were true.
 RESTED_SHARE = 0.25  # of the time of a cell, in which requests come at random
 WAKING_S = 0.1  # a longer text does not notice
-MIN_ROUNDS = 299  # accuracy.percentiles gives p99 from so many on
+MIN_ROUNDS = 299  # the fewest of which accuracy.percentiles gives p99
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Load:
 
 @dataclass
 class Measured:
-    """What so many workers have shown."""
+    """What a number of workers has shown."""
 
     workers: int
     seconds: list[list[float]]
@@ -105,7 +105,7 @@ class Measured:
                 figures["cost_per_million"] = price_per_hour / 3600 / rate * 1e6
         return figures
 
-    def beside(self) -> dict[str, float]:
+    def interference(self) -> dict[str, float]:
         """Return how a text's time under load compares with that alone; nothing where no worker was alone."""
         if not self.log_ratios:
             return {}
@@ -124,7 +124,7 @@ def representative(rows: Sequence[tuple[str, ...]], count: int) -> list[int]:
     return [int(row) for row in np.random.default_rng(0).permutation(chosen)]
 
 
-def alike(rows: Sequence[tuple[str, ...]], shape: tuple[int, int, int]) -> npt.NDArray[np.int64]:
+def block_texts(rows: Sequence[tuple[str, ...]], shape: tuple[int, int, int]) -> npt.NDArray[np.int64]:
     """Return the numbers of representative texts, `(blocks, workers, texts)`.
 
     The workers of a block have texts of the same lengths, so that they finish at about the same time and their rates
@@ -161,7 +161,7 @@ def measure(
         **full.loaded(),
         "worker_threads": crew.threads,
         "worker_shares": [rate / sum(full.rates) for rate in full.rates],
-        **full.beside(),
+        **full.interference(),
         **full.queue(load.latency_limit_s, load.price_per_hour),
         "answers_compared": check_answers(cell, load.rows, given),
         "traffic": load.source,
@@ -184,7 +184,7 @@ def _measure(crew: Crew, load: Load, workers: int, given: "list[Answer]") -> Mea
     blocks_s = max(0.0, (1 - RESTED_SHARE) * load.seconds - 2 * PAIRS * SETTLE_S)
     pairs = PAIRS if 2 * PAIRS * crew.cost_s <= blocks_s else stats.min_sample_size(CONFIDENCE)
     each = max(1, round(blocks_s / (2 * pairs * crew.cost_s)), -(-load.min_rounds // (pairs * workers)))
-    texts = alike(load.rows, (pairs, workers, each))
+    texts = block_texts(load.rows, (pairs, workers, each))
     measured = Measured(workers, [[] for _ in range(workers)], [0.0] * workers)
     all_work = workers == crew.workers
     alone_too = workers > 1 and all_work
@@ -258,10 +258,10 @@ def check_answers(cell: "Cell", rows: Sequence[tuple[str, ...]], given: Sequence
 
 @functools.lru_cache(maxsize=8)
 def token_counts(encoder: "Encoder", max_length: int, rows: tuple[tuple[str, ...], ...]) -> dict[str, int]:
-    """Return how many tokens the texts of `rows` have as they are served: 5, 50 and 95 % of them at most so many."""
+    """Return how many tokens the texts of `rows` have as they are served: the 5th, 50th and 95th percentile."""
     sample = [rows[number] for number in representative(rows, min(TOKENIZED, len(rows)))]
     counts = [encoder(*text, max_length=max_length)["input_ids"].shape[1] for text in sample]
     return {f"p{percent}": int(np.percentile(counts, percent, method="nearest")) for percent in (5, 50, 95)}
 
 
-TOKENIZED = 100  # of a file of a million texts, so many tell the lengths
+TOKENIZED = 100  # texts tell the lengths of a file of a million

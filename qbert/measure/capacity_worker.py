@@ -42,7 +42,7 @@ class Board:
     """
 
     def __init__(self, path: Path, workers: int = 0) -> None:
-        """Map the file `path`; with `workers`, make it for so many."""
+        """Map the file `path`; with `workers`, make it for that number."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         if workers:
             os.ftruncate(self._file, 8 + workers)
@@ -219,7 +219,7 @@ class Worker:
         return {"seconds": seconds, "elapsed_s": elapsed_s, "logits": [row[0].tolist() for row in logits]}
 
     def serve(self, texts: Sequence[int], due_s: Sequence[float], start: float) -> list[list[float]]:
-        """Answer requests, each for the text of that number and due so many seconds after `start` by the clock.
+        """Answer requests, each for the text of that number and due `due_s` after `start` by the monotonic clock.
 
         The next request goes to the first worker that is free. Return for each that this worker has answered the
         seconds from when it was due to its answer, and those of the work alone: since it was due and its worker free.

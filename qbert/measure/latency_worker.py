@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Answers = list[npt.NDArray[np.float32]]
 
-KEPT = 16  # at most so many answers of a block's timed calls are kept for the audit
+KEPT = 16  # answers of a block's timed calls, at most, that are kept for the audit
 TRIES = 20  # attempts to draw a text that has not been used before
 
 

@@ -23,7 +23,7 @@ def capacity(services_s: Sequence[Sequence[float]]) -> float:
     return float(sum(1 / np.mean(times) for times in services_s))
 
 
-def longer(rates: npt.ArrayLike, most: float, slowdown: float) -> Array:
+def slowdown_at(rates: npt.ArrayLike, most: float, slowdown: float) -> Array:
     """Return how many times as long a text takes at each of `rates` as at `most`, the capacity, where no worker rests.
 
     At HALF of the capacity, and below, it is `slowdown`; from there it falls in a line to 1.
@@ -61,9 +61,9 @@ def stays(
 
     The workers serve in the order of arrival. A worker's service times are its own in `services_s`, where it was never
     idle: IN_A_ROW in their order, from a random place on, which is the same for all workers, and so on (a moving-block
-    bootstrap, Kuensch 1989); while a worker rests, so many are left out as it had served. So slow moments, which make a
-    queue long, last as long as they did. A worker that rests takes longer. All rates see the same requests, so that a
-    curve has no noise of its own from one rate to the next.
+    bootstrap, Kuensch 1989); while a worker rests, those that it would have served are left out. So slow moments, which
+    make a queue long, last as long as they did. A worker that rests takes longer. All rates see the same requests, so
+    that a curve has no noise of its own from one rate to the next.
 
     Source: Kiefer and Wolfowitz 1955, "On the theory of queues with many servers": the vector of the times at which
     each worker becomes free, advanced by one request at a time.
@@ -79,7 +79,7 @@ def stays(
     now = np.zeros((len(rates), queues))
     each_rate = np.asarray(rates, dtype=float)[:, None]
     mean_gap = 1 / each_rate
-    factor = longer(each_rate, capacity(services_s), slowdown)
+    factor = slowdown_at(each_rate, capacity(services_s), slowdown)
     stay = np.empty((requests, *now.shape))
     for number in range(requests):
         if number % (IN_A_ROW * len(counts)) == 0:

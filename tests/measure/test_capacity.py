@@ -248,7 +248,7 @@ def test_a_few_texts_are_as_long_as_all() -> None:
 
 def test_the_texts_of_a_block_are_as_long_for_each_worker() -> None:
     rows = [("x" * (1 + number),) for number in np.random.default_rng(3).permutation(1000)]
-    texts = capacity.alike(rows, (8, 2, 3))
+    texts = capacity.block_texts(rows, (8, 2, 3))
     assert texts.shape == (8, 2, 3)
     assert sorted(texts.flat) == sorted(capacity.representative(rows, 48))
     in_order = np.vectorize(lambda row: len(rows[row][0]))(texts)
