@@ -59,7 +59,7 @@ def load_other(folder):
 
 register(Variant("other", "NumPy", "fp32", load_other))
 """
-TIMED = "if not gc.isenabled(): "  # as it is while the gate times, and not while it prepares
+TIMED = "if not gc.isenabled(): "  # as it is while the gate warms up and times, and not while it prepares
 
 
 def plugin(when_called: str = "pass", options: str = "{}") -> str:
@@ -285,7 +285,7 @@ def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
         ),
         pytest.param(
             *(plugin(TIMED + "time.sleep(3600)"), ["--timeout", "10"]),
-            *("base could not run: its process has said nothing for 10 s ('time ",),
+            *("base could not run: its process has said nothing for 10 s ('build ",),
             marks=pytest.mark.slow,
         ),
         ("import no_such_module", [], "base could not run: ModuleNotFoundError: No module named 'no_such_module'"),
