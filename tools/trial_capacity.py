@@ -80,7 +80,7 @@ def drive(cell: Cell, rows: Sequence[tuple[str, ...]], workers: int, seconds: fl
                 after = Known(crew, rows, texts, seed=1 + stretch)
                 services_s = [[*one, *other] for one, other in zip(before.services_s, after.services_s, strict=True)]
                 slowdown = capacity.slowdown(before.rested_s + after.rested_s, np.concatenate(services_s).tolist())
-                longer = queueing.longer([rate], queueing.capacity(services_s), slowdown)[0]
+                longer = queueing.slowdown_at([rate], queueing.capacity(services_s), slowdown)[0]
                 paces.append(served[:, 1].mean() / np.mean(np.concatenate(services_s)) / longer)
                 stay = queueing.stays(services_s, [rate], slowdown, QUEUES, count)
                 driven.append(float(np.percentile(served[:, 0], 99)))

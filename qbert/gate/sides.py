@@ -3,18 +3,17 @@
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from filelock import FileLock
 
 from qbert.inputs.dataset import FILES
-from qbert.system import children
+from qbert.system.children import Child, ChildError
 from qbert.system.errors import CannotRunError, InputError
 from qbert.system.git import GitError, run_git
 
@@ -54,7 +53,7 @@ class Subject:
     plugins: tuple[str, ...] = ()
 
 
-class Worker:
+class Worker(Child):
     """A side's process; leaving the context kills it and its children."""
 
     def __init__(self, side: Side, subject: Subject, *, timeout_s: float, shown: bool = False) -> None:
@@ -63,24 +62,13 @@ class Worker:
         Raises:
             SideError: it cannot be started.
         """
-        self.side, self._timeout_s, self._subject = side, timeout_s, subject
+        self.side, self._subject, self._request = side, subject, ""
         path = os.pathsep.join([*([str(side.tree)] if side.tree else []), *side.path])
         program = str(Path(__file__).with_name("worker.py"))
         try:
-            self._process = children.Answering(
-                side.python, program, path=path, stderr=None if shown else subprocess.DEVNULL
-            )
+            super().__init__("its process", program, python=side.python, path=path, shown=shown, timeout_s=timeout_s)
         except OSError as error:
             raise SideError(f"{side.name} could not run: {side.python}: {error.strerror}") from error
-        self._request = ""
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Kill it."""
-        self._process.end()
 
     def send_open(self) -> None:
         """Request that it make its suite; the answer has the names of the `models`, in order, and of the `variants`."""
@@ -90,15 +78,10 @@ class Worker:
             "open", **subject, dataset=self.side.dataset, models=self.side.models, lenient=self.side.name == "base"
         )
 
-    def ask(self, do: str, **arguments: Any) -> Any:  # noqa: ANN401
-        """Send a request and return its answer."""
-        self.send(do, **arguments)
-        return self.receive()
-
     def send(self, do: str, **arguments: Any) -> None:  # noqa: ANN401
         """Send a request; `receive` waits for its answer."""
         self._request = " ".join([do, *(str(arguments[name]) for name in CELL if name in arguments)])
-        self._process.send(do, **arguments)
+        super().send(do, **arguments)
 
     def receive(self) -> Any:  # noqa: ANN401
         """Return the answer to the last request.
@@ -109,21 +92,12 @@ class Worker:
             SideError: the side failed, ended, or did not answer in time.
         """
         try:
-            answer = self._process.receive(self._timeout_s)
-        except TimeoutError as error:
-            raise self._failed(f"no answer in {self._timeout_s:g} s to '{self._request}'") from error
-        except EOFError as error:
-            raise self._failed(f"its process {error} during '{self._request}'") from error
-        if "error" not in answer:
-            return answer["answer"]
-        if answer.get("cannot"):
-            raise CannotRunError(answer["error"])
-        if answer["mistake"] and self.side.name == "head" and self._request == "open":
-            raise InputError(answer["error"])
-        raise self._failed(f"{answer['error']} ('{self._request}')")
-
-    def _failed(self, why: str) -> SideError:
-        return SideError(f"{self.side.name} could not run: {why}")
+            return super().receive()
+        except InputError as error:
+            is_mistake = self.side.name == "head" and self._request == "open" and not isinstance(error, ChildError)
+            if is_mistake or isinstance(error, CannotRunError):
+                raise
+            raise SideError(f"{self.side.name} could not run: {error} ('{self._request}')") from error
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,14 @@
 """One side of `qbert gate`: a process that builds cells from its own tree and environment, and times them on request.
 
-It reads one request per line from standard input, `{"do": NAME, ...}`, and answers each with a line of JSON,
-`{"answer": ...}` or `{"error": SENTENCE}`. The gate runs this very file for both sides, so that the same code times
-both; the qbert that it imports is the side's own. Modules that an old side may lack come from this file's qbert.
+The gate runs this very file for both sides, so that the same code times both; the qbert that it imports is the side's
+own. Modules that an old side may lack come from this file's qbert: qbert.system.worker has how requests are answered.
 """
 
 import gc
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
-import math
-import operator
 import os
 import statistics
 import sys
@@ -26,14 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from qbert.measure.cells import Cell, Suite
+    from qbert.measure.cells import Suite
 
-WARM_UP_S = 0.15  # equals qbert.measure.latency.WARM_UP_S; defined here to be the same for both sides
-# Disturbances of a shared machine come in bursts of 50 ms and more, so turns are short: in such a burst the medians of
-# a second's turns of 50 ms spread by 5 %, those of 10 ms by 1 % (BERT-tiny int8, AMD Zen 5).
-BLOCK_S = 0.006
-SETTLE_S = 0.004
-CACHES_FILLED_S = 0.02
 RUNS = (
     ("qbert.measure.cells", "qbert.suite"),
     ("qbert.measure.accuracy", "qbert.accuracy", "qbert.evaluate"),
@@ -41,14 +31,16 @@ RUNS = (
     ("qbert.measure.footprint", "qbert.footprint"),
 )
 """The modules of qbert that a side runs, by current and former names; their imports and the plugins are added."""
+ERRORS = ("qbert.system.errors", "qbert.errors", "qbert")
 
 
-def _own(room: str, name: str) -> "ModuleType":
+def own_module(room: str, name: str) -> "ModuleType":
     """Return the module `name` of the qbert that this file belongs to; the side's qbert may lack it."""
     spec = importlib.util.spec_from_file_location(f"_gate_{name}", Path(__file__).parents[1] / room / f"{name}.py")
     assert spec is not None  # noqa: S101  it is a Python file
     assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks for it
     spec.loader.exec_module(module)
     return module
 
@@ -70,12 +62,20 @@ def _exists(name: str) -> bool:
         return False
 
 
+timing = own_module("system", "worker")
+# Disturbances of a shared machine come in bursts of 50 ms and more, so turns are short: in such a burst the medians of
+# a second's turns of 50 ms spread by 5 %, those of 10 ms by 1 % (BERT-tiny int8, AMD Zen 5).
+TURN = timing.Turn(block_s=0.006, settle_s=0.004, caches_filled_s=0.02)
+
+
 class Worker:
     """The requests that the gate can make; a cell is named by `model`, `max_length` and `variant`."""
 
+    _suite: "Suite"
+    """What `open` has made."""
+
     def __init__(self) -> None:
-        """Start without a suite: `open` makes it."""
-        self._suite: Suite | None = None
+        """Start with nothing loaded, on the cores that this process may use."""
         self._plugins: list[str] = []
         self._calls: dict[str, Callable[[], Any]] = {}
         self._classifiers: dict[str, Callable[[Any], Any]] = {}
@@ -99,7 +99,6 @@ class Worker:
         from qbert import variants as table
 
         datasets = first_module("qbert.inputs.dataset", "qbert.dataset")
-
         wanted = [name.strip() for name in variants.split(",")]
         if lenient:
             known = {variant.name for variant in table.select("all")} | {"default", "all"}
@@ -112,9 +111,7 @@ class Worker:
     def fingerprints(self) -> dict[str, Any]:
         """Return `same`, which identifies code, libraries, models and dataset of the side, and the code's `files`."""
         geometries = first_module("qbert.inputs.training", "qbert.training", "qbert.train").GEOMETRIES
-
-        assert self._suite is not None, "open comes first"  # noqa: S101  a mistake of the gate, not of the user
-        suite, sources = self._suite, _own("system", "sources")
+        suite, sources = self._suite, own_module("system", "sources")
         modules = [*(first_name(*names) for names in RUNS), *self._plugins]
         installed = {f"{package.name} {package.version}" for package in importlib.metadata.distributions()}
         return {
@@ -130,31 +127,19 @@ class Worker:
             "files": sorted(map(str, sources.files(*modules).values())),
         }
 
-    def _cell(self, model: str, max_length: int, variant: str) -> "Cell":
-        assert self._suite is not None, "open comes first"  # noqa: S101  a mistake of the gate, not of the user
-        return self._suite.cell(model, max_length, variant)
-
     def prepare(self, **named: Any) -> dict[str, Any]:  # noqa: ANN401
         """Build the cell's folder and load it once; return the cell's description, its size, and how to load it."""
-        cell = self._cell(**named)
-        load = cell.variant.load
-        parameters = inspect.signature(load).parameters
-        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        cell = self._suite.cell(**named)
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         if not np.isfinite(cell.classifier(encoding)).all():
-            raise first_module("qbert.system.errors", "qbert.errors", "qbert").CannotRunError(
+            raise first_module(*ERRORS).CannotRunError(
                 f"{cell.name} answers with nan or infinity: leave the model or the variant out"
             )
         return cell.describe(cell.classifier.evidence) | {
             "disk_bytes": cell.disk_bytes,
             "load": {
                 "plugins": self._plugins,
-                "module": load.__module__,
-                "function": load.__qualname__,
-                "options": {
-                    name: value for name, value in cell.variant.options.items() if takes_all or name in parameters
-                },
-                "folder": str(cell.folder.resolve()),
+                "loading": timing.loading(cell.variant.load, cell.folder, cell.variant.options),
                 "encoding": {name: ids.tolist() for name, ids in encoding.items()},
             },
         }
@@ -162,11 +147,10 @@ class Worker:
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
         """Return the cell's answers for the test documents (labels.answers), and its F1 drop against fp32."""
         accuracy = first_module(*RUNS[1])
-
-        cell = self._cell(**named)
+        cell = self._suite.cell(**named)
         rows = cell.suite.dataset.documents(documents)
         logits, _ = accuracy.run(cell.classifier, cell.encoder, rows, cell.max_length)
-        labels = _own("inputs", "labels")
+        labels = own_module("inputs", "labels")
         if getattr(cell.checkpoint.config, "problem_type", None) != labels.MULTI_LABEL:
             true = labels.one_hot(rows["label"].to_numpy(), logits.shape[1])
             predicted = labels.predicted(logits, labels.SINGLE_LABEL)
@@ -176,7 +160,7 @@ class Worker:
             true = getattr(cell, "dataset", cell.suite.dataset).indicators(rows)
             predicted = labels.predicted(logits, labels.MULTI_LABEL)
         else:
-            raise first_module("qbert.system.errors", "qbert.errors", "qbert").InputError(
+            raise first_module(*ERRORS).InputError(
                 "its qbert is of a time before multi-label models: compare with a newer one"
             )
         comparison, _ = cell.judge(rows, logits)
@@ -189,14 +173,14 @@ class Worker:
     def peak_memory(self, **named: Any) -> int:  # noqa: ANN401
         """Return the peak resident memory, in bytes, of a process that only runs this cell."""
         footprint = first_module(*RUNS[3])
-        cell = self._cell(**named)
+        cell = self._suite.cell(**named)
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         return int(footprint.measure(cell.variant, cell.folder, encoding).peak_rss_bytes)
 
     def capacity(self, documents: int | None, **named: Any) -> dict[str, float]:  # noqa: ANN401
         """Return `texts_per_s` and `loaded_p99_s` of processes, one on each core, that all run this cell."""
         capacity = first_module("qbert.measure.capacity", "qbert.capacity")
-        cell = self._cell(**named)
+        cell = self._suite.cell(**named)
         rows = first_module("qbert.inputs.dataset", "qbert.dataset").text_rows(cell.suite.dataset.documents(documents))
         load = capacity.Load(rows, cell.suite.dataset.name, min_rounds=capacity.MIN_ROUNDS)
         _, figures = capacity.measure(cell, load)
@@ -215,17 +199,13 @@ class Worker:
             self._classifiers.clear()
         for name in load["plugins"]:
             importlib.import_module(name)
-        key = json.dumps(load | {"encoding": None})
+        key = json.dumps(load["loading"])
         if key not in self._classifiers:  # all lengths may share one classifier
-            function = operator.attrgetter(load["function"])(importlib.import_module(load["module"]))
-            self._classifiers[key] = function(Path(load["folder"]), **load["options"])
+            self._classifiers[key] = timing.load(**load["loading"])
         classifier = self._classifiers[key]
         encoding = {name: np.array(ids, dtype=np.int64) for name, ids in load["encoding"].items()}
         self._calls[cell] = lambda: classifier(encoding)
-        calls: list[float] = []
-        while sum(calls) < WARM_UP_S:
-            calls.append(seconds(self._calls[cell]))
-        return statistics.median(calls[len(calls) // 2 :])
+        return float(timing.warm_up(lambda: timing.time_call(self._calls[cell])))
 
     def _run_on(self, cores: set[int]) -> None:
         if self._allowed:  # empty if the system does not let a process choose its cores
@@ -237,52 +217,21 @@ class Worker:
             gc.collect()
             gc.disable()
         self._run_on({max(self._allowed, default=0)})  # as in qbert.system.machine.one_core
-        call = self._calls[cell]
-        settling, timed = block(cost_s)
-        for _ in range(settling):
-            call()
-        return statistics.median(seconds(call, slowdown) for _ in range(timed))
-
-
-def block(cost_s: float) -> tuple[int, int]:
-    """Return the number of untimed calls at the start of a side's turn, and of timed ones; a call takes `cost_s`.
-
-    The untimed calls refill the caches after the other side's turn; a long call does so by itself. The timed ones fill
-    BLOCK_S, as clock and scheduler are too coarse for a single short call.
-    """
-    return 0 if cost_s >= CACHES_FILLED_S else math.ceil(SETTLE_S / cost_s), max(1, round(BLOCK_S / cost_s))
+        for _ in range(TURN.settling_calls(cost_s)):
+            self._calls[cell]()
+        return statistics.median(seconds(self._calls[cell], slowdown) for _ in range(TURN.timed_calls(cost_s)))
 
 
 def seconds(call: "Callable[[], Any]", slowdown: float = 0.0) -> float:
     """Return the seconds of one call, including idling after it for the share `slowdown` of its time."""
-    start = time.perf_counter()
-    call()
+    called_s = float(timing.time_call(call))
+    if not slowdown:
+        return called_s
     end = time.perf_counter()
-    if slowdown:
-        until = end + slowdown * (end - start)
-        while (end := time.perf_counter()) < until:
-            pass
-    return end - start
-
-
-def error_answer(error: Exception) -> dict[str, Any]:
-    """Return the answer for an error: a sentence, and whether it is a user's `mistake` or the variant `cannot` run."""
-    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
-    classes = {base.__name__ for base in type(error).__mro__}  # by name: a side has its own classes
-    mistake = "InputError" in classes
-    return {
-        "error": ("" if mistake else f"{type(error).__name__}: ") + (lines[0] if lines else "no message"),
-        "mistake": mistake,
-        "cannot": type(error).__name__ == "CannotRunError",
-    }
-
-
-def main() -> None:
-    """Answer requests until there are no more, or the gate has ended."""
-    children = _own("system", "children")
-    children.end_with_parent()
-    children.answer_requests(Worker(), error_answer)
+    while (idle_s := time.perf_counter() - end) < slowdown * called_s:
+        pass
+    return called_s + idle_s
 
 
 if __name__ == "__main__":
-    main()
+    timing.answer_requests(Worker())

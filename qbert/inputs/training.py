@@ -17,11 +17,11 @@ from qbert.inputs.dataset import load as load_dataset
 from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, predicted
 from qbert.system import machine
 from qbert.system.cache import build_folder, is_filled
-from qbert.system.children import end_with_parent
 from qbert.system.errors import InputError
 from qbert.system.parse import read_bytes
 from qbert.system.record import write_record
 from qbert.system.terminal import echo, progress, quiet_transformers
+from qbert.system.worker import end_with_parent
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,8 +22,8 @@ ABSOLUTE_TOLERANCE = 1e-6
 """Greatest difference of logits, however small they are."""
 SHOWN = 3
 REMEMBERED = 2.0
-"""Where repeated texts are this many times faster in every process, answers are remembered. A table of BERT-tiny's
-answers was 1,200 times faster, repeating the previous answer in every other call 44 times."""
+"""If repeated texts are faster by more than this factor in every process, answers are remembered. A table of
+BERT-tiny's answers was 1,200 times faster, repeating the previous answer in every other call 44 times."""
 
 
 def differing(first: Logits, again: Logits) -> npt.NDArray[np.intp]:

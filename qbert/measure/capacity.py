@@ -6,9 +6,10 @@ the same minutes.
 
 import functools
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ LATENCY_LIMIT_S = 0.05
 # guest). A simulation without it found a p99 of 10.7 ms where 15.5 were true.
 RESTED_SHARE = 0.25  # of the time of a cell, in which requests come at random
 WAKING_S = 0.1  # a longer text does not notice
-MIN_ROUNDS = 299  # accuracy.percentiles gives p99 from this many on
+MIN_ROUNDS = 299  # the fewest of which accuracy.percentiles gives p99
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Load:
 
 @dataclass
 class Measured:
-    """What this many workers have shown."""
+    """What a number of workers has shown."""
 
     workers: int
     seconds: list[list[float]]
@@ -79,46 +80,38 @@ class Measured:
     @property
     def rounds(self) -> list[float]:
         """The seconds of all texts under load."""
-        return [seconds for of_worker in self.seconds for seconds in of_worker]
+        return list(itertools.chain(*self.seconds))
 
     @property
     def rates(self) -> list[float]:
         """The texts a second of each worker while all were busy."""
         return [len(times) / spent for times, spent in zip(self.seconds, self.elapsed_s, strict=True)]
 
-    def latency(self) -> dict[str, float]:
-        """Return the percentiles under load that the number of rounds allows, and the worst."""
-        found = accuracy.percentiles(self.rounds)
-        return {f"loaded_{name}": value for name, value in found.items()} | {"loaded_worst_s": max(self.rounds)}
+    def loaded(self) -> dict[str, Any]:
+        """Return the throughput, the percentiles under load that the number of rounds allows, and the worst."""
+        percentiles = {f"loaded_{name}": value for name, value in accuracy.percentiles(self.rounds).items()}
+        rates = {"workers": self.workers, "texts_per_s": sum(self.rates)}
+        return rates | percentiles | {"loaded_worst_s": max(self.rounds)}
 
-    def queue(self, limit_s: float, price_per_hour: float | None) -> dict[str, Any]:
+    def queue(self, limit_s: float, price_per_hour: float | None = None) -> dict[str, Any]:
         """Return the curve of p99 against rate, the highest rate within `limit_s`, and what a million texts cost."""
         rates = [float(load * queueing.capacity(self.seconds)) for load in queueing.LOADS]
-        p99_s = queueing.simulate(self.seconds, rates, slowdown=self.slowdown or 1.0).p99_s.tolist()
+        p99_s = queueing.p99(self.seconds, rates, slowdown=self.slowdown or 1.0).tolist()
         rate = queueing.highest_rate(rates, p99_s, limit_s)
-        figures = {
-            "latency_limit_s": limit_s,
-            "rates": rates,
-            "rates_p99_s": p99_s,
-            "rate_within_limit": rate,
-        }
+        figures = {"latency_limit_s": limit_s, "rates": rates, "rates_p99_s": p99_s, "rate_within_limit": rate}
         if price_per_hour is not None:
             figures["price_per_hour"] = price_per_hour
             if rate:
                 figures["cost_per_million"] = price_per_hour / 3600 / rate * 1e6
         return figures
 
-    def beside(self) -> dict[str, float]:
+    def interference(self) -> dict[str, float]:
         """Return how a text's time under load compares with that alone; nothing where no worker was alone."""
         if not self.log_ratios:
             return {}
-        middle, low, high = (math.exp(end) for end in stats.signed_rank_interval(self.log_ratios, CONFIDENCE))
-        return {
-            "alone_p50_s": float(np.median(self.alone_s)),
-            "loaded_over_alone": middle,
-            "loaded_over_alone_low": low,
-            "loaded_over_alone_high": high,
-        }
+        interval = np.exp(stats.signed_rank_interval(self.log_ratios, CONFIDENCE)).tolist()
+        names = "loaded_over_alone", "loaded_over_alone_low", "loaded_over_alone_high"
+        return {"alone_p50_s": float(np.median(self.alone_s)), **dict(zip(names, interval, strict=True))}
 
 
 def representative(rows: Sequence[tuple[str, ...]], count: int) -> list[int]:
@@ -131,7 +124,7 @@ def representative(rows: Sequence[tuple[str, ...]], count: int) -> list[int]:
     return [int(row) for row in np.random.default_rng(0).permutation(chosen)]
 
 
-def alike(rows: Sequence[tuple[str, ...]], shape: tuple[int, int, int]) -> npt.NDArray[np.int64]:
+def block_texts(rows: Sequence[tuple[str, ...]], shape: tuple[int, int, int]) -> npt.NDArray[np.int64]:
     """Return the numbers of representative texts, `(blocks, workers, texts)`.
 
     The workers of a block have texts of the same lengths, so that they finish at about the same time and their rates
@@ -156,56 +149,42 @@ def measure(
         InputError: a worker is lost, or an answer under load is another one.
     """
     cores = cores or machine_cores.here()
-    one_process = "threads" in cell.variant.options
-    counts = sorted({1} if one_process else set(load.workers or [cores.workers]))
+    counts = [1] if "threads" in cell.variant.options else sorted(set(load.workers or [cores.workers]))
     with Crew(cell, load.rows, counts[-1], cores, patience_s) as crew:
-        answers = Answers(cell, load.rows)
-        each = [_measure(crew, load, workers, answers) for workers in counts]
+        given: list[Answer] = []
+        each = [_measure(crew, load, workers, given) for workers in counts]
         pss_bytes = crew.pss_bytes()
-        threads, evidence = crew.threads, crew.evidence
-    compared = answers.check()
     full = each[-1]
     for fewer in each[:-1]:
         fewer.slowdown = full.slowdown  # a core rests alike, however many others there are
     figures: dict[str, Any] = {
-        "workers": full.workers,
-        "worker_threads": threads,
-        "texts_per_s": sum(full.rates),
+        **full.loaded(),
+        "worker_threads": crew.threads,
         "worker_shares": [rate / sum(full.rates) for rate in full.rates],
-        **full.latency(),
-        **full.beside(),
+        **full.interference(),
         **full.queue(load.latency_limit_s, load.price_per_hour),
-        "answers_compared": compared,
+        "answers_compared": check_answers(cell, load.rows, given),
         "traffic": load.source,
         "traffic_sha256": load.sha256,
         "traffic_tokens": token_counts(cell.encoder, cell.max_length, tuple(load.rows)),
-        "capacity_notes": cores.notes(full.workers, threads),
+        "capacity_notes": cores.notes(full.workers, crew.threads),
+        "evidence": crew.evidence,
     }
-    if pss_bytes is not None:
-        figures["pss_bytes"] = pss_bytes
-    if full.slowdown is not None:
-        figures["half_load_slowdown"] = full.slowdown
+    figures |= {"pss_bytes": pss_bytes} if pss_bytes is not None else {}
+    figures |= {"half_load_slowdown": full.slowdown} if full.slowdown is not None else {}
     if len(each) > 1:
-        figures["scaling"] = [_point(one, load.latency_limit_s) for one in each]
-    return full.rounds, figures | {"evidence": evidence}
+        figures["scaling"] = [
+            one.loaded() | {"rate_within_limit": one.queue(load.latency_limit_s)["rate_within_limit"]} for one in each
+        ]
+    return full.rounds, figures
 
 
-def _point(measured: Measured, limit_s: float) -> dict[str, Any]:
-    rate = measured.queue(limit_s, None)["rate_within_limit"]
-    return {
-        "workers": measured.workers,
-        "texts_per_s": sum(measured.rates),
-        **measured.latency(),
-        "rate_within_limit": rate,
-    }
-
-
-def _measure(crew: Crew, load: Load, workers: int, answers: "Answers") -> Measured:
+def _measure(crew: Crew, load: Load, workers: int, given: "list[Answer]") -> Measured:
     """Let `workers` of `crew` be busy in pairs of blocks; in the other block of a pair one of them works alone."""
     blocks_s = max(0.0, (1 - RESTED_SHARE) * load.seconds - 2 * PAIRS * SETTLE_S)
     pairs = PAIRS if 2 * PAIRS * crew.cost_s <= blocks_s else stats.min_sample_size(CONFIDENCE)
     each = max(1, round(blocks_s / (2 * pairs * crew.cost_s)), -(-load.min_rounds // (pairs * workers)))
-    texts = alike(load.rows, (pairs, workers, each))
+    texts = block_texts(load.rows, (pairs, workers, each))
     measured = Measured(workers, [[] for _ in range(workers)], [0.0] * workers)
     all_work = workers == crew.workers
     alone_too = workers > 1 and all_work
@@ -225,15 +204,16 @@ def _measure(crew: Crew, load: Load, workers: int, answers: "Answers") -> Measur
         found = [crew.block(block) for block in blocks]
         for block, answered in zip(blocks, found, strict=True):
             for worker, answer in answered.items():
-                answers.add(block[worker], worker, answer["logits"], alone=len(block) < workers)
+                alone = len(block) < workers
+                given += [(text, worker, alone, row) for text, row in zip(block[worker], answer["logits"], strict=True)]
         loaded = max(found, key=len)
         for worker, answer in loaded.items():
             measured.seconds[worker] += answer["seconds"]
             measured.elapsed_s[worker] += answer["elapsed_s"]
         if alone_too:
-            alone = min(found, key=len)[one]["seconds"]
-            measured.alone_s += alone
-            measured.log_ratios.append(float(np.median(np.log(loaded[one]["seconds"]) - np.log(alone))))
+            alone_s = min(found, key=len)[one]["seconds"]
+            measured.alone_s += alone_s
+            measured.log_ratios.append(float(np.median(np.log(loaded[one]["seconds"]) - np.log(alone_s))))
     measured.slowdown = slowdown(rested_s, measured.rounds) if rested_s else None
     return measured
 
@@ -248,49 +228,40 @@ def slowdown(rested_s: Sequence[float], busy_s: Sequence[float]) -> float:
     return float(trim_mean(rested_s, 0.1) / trim_mean(busy_s, 0.1))
 
 
-class Answers:
-    """The answers of a cell's workers, to be compared with those of the accuracy pass."""
+Answer = tuple[int, int, bool, list[float]]
+"""A text's number, the worker, whether that worked alone, and the logits."""
 
-    def __init__(self, cell: "Cell", rows: Sequence[tuple[str, ...]]) -> None:
-        """Start without answers; `rows` are the texts by number."""
-        self._cell, self._rows = cell, rows
-        self._given: list[tuple[int, int, bool, list[float]]] = []
 
-    def add(self, texts: Iterable[int], worker: int, logits: Sequence[list[float]], *, alone: bool) -> None:
-        """Keep the `logits` that `worker` gave to `texts`, by number."""
-        self._given += [(text, worker, alone, row) for text, row in zip(texts, logits, strict=True)]
+def check_answers(cell: "Cell", rows: Sequence[tuple[str, ...]], given: Sequence[Answer]) -> int:
+    """Compare the answers with those of the accuracy pass, or with one another where there is no such pass.
 
-    def check(self) -> int:
-        """Compare all answers with those of the accuracy pass, or with one another where there is no such pass.
+    Return how many were compared. An untrained model has no pass: its first answer to each text stands for it.
 
-        Return how many were compared. An untrained model has no pass: its first answer to each text stands for it.
-
-        Raises:
-            InputError: an answer is another one.
-        """
-        if self._cell.model.trained:
-            judged = self._cell.reference([self._rows[text] for text, *_ in self._given])
-            expected = {text: judged[self._rows[text]] for text, *_ in self._given}
-        else:
-            expected = {text: np.array(row) for text, _, _, row in reversed(self._given)}
-        given = np.array([row for *_, row in self._given], dtype=np.float32)
-        right = np.array([expected[text] for text, *_ in self._given], dtype=np.float32)
-        for number in audit.differing(right, given)[:1]:
-            text, worker, alone, _ = self._given[number]
-            raise InputError(
-                f"{self._cell.name}: worker {worker + 1} answers text {text} with {audit.format_logits(given[number])} "
-                f"{'alone' if alone else 'while all are busy'}, and the accuracy pass with "
-                f"{audit.format_logits(right[number])}: what was served is not what was judged"
-            )
-        return len(given)
+    Raises:
+        InputError: an answer is another one.
+    """
+    expected = {text: np.array(row) for text, _, _, row in reversed(given)}
+    if cell.model.trained:
+        judged = cell.reference([rows[text] for text in expected])
+        expected = {text: judged[rows[text]] for text in expected}
+    logits = np.array([row for *_, row in given], dtype=np.float32)
+    right = np.array([expected[text] for text, *_ in given], dtype=np.float32)
+    for number in audit.differing(right, logits)[:1]:
+        text, worker, alone, _ = given[number]
+        raise InputError(
+            f"{cell.name}: worker {worker + 1} answers text {text} with {audit.format_logits(logits[number])} "
+            f"{'alone' if alone else 'while all are busy'}, and the accuracy pass with "
+            f"{audit.format_logits(right[number])}: what was served is not what was judged"
+        )
+    return len(given)
 
 
 @functools.lru_cache(maxsize=8)
 def token_counts(encoder: "Encoder", max_length: int, rows: tuple[tuple[str, ...], ...]) -> dict[str, int]:
-    """Return how many tokens the texts of `rows` have as they are served: the quantiles at 5, 50 and 95 %."""
+    """Return how many tokens the texts of `rows` have as they are served: the 5th, 50th and 95th percentile."""
     sample = [rows[number] for number in representative(rows, min(TOKENIZED, len(rows)))]
     counts = [encoder(*text, max_length=max_length)["input_ids"].shape[1] for text in sample]
     return {f"p{percent}": int(np.percentile(counts, percent, method="nearest")) for percent in (5, 50, 95)}
 
 
-TOKENIZED = 100  # of a file of a million texts, this many show the lengths
+TOKENIZED = 100  # texts tell the lengths of a file of a million

@@ -1,4 +1,4 @@
-"""A process that serves: it loads one variant as a service does and classifies texts when capacity.py asks it to."""
+"""A process that serves: it loads one variant as a service does and classifies texts when capacity_crew.py asks."""
 
 import contextlib
 import fcntl
@@ -7,22 +7,21 @@ import importlib
 import itertools
 import math
 import mmap
-import operator
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qbert.system import children
+from qbert.system import worker
 from qbert.system.errors import CannotRunError, InputError, sentence
 from qbert.variants.artefact import Artefact
 
 if TYPE_CHECKING:
-    from qbert.inputs.tokenizer import Encoding
+    from qbert.variants import Classifier
 
 WARM_UP_S = 0.2
 # OpenVINO's int8 compiles kernels at the first text of each length, 50 to 100 ms of a MiniLM on an Intel Xeon: if these
@@ -37,15 +36,13 @@ RUNNING, FINISHED = 1, 2
 
 
 class Board:
-    """Memory that the workers share: the stage of each, and the number of the next request.
+    """Memory that the workers share: the number of the next request, in 8 bytes, and the stage of each.
 
     It is a file that all of them map, so it is gone with its folder, however they end.
     """
 
-    TICKET = slice(0, 8)
-
     def __init__(self, path: Path, workers: int = 0) -> None:
-        """Map the file `path`; with `workers`, make it for that many."""
+        """Map the file `path`; with `workers`, make it for that number."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         if workers:
             os.ftruncate(self._file, 8 + workers)
@@ -55,26 +52,24 @@ class Board:
         """Begin anew: no worker has begun, and the next request is number 0."""
         self._memory[:] = bytes(len(self._memory))
 
-    def set(self, worker: int, stage: int) -> None:
-        """Show that `worker` has reached `stage`."""
-        self._memory[8 + worker] = stage
+    def set(self, number: int, stage: int) -> None:
+        """Show that the worker `number` has reached `stage`."""
+        self._memory[8 + number] = stage
 
-    def have(self, stage: int, workers: Sequence[int]) -> bool:
-        """Whether all of `workers` have reached `stage`."""
-        return all(self.stage(worker) >= stage for worker in workers)
+    def stage(self, number: int) -> int:
+        """Return how far the worker `number` has come; 0 at first."""
+        return self._memory[8 + number]
 
-    def stage(self, worker: int) -> int:
-        """Return how far `worker` has come; 0 at first."""
-        return self._memory[8 + worker]
+    def have(self, stage: int, numbers: Sequence[int]) -> bool:
+        """Whether all these workers have reached `stage`."""
+        return all(self.stage(number) >= stage for number in numbers)
 
     def take(self) -> int:
         """Return the number of the next request, which no other worker gets."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        try:
-            number = int.from_bytes(self._memory[self.TICKET], "little")
-            self._memory[self.TICKET] = (number + 1).to_bytes(8, "little")
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+        number = int.from_bytes(self._memory[:8], "little")
+        self._memory[:8] = (number + 1).to_bytes(8, "little")
+        fcntl.flock(self._file, fcntl.LOCK_UN)
         return number
 
     def close(self) -> None:
@@ -84,18 +79,13 @@ class Board:
 
 
 class Worker:
-    """The requests that it answers."""
+    """The requests that it answers; texts are named by their numbers in those that `load` was given."""
 
-    def __init__(self) -> None:
-        """Start with nothing loaded."""
-        self._classify: Callable[..., npt.NDArray[np.float32]] = np.zeros
-        self._encode: Callable[..., Encoding] = dict
-        self._texts: list[tuple[str, ...]] = []
-        self._fillers: Iterator[int] = iter(())
-        self._max_length = self._filler_length = self._settling = 0
-        self._seen: set[int] = set()
-        self._alike = 0
-        self._forked = False
+    _seen: frozenset[int] = frozenset()
+    """The numbers of tokens that were classified."""
+    _alike = 0
+    """How many lengths in a row took no longer at first."""
+    _forked = False
 
     def fork(self, modules: Sequence[str]) -> None:
         """Import `modules` once, and answer from now on in a fork, until `end`; then in this process again.
@@ -108,10 +98,10 @@ class Worker:
         gc.collect()
         gc.freeze()  # a collection would copy the pages that both have
         if fork := os.fork():
-            _, status = os.waitpid(fork, 0)
-            if os.WIFSIGNALED(status):
-                os.kill(os.getpid(), os.WTERMSIG(status))
-            if code := os.waitstatus_to_exitcode(status):
+            code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
+            if code < 0:
+                os.kill(os.getpid(), -code)
+            if code:
                 os._exit(code)
         else:
             self._forked = True
@@ -126,34 +116,33 @@ class Worker:
         Raises:
             InputError: the system refuses.
         """
-        if not processors:
-            return
         try:
-            for task in _tasks():
+            for task in _tasks() if processors else ():
                 os.sched_setaffinity(task, processors)
         except OSError as error:
             raise InputError(f"it cannot be pinned to processor {_listed(processors)} ({error.strerror})") from error
 
     def load(
-        self, variant: Mapping[str, Any], artefact: Mapping[str, Any], max_length: int, texts: Sequence[Sequence[str]]
+        self,
+        variant: Mapping[str, Any],
+        artefact: Mapping[str, Any],
+        max_length: int,
+        texts: Sequence[Sequence[str]],
+        board: str,
     ) -> dict[str, Any]:
-        """Load the variant with `module.name(folder, **options)` and the tokenizer in `artefact`, then classify a text.
-
-        Returns the classifier's evidence.
+        """Load the variant and the tokenizer in `artefact`, then classify a text; return the classifier's evidence.
 
         Raises:
             CannotRunError: the runtime cannot run this model.
             InputError: one of its threads runs on other processors than this one.
         """
         self._texts = [tuple(text) for text in texts]
-        self._fillers = itertools.cycle(range(len(self._texts)))
+        self._fillers: Iterator[int] = itertools.cycle(range(len(texts)))
         self._max_length, self._filler_length = max_length, min(FILLER_TOKENS, max_length)
-        tokenizer = Artefact(**dict(artefact, folder=Path(artefact["folder"])))
+        self._encode = Artefact(**dict(artefact, folder=Path(artefact["folder"]))).encoder
+        self._board = Board(Path(board))
         try:
-            load = operator.attrgetter(variant["name"])(importlib.import_module(variant["module"]))
-            classifier = load(Path(variant["folder"]), **variant["options"])
-            self._encode = tokenizer.encoder
-            self._classify = lambda *text, max_length=max_length: classifier(self._encode(*text, max_length=max_length))
+            self._classifier: Classifier = worker.load(**variant)
             self._twice(self._texts[0], self._filler_length)
         except InputError:
             raise
@@ -162,7 +151,7 @@ class Worker:
         _check_threads()
         gc.collect()
         gc.disable()
-        return dict(classifier.evidence)
+        return dict(self._classifier.evidence)
 
     def warm_up(self) -> float:
         """Classify texts for WARM_UP_S, one of middle length first; return the median seconds of the later half."""
@@ -170,86 +159,80 @@ class Worker:
         filler_s = self._twice(middle, self._filler_length - 1)  # another length than at first, if it is long enough
         self._settling = math.ceil(SETTLE_S / filler_s)
         texts = itertools.chain([middle], itertools.cycle(self._texts))
-        seconds: list[float] = []
-        start = time.perf_counter()
-        while not seconds or time.perf_counter() - start < WARM_UP_S:
-            seconds.append(self._twice(next(texts), self._max_length))
-        return float(np.median(seconds[len(seconds) // 2 :]))
+        return worker.warm_up(lambda: self._twice(next(texts), self._max_length), WARM_UP_S)
 
     def see_lengths(self, texts: Sequence[int]) -> None:
-        """Classify one of each length of `texts`, by number, unless the runtime does not mind which is the first.
+        """Classify one of each length of `texts`, unless the runtime does not mind which is the first.
 
         They are the fillers from now on.
         """
         self._fillers = itertools.cycle(texts)
-        for number in texts:
+        for text in (self._texts[number] for number in texts):
             if self._alike >= ALIKE:
                 break
-            if self._tokens(self._texts[number], self._max_length) not in self._seen:
-                self._twice(self._texts[number], self._max_length)
+            if self._tokens(text, self._max_length) not in self._seen:
+                self._twice(text, self._max_length)
 
     def _twice(self, text: tuple[str, ...], max_length: int) -> float:
         """Classify `text` twice; return the seconds of the second time, and see whether a new length took longer."""
-        first = self._seconds(text, max_length)
+        first = worker.time_call(self._classify, text, max_length)
         if first >= LONG_S and self._alike:
             self._alike = ALIKE
             return first
-        second = self._seconds(text, max_length)
+        second = worker.time_call(self._classify, text, max_length)
         if (tokens := self._tokens(text, max_length)) not in self._seen:
-            self._seen.add(tokens)
+            self._seen |= {tokens}
             self._alike = self._alike + 1 if first < LONGER * second else 0
         return second
+
+    def _classify(self, text: tuple[str, ...], max_length: int) -> npt.NDArray[np.float32]:
+        return self._classifier(self._encode(*text, max_length=max_length))
 
     def _tokens(self, text: tuple[str, ...], max_length: int) -> int:
         return int(self._encode(*text, max_length=max_length)["input_ids"].shape[1])
 
-    def _seconds(self, text: tuple[str, ...], max_length: int) -> float:
-        start = time.perf_counter()
-        self._classify(*text, max_length=max_length)
-        return time.perf_counter() - start
+    def _fill(self) -> None:
+        """Classify the next filler."""
+        self._classify(self._texts[next(self._fillers)], self._filler_length)
 
-    def block(self, texts: Sequence[int], worker: int, workers: Sequence[int], board: str) -> dict[str, Any]:
-        """Classify `texts`, by number, as `worker`, while all `workers` are busy.
+    def block(self, texts: Sequence[int], own: int, numbers: Sequence[int]) -> dict[str, Any]:
+        """Classify `texts` as the worker `own`, while all workers of these `numbers` are busy.
 
         Nobody's clock starts before all are busy, and nobody rests before all have finished: the fillers in between
         are not timed.
         """
-        shared = Board(Path(board))
         for _ in range(self._settling):
             self._fill()
-        shared.set(worker, RUNNING)
-        while not shared.have(RUNNING, workers):
+        self._board.set(own, RUNNING)
+        while not self._board.have(RUNNING, numbers):
             pass
         seconds, logits = [], []
         begin = time.perf_counter()
         for number in texts:
             start = time.perf_counter()
-            logits.append(self._classify(*self._texts[number]))
+            logits.append(self._classify(self._texts[number], self._max_length))
             seconds.append(time.perf_counter() - start)
         elapsed_s = time.perf_counter() - begin
-        shared.set(worker, FINISHED)
-        while not shared.have(FINISHED, workers):
+        self._board.set(own, FINISHED)
+        while not self._board.have(FINISHED, numbers):
             self._fill()
-        shared.close()
         return {"seconds": seconds, "elapsed_s": elapsed_s, "logits": [row[0].tolist() for row in logits]}
 
-    def serve(self, texts: Sequence[int], due_s: Sequence[float], start: float, board: str) -> list[list[float]]:
-        """Answer requests, each the text of that number and due that many seconds after `start` on the monotonic clock.
+    def serve(self, texts: Sequence[int], due_s: Sequence[float], start: float) -> list[list[float]]:
+        """Answer requests, each for the text of that number and due `due_s` after `start` by the monotonic clock.
 
         The next request goes to the first worker that is free. Return for each that this worker has answered the
         seconds from when it was due to its answer, and those of the work alone: since it was due and its worker free.
         What is late has waited, whoever was to blame, so a slow answer is not hidden by the requests that it delays.
         """
-        shared = Board(Path(board))
         served = []
-        while (number := shared.take()) < len(texts):
+        while (number := self._board.take()) < len(texts):
             due, free = start + due_s[number], time.monotonic()
             if due > free:
                 time.sleep(due - free)
-            self._classify(*self._texts[texts[number]])
+            self._classify(self._texts[texts[number]], self._max_length)
             end = time.monotonic()
             served.append([end - due, end - max(due, free)])
-        shared.close()
         return served
 
     def pss_bytes(self) -> int | None:
@@ -259,16 +242,10 @@ class Worker:
         """
         try:
             own = _memory(os.getpid())["Pss"]
-            if self._forked:
-                forked = _memory(os.getppid())
-                own += forked["Pss"] - forked["Private_Clean"] - forked["Private_Dirty"]
+            forked = _memory(os.getppid()) if self._forked else {}
         except OSError:
             return None
-        return own
-
-    def _fill(self) -> None:
-        """Classify the next filler."""
-        self._classify(*self._texts[next(self._fillers)], max_length=self._filler_length)
+        return own + forked.get("Pss", 0) - forked.get("Private_Clean", 0) - forked.get("Private_Dirty", 0)
 
 
 def _memory(process: int) -> dict[str, int]:
@@ -279,19 +256,14 @@ def _memory(process: int) -> dict[str, int]:
 
 def _check_threads() -> None:
     """Raise InputError where a thread of this process may run elsewhere than this one."""
-    if not hasattr(os, "sched_getaffinity"):
-        return
-    own = os.sched_getaffinity(0)
-    for task in _tasks():
-        try:
-            allowed = os.sched_getaffinity(task)
-        except ProcessLookupError:  # it has ended
-            continue
-        if not allowed <= own:
-            raise InputError(
-                f"it is pinned to processor {_listed(sorted(own))}, and a thread of its runtime runs on "
-                f"{_listed(sorted(allowed))}"
-            )
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    for task in _tasks() if own else ():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            if not (allowed := os.sched_getaffinity(task)) <= own:
+                raise InputError(
+                    f"it is pinned to processor {_listed(sorted(own))}, and a thread of its runtime runs on "
+                    f"{_listed(sorted(allowed))}"
+                )
 
 
 def _tasks() -> list[int]:
@@ -303,10 +275,5 @@ def _listed(processors: Sequence[int]) -> str:
     return ", ".join(map(str, processors))
 
 
-def _report(error: Exception) -> dict[str, Any]:
-    return {"error": sentence(error), "cannot": isinstance(error, CannotRunError)}
-
-
 if __name__ == "__main__":
-    children.end_with_parent()
-    children.answer_requests(Worker(), _report)
+    worker.answer_requests(Worker())

@@ -19,7 +19,7 @@ from qbert.inputs.models import Model
 from qbert.inputs.settings import DEFAULTS
 from qbert.inputs.tokenizer import Encoder
 from qbert.measure import accuracy, roofline
-from qbert.system import machine
+from qbert.system import machine, worker
 from qbert.system.errors import InputError
 from qbert.system.terminal import silent
 from qbert.variants import BASELINE, Classifier, Variant
@@ -197,14 +197,7 @@ class Cell:
     @property
     def loading(self) -> Mapping[str, Any]:
         """How another process loads the classifier: `module.name(folder, **options)`."""
-        load = self.variant.load
-        options = variants.accepted_options(load, self.variant.options)
-        return {
-            "module": load.__module__,
-            "name": load.__qualname__,
-            "options": options,
-            "folder": str(self.folder.resolve()),
-        }
+        return worker.loading(self.variant.load, self.folder, self.variant.options)
 
     @property
     def disk_bytes(self) -> int:

@@ -1,21 +1,18 @@
 """A variant's load time, first call, call after a pause, and peak memory, measured in a separate process."""
 
-import importlib
-import json
 import resource
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qbert.system import children
-from qbert.system.errors import CannotRunError
+from qbert.system import children, worker
+from qbert.system.errors import CannotRunError, InputError
 
 if TYPE_CHECKING:
     from qbert.inputs.tokenizer import Encoding
@@ -49,23 +46,32 @@ def measure(variant: "Variant", folder: Path, encoding: "Encoding", pauses: int 
     Raises:
         CannotRunError: it could not be loaded or run.
     """
-    from qbert.variants import accepted_options
+    loading = worker.loading(variant.load, folder, variant.options)
+    arrays = {name: array.tolist() for name, array in encoding.items()}
+    with children.Child("it", "-m", "qbert.measure.footprint") as child:
+        try:
+            return Footprint(**child.ask("take", loading=loading, arrays=arrays, pauses=pauses))
+        except InputError as error:
+            raise CannotRunError(f"variant {variant.name} fails in a process of its own: {error}") from error
 
-    with tempfile.TemporaryDirectory() as temporary:
-        arrays = Path(temporary) / "encoding.npz"
-        named: dict[str, Any] = dict(encoding)
-        np.savez(arrays, **named)
-        load = variant.load
-        done = children.run(
-            *("-m", "qbert.measure.footprint"),
-            *(load.__module__, load.__qualname__, json.dumps(accepted_options(load, variant.options))),
-            *(str(folder.resolve()), str(arrays), str(pauses)),
-            capture_output=True,
-        )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise CannotRunError(f"variant {variant.name} fails in a process of its own: {lines[-1]}")
-    return Footprint(**json.loads(done.stdout.splitlines()[-1]))
+
+def _take(loading: Mapping[str, Any], arrays: Mapping[str, Any], pauses: int) -> dict[str, Any]:
+    """Return the fields of the Footprint of this process."""
+    encoding = {name: np.array(array, dtype=np.int64) for name, array in arrays.items()}
+    start = time.perf_counter()
+    classifier = worker.load(**loading)
+    loaded = time.perf_counter()
+    logits = classifier(encoding)
+    called = time.perf_counter()
+    if not np.isfinite(logits).all():
+        raise CannotRunError("it answers with nan or infinity")
+    return {
+        "load_s": loaded - start,
+        "first_call_s": called - loaded,
+        "peak_rss_bytes": _peak_rss_bytes(),
+        "evidence": dict(classifier.evidence),
+        "after_pause_s": _after_pauses(lambda: classifier(encoding), pauses),
+    }
 
 
 def _peak_rss_bytes() -> int:
@@ -84,34 +90,9 @@ def _after_pauses(call: Callable[[], Any], pauses: int) -> float | None:
     seconds = []
     for _ in range(pauses):
         time.sleep(PAUSE_S)
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(worker.time_call(call))
     return statistics.median(seconds) if seconds else None
 
 
-def main(module: str, name: str, options: str, folder: str, arrays: str, pauses: str) -> None:
-    """Print the footprint of `module.name(folder, **options)`, called with the encoding in the file `arrays`."""
-    with np.load(arrays) as file:
-        encoding = dict(file)
-    start = time.perf_counter()
-    load = getattr(importlib.import_module(module), name)
-    classifier = load(Path(folder), **json.loads(options))
-    loaded = time.perf_counter()
-    logits = classifier(encoding)
-    called = time.perf_counter()
-    if not np.isfinite(logits).all():
-        sys.exit("it answers with nan or infinity")
-    figures = {
-        "load_s": loaded - start,
-        "first_call_s": called - loaded,
-        "peak_rss_bytes": _peak_rss_bytes(),
-        "evidence": dict(classifier.evidence),
-        "after_pause_s": _after_pauses(lambda: classifier(encoding), int(pauses)),
-    }
-    sys.stdout.write(f"\n{json.dumps(figures)}\n")
-
-
 if __name__ == "__main__":
-    children.end_with_parent()
-    main(*sys.argv[1:])
+    worker.answer_requests(SimpleNamespace(take=_take))

@@ -1,59 +1,34 @@
 """Time a cell in three processes, in turns with the baseline, so that both run under the same conditions."""
 
-import gc
 import itertools
 import math
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qbert.measure import audit
-from qbert.system import children
-from qbert.system.errors import TRACEBACK, CannotRunError, InputError
+from qbert.system.children import LOADING_S, Child
+from qbert.system.errors import CannotRunError, InputError
+from qbert.system.worker import Turn, time_call
 
 if TYPE_CHECKING:
     from qbert.inputs.dataset import Dataset
     from qbert.inputs.tokenizer import Encoder, Encoding
     from qbert.measure.cells import Cell
-    from qbert.variants import Classifier
+
+__all__ = ["Replay", "Timed", "Timers", "replayed", "settling_calls", "texts", "time_call"]
 
 PROCESSES = 3
 """Processes differ by about 2 % in int8 for their whole life, so more processes tell more than more blocks in one."""
 MIN_PAIRS = 3  # of blocks in each process: the median ignores a burst during one of them
-WARM_UP_S = 0.15  # chooses kernels, touches memory, raises the clock: BERT-tiny is steady after 0.1 s
-# After the other side's calls, the first 8 of BERT-tiny are up to 15 % slower (caches, clock; AMD Zen 5). So calls are
-# made in blocks, and those in the first 30 ms of a block are not timed.
-BLOCK_S = 0.05
-SETTLE_S = 0.03
-CACHES_FILLED_S = 0.2  # a longer call rereads more memory than caches hold, so what ran before it has no effect
+TURN = Turn(block_s=0.05, settle_s=0.03, caches_filled_s=0.2)
+"""After the other side's calls, the first 8 of BERT-tiny are up to 15 % slower (caches, clock; AMD Zen 5)."""
+settling_calls = TURN.settling_calls
 TEXTS = 12  # encodings of real text for the first calls; later calls mix the tokens of these texts
 AUDIT_S = 0.1  # approximate time of the audit in each process, which repeats at least two timed calls
-LOADING_S = 900.0  # a process that sends nothing for this time while it loads is taken to hang,
-PATIENCE_S = 300.0  # and for this time while it makes a block of calls
-
-
-def time_call(classifier: "Classifier | Callable[[Encoding], Any]", encoding: "Encoding") -> float:
-    """Return the seconds of one call, with the garbage collector off."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        classifier(encoding)
-        return time.perf_counter() - start
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def settling_calls(cost_s: float) -> int:
-    """Return the number of untimed calls at the start of a block; a call takes `cost_s`."""
-    return 0 if cost_s >= CACHES_FILLED_S else math.ceil(SETTLE_S / cost_s)
+PATIENCE_S = 300.0  # a process that sends nothing for this time while it makes a block of calls is taken to hang
 
 
 def texts(encoder: "Encoder", dataset: "Dataset", max_length: int) -> "list[Encoding]":
@@ -70,10 +45,7 @@ class Replay:
     """A timer for pytest-benchmark that replays the seconds another process has measured."""
 
     __name__ = "replayed"  # its name in saved runs
-
-    def __init__(self) -> None:
-        """Start at zero."""
-        self._now = 0.0
+    _now = 0.0
 
     def __call__(self) -> float:
         """Return the seconds of the round so far."""
@@ -137,13 +109,13 @@ class Timers:
 
     def __init__(self, patience_s: float = PATIENCE_S) -> None:
         """Start no process yet; one that sends nothing for `patience_s` is taken to hang."""
-        self._children: list[children.Answering] = []
+        self._children: list[Child] = []
         self._patience_s = patience_s
 
     def close(self) -> None:
         """End the processes."""
         for child in self._children:
-            child.end()
+            child.close()
         self._children.clear()
 
     def time(self, cell: "Cell", *, seconds: float, min_rounds: int = 1) -> Timed:
@@ -164,60 +136,39 @@ class Timers:
         return timed
 
     def _time(self, cell: "Cell", seconds: float, min_rounds: int) -> tuple[Timed, list[Mapping[str, Any]]]:
-        path = os.pathsep.join(entry for entry in sys.path if entry)
-        stderr = None if os.environ.get(TRACEBACK) else subprocess.DEVNULL
-        while len(self._children) < PROCESSES:
-            child = children.Answering(sys.executable, "-m", "qbert.measure.latency_worker", path=path, stderr=stderr)
-            self._children.append(child)
-        sides = {"baseline": cell.baseline_cell.loading}
-        if not cell.is_baseline:
-            sides["variant"] = cell.loading
+        sides = {"baseline": cell.baseline_cell.loading} | ({} if cell.is_baseline else {"variant": cell.loading})
         names = list(sides)
-        for child in self._children:  # they load at the same time, as this is not timed
-            child.send("load", **sides)
-        for child in self._children:
-            _answer(child, LOADING_S)
-        tokens = [
+        self._load(sides)
+        encodings = [
             {name: array.tolist() for name, array in encoding.items()}
             for encoding in texts(cell.encoder, cell.suite.dataset, cell.max_length)
         ]
         for seed, child in enumerate(self._children):
             special = cell.encoder.tokenizer.all_special_ids
-            self._ask(child, "begin", side=names[-1], encodings=tokens, special=special, seed=seed)
-        costs = [_median(self._ask(child, "warm_up", side=side) for child in self._children) for side in names]
-        blocks = [max(1, round(BLOCK_S / cost)) for cost in costs]
-        settling = [settling_calls(cost) for cost in costs]
-        pair_s = sum(cost * (timed + untimed) for cost, timed, untimed in zip(costs, blocks, settling, strict=True))
-        pairs = max(MIN_PAIRS, round(seconds / PROCESSES / pair_s), -(-min_rounds // (PROCESSES * blocks[-1])))
+            child.timeout_s = self._patience_s
+            child.ask("begin", side=names[-1], encodings=encodings, special=special, seed=seed)
+        costs = [_median(child.ask("warm_up", side=side) for child in self._children) for side in names]
+        turns = [{"settling": settling_calls(cost), "timed": TURN.timed_calls(cost)} for cost in costs]
+        pair_s = sum(cost * sum(turn.values()) for cost, turn in zip(costs, turns, strict=True))
+        least = -(-min_rounds // (PROCESSES * turns[-1]["timed"]))
         calls_s: dict[str, list[list[list[float]]]] = {side: [[] for _ in self._children] for side in names}
-        for _ in range(pairs):
+        for _ in range(max(MIN_PAIRS, round(seconds / PROCESSES / pair_s), least)):
             for number, child in enumerate(self._children):
-                for side, timed, untimed in zip(names, blocks, settling, strict=True):
-                    calls_s[side][number].append(self._ask(child, "block", side=side, settling=untimed, timed=timed))
+                for side, turn in zip(names, turns, strict=True):
+                    calls_s[side][number].append(child.ask("block", side=side, **turn))
         count = max(2, round(AUDIT_S / costs[-1]))
-        audits = [self._ask(child, "repeat", count=count) for child in self._children]
+        audits = [child.ask("repeat", count=count) for child in self._children]
         return Timed(calls_s[names[-1]], [] if cell.is_baseline else calls_s["baseline"]), audits
 
-    def _ask(self, child: children.Answering, do: str, **arguments: Any) -> Any:  # noqa: ANN401  whatever JSON holds
-        child.send(do, **arguments)
-        return _answer(child, self._patience_s)
-
-
-def _answer(child: children.Answering, patience_s: float) -> Any:  # noqa: ANN401  whatever JSON holds
-    """Return the answer of `child`.
-
-    Raises:
-        InputError: it answers with an error, has ended, or sends nothing for `patience_s`.
-    """
-    try:
-        reply = child.receive(patience_s)
-    except TimeoutError as error:
-        raise InputError(f"a process that times it has said nothing for {patience_s:g} s") from error
-    except EOFError as error:
-        raise InputError(f"a process that times it {error}") from error
-    if "error" in reply:
-        raise InputError(reply["error"])
-    return reply["answer"]
+    def _load(self, sides: Mapping[str, Mapping[str, Any]]) -> None:
+        """Load them in all processes at the same time, as this is not timed."""
+        while len(self._children) < PROCESSES:
+            self._children.append(Child("a process that times it", "-m", "qbert.measure.latency_worker"))
+        for child in self._children:
+            child.timeout_s = LOADING_S
+            child.send("load", **sides)
+        for child in self._children:
+            child.receive()
 
 
 def _check_audits(timed: Timed, audits: Iterable[Mapping[str, Any]]) -> None:

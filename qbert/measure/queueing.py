@@ -1,7 +1,6 @@
 """How long requests stay that arrive when they like: an open queue before workers whose service times were measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,29 +15,7 @@ REQUESTS = 3_000
 HALF = 0.5
 """The share of the capacity at which it is measured how much longer a text takes that finds its worker rested."""
 WARM_UP = 0.25  # the share of a queue's requests that it takes to forget that it was empty at first
-BATCHES = 20
 IN_A_ROW = 50  # service times of a worker: many more than a slow moment has, and few enough to draw many such rows
-
-
-@dataclass(frozen=True)
-class Stay:
-    """How long requests stay, waiting plus service, in independent queues."""
-
-    seconds: Array
-    """Of each request: `(rates, queues, requests)`."""
-    percent: float
-
-    @property
-    def p99_s(self) -> Array:
-        """The percentile, by default the 99th, at each rate."""
-        return np.asarray(np.percentile(self.seconds.reshape(len(self.seconds), -1), self.percent, axis=1))
-
-    @property
-    def error_s(self) -> Array:
-        """Its standard error, from batches of the queues."""
-        batches = np.array_split(self.seconds, min(BATCHES, self.seconds.shape[1]), axis=1)
-        each = np.array([Stay(batch, self.percent).p99_s for batch in batches])
-        return np.asarray(each.std(axis=0, ddof=1) / np.sqrt(len(each)))
 
 
 def capacity(services_s: Sequence[Sequence[float]]) -> float:
@@ -46,7 +23,7 @@ def capacity(services_s: Sequence[Sequence[float]]) -> float:
     return float(sum(1 / np.mean(times) for times in services_s))
 
 
-def longer(rates: npt.ArrayLike, most: float, slowdown: float) -> Array:
+def slowdown_at(rates: npt.ArrayLike, most: float, slowdown: float) -> Array:
     """Return how many times as long a text takes at each of `rates` as at `most`, the capacity, where no worker rests.
 
     At HALF of the capacity, and below, it is `slowdown`; from there it falls in a line to 1.
@@ -54,21 +31,23 @@ def longer(rates: npt.ArrayLike, most: float, slowdown: float) -> Array:
     return 1 + (slowdown - 1) * np.clip((1 - np.asarray(rates, dtype=float) / most) / (1 - HALF), 0, 1)
 
 
-def simulate(
+def p99(
     services_s: Sequence[Sequence[float]],
     rates: Sequence[float],
     *,
     slowdown: float = 1.0,
     queues: int = QUEUES,
     requests: int = REQUESTS,
-    percent: float = 99,
-) -> Stay:
-    """Return how long requests stay at each of `rates` in queues that have forgotten that they were empty at first.
+) -> Array:
+    """Return the 99th percentile of waiting plus service at each of `rates`: the arguments are those of `stays`."""
+    return np.asarray(np.percentile(settled_stays(services_s, rates, slowdown, queues, requests), 99, axis=(0, 2)))
 
-    The arguments are those of `stays`.
-    """
-    kept = stays(services_s, rates, slowdown, queues, requests)[int(WARM_UP * requests) :]
-    return Stay(np.moveaxis(kept, 0, 2), percent)
+
+def settled_stays(
+    services_s: Sequence[Sequence[float]], rates: Sequence[float], slowdown: float, queues: int, requests: int
+) -> Array:
+    """Return `stays` of the requests that come after the queues have forgotten that they were empty at first."""
+    return stays(services_s, rates, slowdown, queues, requests)[int(WARM_UP * requests) :]
 
 
 def stays(
@@ -82,9 +61,9 @@ def stays(
 
     The workers serve in the order of arrival. A worker's service times are its own in `services_s`, where it was never
     idle: IN_A_ROW in their order, from a random place on, which is the same for all workers, and so on (a moving-block
-    bootstrap, Kuensch 1989); while a worker rests, as many are left out as it had served. So slow moments, which make a
-    queue long, last as long as they did. A worker that rests takes longer. All rates see the same requests, so that a
-    curve has no noise of its own from one rate to the next.
+    bootstrap, Kuensch 1989); while a worker rests, those that it would have served are left out. So slow moments, which
+    make a queue long, last as long as they did. A worker that rests takes longer. All rates see the same requests, so
+    that a curve has no noise of its own from one rate to the next.
 
     Source: Kiefer and Wolfowitz 1955, "On the theory of queues with many servers": the vector of the times at which
     each worker becomes free, advanced by one request at a time.
@@ -100,7 +79,7 @@ def stays(
     now = np.zeros((len(rates), queues))
     each_rate = np.asarray(rates, dtype=float)[:, None]
     mean_gap = 1 / each_rate
-    factor = longer(each_rate, capacity(services_s), slowdown)
+    factor = slowdown_at(each_rate, capacity(services_s), slowdown)
     stay = np.empty((requests, *now.shape))
     for number in range(requests):
         if number % (IN_A_ROW * len(counts)) == 0:

@@ -39,7 +39,7 @@ class Cores:
         return sorted({self.order[(number * threads + thread) % len(self.order)] for thread in range(threads)})
 
     def notes(self, workers: int, threads: int = 1) -> list[str]:
-        """Return what is unusual about that many workers with that many threads here, each a sentence."""
+        """Return what is unusual about this number of workers and threads here, each a sentence."""
         wanted = workers * threads
         what = counted(workers, "worker") + (f" of {threads} threads" if threads > 1 else "")
         sentences = []

@@ -59,7 +59,7 @@ def load_other(folder):
 
 register(Variant("other", "NumPy", "fp32", load_other))
 """
-TIMED = "if not gc.isenabled(): "  # as it is while the gate times, and not while it prepares
+TIMED = "if not gc.isenabled(): "  # as it is while the gate warms up and times, and not while it prepares
 
 
 def plugin(when_called: str = "pass", options: str = "{}") -> str:
@@ -285,7 +285,7 @@ def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
         ),
         pytest.param(
             *(plugin(TIMED + "time.sleep(3600)"), ["--timeout", "10"]),
-            *("base could not run: no answer in 10 s to 'time ",),
+            *("base could not run: its process has said nothing for 10 s ('build ",),
             marks=pytest.mark.slow,
         ),
         ("import no_such_module", [], "base could not run: ModuleNotFoundError: No module named 'no_such_module'"),
@@ -521,7 +521,7 @@ def test_a_slowdown_is_a_share_of_the_call() -> None:
     ("cost_s", "untimed", "timed"), [(0.001, 4, 6), (0.003, 2, 2), (0.01, 1, 1), (0.02, 0, 1), (0.8, 0, 1)]
 )
 def test_short_calls_fill_a_turn_and_long_ones_are_one(cost_s: float, untimed: int, timed: int) -> None:
-    assert timing.block(cost_s) == (untimed, timed)
+    assert (timing.TURN.settling_calls(cost_s), timing.TURN.timed_calls(cost_s)) == (untimed, timed)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import os
 import signal
@@ -9,9 +10,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +25,14 @@ from qbert.measure import capacity, stats
 from qbert.measure.capacity_crew import FORKS, Crew
 from qbert.measure.capacity_worker import FINISHED, RUNNING, Board
 from qbert.measure.cells import Cell, Suite
-from qbert.system import children, cores
+from qbert.system import cores
 from qbert.system.cores import Cores
 from qbert.system.errors import CannotRunError, InputError
 from qbert.variants import Variant
 
 INT8 = "int8-dynamic-onednn"
 HERE = cores.here()
+ONE_CORE = Cores((HERE.order[0],), 1)
 
 
 @pytest.fixture
@@ -39,43 +40,52 @@ def suite(trained: Checkpoint, news: Dataset) -> Suite:
     return Suite(news, [str(trained.folder)], max_lengths=[16])
 
 
+SUMS = """
+import os, time
+import numpy as np
+from qbert.variants import Classifier
+calls, seen = 0, set()
+def load({arguments}):
+    def run(encoding):
+        global calls
+        calls += 1
+        for _ in range(30):
+            np.sort(np.arange(5000) % 97)
+        size = encoding["input_ids"].size
+        {line}
+        seen.add(size)
+        return np.sin(encoding["input_ids"].sum() * np.arange(1, 6, dtype=np.float32))[None]
+    return Classifier.counted(run, {{"threads": 1}})
+"""
+"""A variant that loads in no time: its logits are of the sum of a text's tokens."""
+LENGTHS = [("球 " * words,) for words in range(1, 11)]
+"""Texts of ten lengths in tokens."""
+
+
 @pytest.fixture
-def cell(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
-    """A cell that loads in no time: its logits are of the sum of a text's tokens."""
-    return suite.cell("tiny", 16, own(tmp_path, monkeypatch, "sums", SUMS.format(line="pass")))
+def own(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cell]:
+    """Make a cell of the variant `own`, each of whose calls does `line`."""
+
+    def make(line: str = "pass", arguments: str = "folder", **options: int) -> Cell:
+        module = f"own_{hashlib.sha256(line.encode()).hexdigest()}_{len(options)}"
+        (tmp_path / f"{module}.py").write_text(SUMS.format(line=line, arguments=arguments))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        load = importlib.import_module(module).load
+        row = dataclasses.replace(variants.VARIANTS["fp32"], name="own", load=load, options=options)
+        monkeypatch.setitem(variants.VARIANTS, "own", row)
+        return suite.cell("tiny", 16, "own")
+
+    return make
+
+
+@pytest.fixture
+def cell(own: Callable[..., Cell]) -> Cell:
+    return own()
 
 
 @pytest.fixture
 def load(news: Dataset) -> capacity.Load:
     return capacity.Load(dataset.text_rows(news.test), "texts of news", workers=(2,), seconds=0.2)
-
-
-def own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, text: str, options: dict[str, Any] | None = None
-) -> str:
-    """Write a module with a function `load`, and add the variant `own` that it loads to the table."""
-    (folder / f"{module}.py").write_text(
-        f"import os, time\nimport numpy as np\nfrom qbert.variants import Classifier\n{textwrap.dedent(text)}"
-    )
-    monkeypatch.syspath_prepend(str(folder))
-    row = dataclasses.replace(variants.VARIANTS["fp32"], name="own", load=importlib.import_module(module).load)
-    monkeypatch.setitem(variants.VARIANTS, "own", dataclasses.replace(row, options=options or {}))
-    return "own"
-
-
-SUMS = """
-    calls = 0
-    def load(folder):
-        def run(encoding):
-            global calls
-            calls += 1
-            for _ in range(30):
-                np.sort(np.arange(5000) % 97)
-            {line}
-            return np.sin(encoding["input_ids"].sum() * np.arange(1, 6, dtype=np.float32))[None]
-        return Classifier.counted(run, {{"threads": 1}})
-"""
-LOST = "if calls > 130 and os.sched_getaffinity(0) == {cores}: {does}"
 
 
 def test_what_two_workers_serve(cell: Cell, load: capacity.Load) -> None:
@@ -98,15 +108,15 @@ def test_what_two_workers_serve(cell: Cell, load: capacity.Load) -> None:
         assert 20e6 < found["pss_bytes"] < 4e9
 
 
-def test_one_worker_has_none_beside_it_and_no_price_no_cost(cell: Cell, load: capacity.Load) -> None:
-    found = capacity.measure(cell, dataclasses.replace(load, workers=()), cores=Cores((HERE.order[0],), 1))[1]
+def test_one_worker_has_none_beside_it_but_rests_and_no_price_no_cost(cell: Cell, load: capacity.Load) -> None:
+    found = capacity.measure(cell, dataclasses.replace(load, workers=()), cores=ONE_CORE)[1]
     assert found["workers"] == 1
+    assert {"half_load_slowdown", "rates_p99_s"} <= found.keys()
     assert not {"loaded_over_alone", "cost_per_million", "price_per_hour", "scaling"} & set(found)
 
 
 def test_a_scaling_curve_has_a_point_for_each_number_of_workers(cell: Cell, load: capacity.Load) -> None:
-    one_core = Cores((HERE.order[0],), 1)
-    found = capacity.measure(cell, dataclasses.replace(load, workers=(3, 1)), cores=one_core)[1]
+    found = capacity.measure(cell, dataclasses.replace(load, workers=(3, 1)), cores=ONE_CORE)[1]
     assert [point["workers"] for point in found["scaling"]] == [1, 3]
     assert found["capacity_notes"] == ["3 workers on 1 processor: they share them."]
     assert found["scaling"][1]["texts_per_s"] == pytest.approx(found["texts_per_s"])
@@ -124,7 +134,7 @@ def forks(process: int) -> list[int]:
 
 
 def started(crew: Crew) -> set[int]:
-    return {child._process.pid for child in crew._children}  # noqa: SLF001
+    return {child.process.pid for child in crew.children}
 
 
 @pytest.mark.skipif(not FORKS, reason="a cell starts its own processes there")
@@ -161,8 +171,8 @@ def test_a_cell_leaves_its_processes_without_its_model_to_the_next_of_its_runtim
 def test_each_worker_stays_on_its_own_core(cell: Cell, load: capacity.Load) -> None:
     order = (*HERE.order, *HERE.order)[:2]
     with Crew(cell, load.rows, 2, Cores(order, 2)) as crew:
-        for number, child in enumerate(crew._children):  # noqa: SLF001  the processes
-            (fork,) = forks(child._process.pid)  # noqa: SLF001
+        for number, child in enumerate(crew.children):
+            (fork,) = forks(child.process.pid)
             tasks = Path(f"/proc/{fork}/task").iterdir()
             assert {frozenset(os.sched_getaffinity(int(task.name))) for task in tasks} == {frozenset({order[number]})}
 
@@ -203,30 +213,19 @@ def test_the_board_gives_each_number_once(tmp_path: Path) -> None:
 
 
 def test_what_a_runtime_does_at_the_first_text_of_a_length_is_over_before_the_clock_starts(
-    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: Callable[..., Cell], load: capacity.Load
 ) -> None:
-    line = """size = encoding["input_ids"].size
-            time.sleep(0.2 if size not in seen else 0)
-            seen.add(size)"""
-    module = SUMS.format(line=line).replace("calls = 0", "calls, seen = 0, set()")
-    cell = suite.cell("tiny", 16, own(tmp_path, monkeypatch, "compiles", module))
-    load = dataclasses.replace(load, rows=[("球 " * words,) for words in range(1, 11)])
+    cell = own("time.sleep(0.2 if size not in seen else 0)")
+    load = dataclasses.replace(load, rows=LENGTHS)
     assert len({cell.encoder(*row, max_length=16)["input_ids"].size for row in load.rows}) == 10
     # A neighbour may take the core for as long, but not in each of three.
     assert min(max(capacity.measure(cell, load)[0]) for _ in range(3)) < 0.2
 
 
-def test_of_a_runtime_that_compiles_nothing_not_every_length_is_seen(
-    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_runtime_that_compiles_nothing_not_every_length_is_seen(own: Callable[..., Cell], tmp_path: Path) -> None:
     calls = tmp_path / "calls"
-    module = SUMS.format(
-        line=f"""time.sleep(0.1)
-            open({str(calls)!r}, "a").write(".")"""
-    )
-    cell = suite.cell("tiny", 16, own(tmp_path, monkeypatch, "plain", module))
-    rows = [("球 " * words,) for words in range(1, 11)]
-    with Crew(cell, rows, 1, HERE) as crew:
+    cell = own(f"time.sleep(0.1); open({str(calls)!r}, 'a').write('.')")
+    with Crew(cell, LENGTHS, 1, HERE) as crew:
         before = calls.stat().st_size
         crew.see_lengths({0: range(10)})
         assert calls.stat().st_size - before < 9, "of ten lengths, each twice, most are left out"
@@ -236,12 +235,6 @@ def test_a_stall_of_the_machine_is_not_a_rests_cost() -> None:
     busy_s = [0.01, 0.012] * 20
     assert capacity.slowdown([*busy_s[1:], 0.5], busy_s) == pytest.approx(1.0, abs=0.02)
     assert capacity.slowdown([2 * seconds for seconds in busy_s], busy_s) == pytest.approx(2.0)
-
-
-def test_one_worker_rests_too(cell: Cell, load: capacity.Load) -> None:
-    found = capacity.measure(cell, dataclasses.replace(load, workers=(1,)))[1]
-    assert {"half_load_slowdown", "rates_p99_s"} <= found.keys()
-    assert "loaded_over_alone" not in found
 
 
 def test_a_few_texts_are_as_long_as_all() -> None:
@@ -255,7 +248,7 @@ def test_a_few_texts_are_as_long_as_all() -> None:
 
 def test_the_texts_of_a_block_are_as_long_for_each_worker() -> None:
     rows = [("x" * (1 + number),) for number in np.random.default_rng(3).permutation(1000)]
-    texts = capacity.alike(rows, (8, 2, 3))
+    texts = capacity.block_texts(rows, (8, 2, 3))
     assert texts.shape == (8, 2, 3)
     assert sorted(texts.flat) == sorted(capacity.representative(rows, 48))
     in_order = np.vectorize(lambda row: len(rows[row][0]))(texts)
@@ -265,49 +258,37 @@ def test_the_texts_of_a_block_are_as_long_for_each_worker() -> None:
     assert 0.2 < (lengths[:, 0] > lengths[:, 1]).mean() < 0.8, "each has the longer one as often"
 
 
-def test_an_answer_that_is_not_the_accuracy_pass_s_fails(
-    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = own(
-        tmp_path,
-        monkeypatch,
-        "differs",
-        SUMS.format(line="if os.getpid() != int(os.environ['JUDGE']): return np.ones((1, 5), np.float32)"),
-    )
-    monkeypatch.setenv("JUDGE", str(os.getpid()))
+def test_an_answer_that_is_not_the_accuracy_pass_s_fails(own: Callable[..., Cell], load: capacity.Load) -> None:
+    cell = own(f"if os.getpid() != {os.getpid()}: return np.ones((1, 5), np.float32)")
     told = r"^tiny-16-own: worker \d answers text \d+ with .*, and the accuracy pass with .*: what was served is not"
     with pytest.raises(InputError, match=told):
-        capacity.measure(suite.cell("tiny", 16, name), load)
+        capacity.measure(cell, load)
 
 
 @pytest.mark.skipif(not HERE.pinnable or len(HERE.order) < 2, reason="needs two cores to tell the workers apart")
 @pytest.mark.parametrize(
-    ("module", "does", "told"),
+    ("does", "told"),
     [
-        ("dies", "os._exit(7)", "^tiny-16-own: worker 2 of 2 ended with exit code 7$"),
-        ("killed", "os.kill(os.getpid(), 9)", "^tiny-16-own: worker 2 of 2 was killed by signal 9$"),
-        ("hangs", "time.sleep(600)", r"^tiny-16-own: worker 2 of 2 has said nothing for \d+ s$"),
-        ("raises", "raise RuntimeError('no such operator')", r"^tiny-16-own: worker 2 of 2: .*no such operator"),
-        ("nans", "return np.full((1, 5), np.nan, np.float32)", "^tiny-16-own answers with nan or infinity"),
+        ("os.kill(os.getpid(), 9)", "^tiny-16-own: worker 2 of 2 was killed by signal 9$"),
+        ("time.sleep(600)", r"^tiny-16-own: worker 2 of 2 has said nothing for \d+ s$"),
+        ("raise RuntimeError('no such operator')", r"^tiny-16-own: worker 2 of 2: .*no such operator"),
+        ("return np.full((1, 5), np.nan, np.float32)", "^tiny-16-own answers with nan or infinity"),
     ],
 )
 def test_a_worker_that_is_lost_fails_the_cell_and_the_others_end(
-    suite: Suite,
+    own: Callable[..., Cell],
     load: capacity.Load,
     processes: Callable[[str], list[str]],
     wait_until: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    module: str,
     does: str,
     told: str,
 ) -> None:
-    line = LOST.format(does=does, cores=set(HERE.of_worker(1)))
-    name = own(tmp_path, monkeypatch, module, SUMS.format(line=line))
-    patience_s = 5 if module == "hangs" else 60
+    cell = own(f"if calls > 130 and os.sched_getaffinity(0) == {set(HERE.of_worker(1))}: {does}")
     monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=told):
-        capacity.measure(suite.cell("tiny", 16, name), dataclasses.replace(load, seconds=5), patience_s=patience_s)
+        capacity.measure(cell, dataclasses.replace(load, seconds=5), patience_s=5 if "sleep" in does else 60)
     wait_until(lambda: not processes(f"QBERT_CACHE={tmp_path}"))
 
 
@@ -317,12 +298,9 @@ def test_a_worker_that_cannot_be_pinned_fails_the_cell(cell: Cell, load: capacit
         capacity.measure(cell, load, cores=Cores((HERE.order[0], 1023), 2))
 
 
-def test_what_cannot_be_loaded_cannot_run(
-    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = own(tmp_path, monkeypatch, "broken", "def load(folder):\n    raise RuntimeError('no such operator')\n")
+def test_what_cannot_be_loaded_cannot_run(own: Callable[..., Cell], load: capacity.Load) -> None:
     with pytest.raises(CannotRunError, match=r"it cannot be loaded and called .*no such operator"):
-        capacity.measure(suite.cell("tiny", 16, name), load)
+        capacity.measure(own("raise RuntimeError('no such operator')"), load)
 
 
 def test_a_system_without_affinity_is_served_and_said(cell: Cell, load: capacity.Load) -> None:
@@ -363,46 +341,18 @@ def test_ctrl_c_ends_everything_at_once(
     wait_until(lambda: not processes(f"QBERT_CACHE={tmp_path / 'cache'}"))
 
 
-def test_the_first_answer_is_read_first_and_silence_ends() -> None:
-    reply = "import time; time.sleep({}); print('{{\"answer\": 1}}', flush=True); time.sleep(60)"
-    waiting = {
-        name: children.Answering(sys.executable, "-c", reply.format(seconds), path="")
-        for name, seconds in {"late": 1.0, "early": 0.0, "never": 60}.items()
-    }
-    found = []
-
-    def read() -> None:
-        for name, child in children.first_answers(waiting, 3):
-            found.append(name)
-            assert child.receive(1) == {"answer": 1}
-
-    try:
-        with pytest.raises(TimeoutError):
-            read()
-    finally:
-        for child in waiting.values():
-            child.end()
-    assert found == ["early", "late"]
-
-
-@pytest.fixture
-def threads_taken() -> Iterator[None]:
-    known = dict(variants.VARIANTS)
-    yield
-    variants.VARIANTS.clear()
-    variants.VARIANTS.update(known)
-
-
-def two_threads() -> list[Variant]:
-    rows = [row for row in variants.VARIANTS.values() if row.default and not row.missing()]
-    return [row for row in rows if row.name in {"fp32", INT8, "fp32-onnxruntime", "fp32-openvino"}]
+TWO_THREADS = [
+    row for row in variants.select("default") if row.name in {"fp32", INT8, "fp32-onnxruntime", "fp32-openvino"}
+]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("threads_taken")
 @pytest.mark.skipif(len(HERE.order) < 2, reason="needs two cores")
-@pytest.mark.parametrize("variant", two_threads(), ids=lambda row: row.name)
-def test_one_process_runs_on_exactly_so_many_threads(variant: Variant, suite: Suite, load: capacity.Load) -> None:
+@pytest.mark.parametrize("variant", TWO_THREADS, ids=lambda row: row.name)
+def test_one_process_runs_on_exactly_so_many_threads(
+    variant: Variant, suite: Suite, load: capacity.Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "VARIANTS", dict(variants.VARIANTS))
     row = variants.with_threads(variant, 2)
     assert (row.name, row.definition["options"]["threads"]) == (f"{variant.name}-2-threads", 2)
     found = capacity.measure(suite.cell("tiny", 16, row.name), load)[1]
@@ -415,12 +365,10 @@ def test_a_runtime_of_one_thread_takes_no_more() -> None:
 
 
 def test_a_runtime_that_says_another_number_of_threads_is_refused(
-    suite: Suite, load: capacity.Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: Callable[..., Cell], load: capacity.Load
 ) -> None:
-    text = SUMS.format(line="pass").replace("load(folder)", "load(folder, threads)")
-    name = own(tmp_path, monkeypatch, "stubborn", text, {"threads": 2})
     with pytest.raises(CannotRunError, match="says that it runs on 1 threads, and 2 were asked for"):
-        capacity.measure(suite.cell("tiny", 16, name), load)
+        capacity.measure(own(arguments="folder, threads", threads=2), load)
 
 
 @pytest.mark.exhaustive

@@ -9,7 +9,8 @@ from scipy import optimize
 
 from qbert.measure import queueing
 
-QUEUES = {"queues": 800, "requests": 10_000}
+QUEUES, REQUESTS = 800, 10_000
+BATCHES = 20  # of the queues, for the standard error
 SIGMAS = 4  # standard errors; of ten comparisons one is beyond by chance in 1,600
 
 
@@ -54,11 +55,14 @@ def stay_in_md1(rate: float, percent: float) -> float:
 
 
 def check(services: list[list[float]], rates: list[float], known: Callable[[float, float], float]) -> None:
+    stays = queueing.settled_stays(services, rates, 1.0, QUEUES, REQUESTS)
     for percent in (90, 99):
-        stay = queueing.simulate(services, rates, percent=percent, **QUEUES)
+        found = np.percentile(stays, percent, axis=(0, 2))
+        batches = [np.percentile(batch, percent, axis=(0, 2)) for batch in np.array_split(stays, BATCHES, axis=2)]
+        error_s = np.std(batches, axis=0, ddof=1) / math.sqrt(BATCHES)
         expected = np.array([known(rate, percent) for rate in rates])
-        assert (stay.error_s < 0.02 * expected).all(), "else it would prove little"
-        assert (np.abs(stay.p99_s - expected) < SIGMAS * stay.error_s).all()
+        assert (error_s < 0.02 * expected).all(), "else it would prove little"
+        assert (np.abs(found - expected) < SIGMAS * error_s).all()
 
 
 def test_constant_services_before_one_worker_wait_as_known() -> None:
@@ -78,16 +82,15 @@ def test_a_wrong_answer_would_be_noticed() -> None:
 
 def test_the_curve_ascends_and_the_defaults_are_near_enough() -> None:
     rates = [load * 2 for load in queueing.LOADS]
-    stay = queueing.simulate(exponential(2), rates)
+    found = queueing.p99(exponential(2), rates)
     known = np.array([stay_in_mmk(2, rate, 99) for rate in rates])
-    assert (np.diff(stay.p99_s) > 0).all()
-    assert (np.abs(stay.p99_s / known - 1) < np.where(np.array(rates) < 1.7, 0.05, 0.2)).all()
+    assert (np.diff(found) > 0).all()
+    assert (np.abs(found / known - 1) < np.where(np.array(rates) < 1.7, 0.05, 0.2)).all()
 
 
 def test_a_slow_worker_serves_with_its_own_times() -> None:
     assert queueing.capacity([[1.0, 1.0], [2.0, 6.0, 4.0]]) == 1.25
-    stay = queueing.simulate([[1.0], [5.0]], [0.01], percent=100, queues=10, requests=400)
-    assert stay.p99_s[0] >= 5.0
+    assert queueing.settled_stays([[1.0], [5.0]], [0.01], 1.0, 10, 400).max() >= 5.0
 
 
 def test_texts_take_longer_the_more_their_worker_rests() -> None:
@@ -99,7 +102,7 @@ def test_texts_take_longer_the_more_their_worker_rests() -> None:
 def test_slow_moments_last_as_long_as_they_did() -> None:
     mixed = ([1.0] * 9 + [2.0]) * 20
     in_a_row = [1.0] * 180 + [2.0] * 20
-    short, long = (queueing.simulate([times] * 2, [1.4], queues=200).p99_s[0] for times in (mixed, in_a_row))
+    short, long = (queueing.p99([times] * 2, [1.4], queues=200)[0] for times in (mixed, in_a_row))
     assert long > 1.5 * short
 
 

@@ -29,18 +29,16 @@ def groups(root: Path, membership: str, **limits: str) -> Path:
 
 
 def test_one_of_each_core_comes_before_the_hyper_threads_beside_them(tmp_path: Path) -> None:
+    assert cores.in_order([2, 3], tmp_path) == ((2, 3), 2), "without a topology each processor is a core"
     topology(tmp_path, "0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7")
     assert cores.in_order(range(8), tmp_path) == ((0, 1, 2, 3, 4, 5, 6, 7), 4)
     assert cores.in_order([1, 4, 5], tmp_path) == ((1, 4, 5), 2)
 
 
-def test_without_a_topology_each_processor_is_a_core(tmp_path: Path) -> None:
-    assert cores.in_order([2, 3], tmp_path) == ((2, 3), 2)
-
-
 @pytest.mark.parametrize(
     ("membership", "limits", "quota"),
     [
+        ("", {}, math.inf),
         ("0::/\n", {}, math.inf),
         ("0::/\n", {"cpu_max": "max 100000\n"}, math.inf),
         ("0::/\n", {"cpu_max": "150000 100000\n"}, 1.5),
@@ -54,10 +52,6 @@ def test_the_least_quota_of_a_container_s_groups_holds(
     tmp_path: Path, membership: str, limits: dict[str, str], quota: float
 ) -> None:
     assert cores.quota(groups(tmp_path, membership, **limits)) == quota
-
-
-def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
-    assert cores.quota(tmp_path) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -92,11 +86,6 @@ def test_workers_have_cores_of_their_own_while_there_are_some() -> None:
 )
 def test_what_is_unusual_is_said(known: Cores, workers: int, told: list[str]) -> None:
     assert known.notes(workers) == told
-
-
-def test_that_workers_may_move_is_said() -> None:
-    (told,) = Cores((0, 1), 2, pinnable=False).notes(2)
-    assert "pins no process" in told
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs an affinity")
