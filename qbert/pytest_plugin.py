@@ -85,7 +85,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "f1-guard": {
         "choices": ["point", "interval"],
-        "help": "judge the F1 drop (point) or its interval's upper end",
+        "help": "judge the F1 drop (point), or what it surely does not exceed (interval)",
     },
     "strict-guard": {
         "action": "store_true",

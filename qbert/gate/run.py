@@ -238,8 +238,6 @@ def _prepare(worker: Worker, opened: Any, subject: Subject, limits: Sequence[Lim
                 continue
             if any(limit.covers(**named) and math.isfinite(limit.max_memory_mb) for limit in limits):
                 record["peak_rss_bytes"] = worker.ask("peak_memory", **named)
-            if any(limit.covers(**named) and limit.of_capacity for limit in limits):
-                record |= worker.ask("capacity", documents=subject.documents, **named)
             records[number, max_length, variant] = record
             advance(done)
     return records
@@ -289,17 +287,13 @@ def over_own_limit(base: Record, head: Record) -> list[str]:
 
 
 def _over(record: Record, limit: Limit) -> list[str]:
-    """Return a sentence for each limit on F1, size, memory and capacity that `record` exceeds or falls short of."""
+    """Return a sentence for each limit on F1, size and memory that `record` exceeds."""
     figures = (
         ("F1 drop", record.get("f1_drop", -math.inf), limit.max_f1_drop, ""),
         ("disk", record["disk_bytes"] / 1e6, limit.max_disk_mb, " MB"),
         ("memory", record.get("peak_rss_bytes", 0) / 1e6, limit.max_memory_mb, " MB"),
-        ("p99 with every core busy", record.get("loaded_p99_s", 0) * 1e3, limit.max_p99_loaded_ms, " ms"),
     )
-    sentences = [f"{name} {value:.4g}{unit} > {most:g}{unit}" for name, value, most, unit in figures if value > most]
-    if limit.min_texts_per_s and record["texts_per_s"] < limit.min_texts_per_s:
-        sentences.append(f"{record['texts_per_s']:.4g} texts/s with every core busy < {limit.min_texts_per_s:g}")
-    return sentences
+    return [f"{name} {value:.4g}{unit} > {most:g}{unit}" for name, value, most, unit in figures if value > most]
 
 
 def _measure(

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from qbert.measure.stats import MIN_EFFECT, guarded_drop
+from qbert.measure import guard
+from qbert.measure.stats import MIN_EFFECT
 from qbert.results import saved_run
 from qbert.results.compare import CELL, MACHINE, SUBJECT, differences, samples
 from qbert.system import machine
@@ -67,7 +68,8 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         measured = FIGURES.get(info.get("measured"), LATENCY)
         row |= {name: info[name] for name in measured if name in info}
         if "f1_guard" in info:  # older runs did not record the guard's verdict
-            judged = guarded_drop(info["f1_drop"], info["f1_drop_high"], info["f1_guard"])
+            at_most = info.get("f1_drop_at_most", info["f1_drop_high"])  # older runs were judged by the latter
+            judged = guard.figure(info["f1_drop"], at_most, info["f1_guard"])
             row["over_limit"] = info["variant"] != BASELINE and judged > info["max_f1_drop"]
         if measured is LATENCY:
             row["median_s"] = benchmark["stats"]["median"]

@@ -123,6 +123,7 @@ class Accuracy(Cell):
     visible_drop: Share | UnsetType = UNSET
     answers: Answers | UnsetType = UNSET
     over_limit: bool | UnsetType = UNSET
+    f1_drop_at_most: Drop | UnsetType = UNSET
 
 
 class Footprint(Cell):

@@ -318,7 +318,6 @@ def choice(record: Mapping[str, Any]) -> Group:
         drawn.add_column(heading, justify="left" if heading in {"variant", "guard\n"} else "right", no_wrap=True)
     without: list[str] = []
     for row in record["variants"]:
-        verdict = row["verdict"] + (f" {row['chance']:.0%}" if "chance" in row and row["verdict"] != "holds" else "")
         if row["why"]:
             without.append(f"{row['variant']}: {row['why']}")
         drawn.add_row(
@@ -328,7 +327,7 @@ def choice(record: Mapping[str, Any]) -> Group:
             megabytes(row["disk_bytes"]),
             str(row["documents"] or ""),
             *([str(row["flips"]), f"{row['f1_drop']:+.4f}"] if row["documents"] else ["", ""]),
-            verdict,
+            row["verdict"],
         )
     return Group(drawn, *(Text(f"\n{line}") for line in without))
 
