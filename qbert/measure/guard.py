@@ -25,13 +25,13 @@ def at_most(values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], co
     Source: Newcombe 1998, "Two-sided confidence intervals for the single proportion: comparison of seven methods",
     method 4. The mixture is ours; docs/statistics.md has its error rates.
     """
-    count, top = float(counts.sum()), float(values.max())
+    count, top, step = float(counts.sum()), float(values.max()), float(np.abs(values).max())
     mean, square = float(values @ counts / count), float(values**2 @ counts / count)
     if mean >= top:
         return top
     score = NormalDist().inv_cdf(confidence) ** 2
-    # (count * rise - top / 2)**2 = score * count * variance, with a variance of constant + slope * rise - rise**2
+    # (count * rise - step / 2)**2 = score * count * variance, with a variance of constant + slope * rise - rise**2
     constant, slope = square - mean**2, (top**2 - square) / (top - mean) - 2 * mean
-    half = (top + score * slope) / 2
-    root = half**2 - (count + score) * (top**2 / (4 * count) - score * constant)
+    half = (step + score * slope) / 2
+    root = half**2 - (count + score) * (step**2 / (4 * count) - score * constant)
     return min(top, mean + (half + math.sqrt(max(root, 0.0))) / (count + score))

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -188,8 +187,6 @@ def test_f1_and_limits_are_regressions_too(
         max_memory_mb = 50
         max_latency_ms = 0.001
         max_f1_drop = 0.01
-        max_p99_loaded_ms = 0.001
-        min_texts_per_s = 1000000
 
         [[tool.qbert.gate.limits]]
         model = "another"
@@ -217,10 +214,8 @@ def test_f1_and_limits_are_regressions_too(
     assert (same["model"], changed["model"]) == ("tiny", "worse")
     assert (same["f1"]["verdict"], changed["f1"]["verdict"]) == ("same", "worse")
     assert (same["f1"]["flips"], changed["f1"]["flips"] > 10) == (0, True)
-    disk, memory, p99, texts, latency = same["over"]
+    disk, memory, latency = same["over"]
     assert [sentence.split()[0] for sentence in (disk, memory, latency)] == ["disk", "memory", "latency"]
-    assert re.fullmatch(r"p99 with every core busy [\d.]+ ms > 0.001 ms", p99)
-    assert re.fullmatch(r"[\d.]+ texts/s with every core busy < 1e\+06", texts)
     assert same["f1"]["f1"] == 1, "what it predicts is what is asked for"
     assert "tiny-16-fp32: disk " in output
 

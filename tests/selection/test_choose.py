@@ -101,7 +101,7 @@ def test_a_variant_surely_over_is_dropped_early_and_one_surely_within_is_served(
     rows = {row.variant: row for row in found.rows}
     assert found.chosen is rows["exact"]
     assert rows["exact"].verdict == "holds"
-    assert rows["exact"].documents == 200
+    assert rows["exact"].documents == 100
     if rows["wrong"].documents:  # it is as fast: the order is chance
         assert rows["wrong"].verdict == "over"
         assert rows["wrong"].documents < 100
@@ -146,10 +146,10 @@ def test_too_few_documents_decide_nothing_and_it_says_how_many_would(
 
 def test_the_documents_that_are_asked_for_suffice() -> None:
     rng, values = np.random.default_rng(0), np.array([-1.0, 0.0, 1.0])
-    wanted = choosing.documents_to_be_sure(values, np.array([10.0, 480.0, 10.0]), 0.02, 0.95)
+    wanted = choosing.documents_to_be_sure(values, np.array([10.0, 480.0, 10.0]), 0.01, 0.95)
     assert wanted is not None
     drawn = [lost_and_gained(rng, 0.0, 0.04, wanted)[:, None] == values for _ in range(100)]
-    sure = sum(guard.at_most(values, one.sum(axis=0), 0.95) <= 0.02 for one in drawn)
+    sure = sum(guard.at_most(values, one.sum(axis=0), 0.95) <= 0.01 for one in drawn)
     assert 35 <= sure <= 80  # about as likely as not
 
 
