@@ -355,7 +355,7 @@ def test_two_searches_at_once_share_their_answers_and_end_with_the_same_products
     [
         (
             ("--variant", "int8-dynamic"),
-            "no int8 layers to keep in float: name one of int8-onnxruntime, int8-openvino, int8-bf16-openvino, int8-native, int8-",
+            "no int8 layers to keep in float: name one of int8-onnxruntime, int8-openvino, int8-bf16-openvino, int8-",
         ),
         (("--variant", "fp32-onnxruntime"), "variant fp32-onnxruntime has no int8 layers to keep"),
         (("--max-f1-drop", 0), "0.0 is not in the range 0<x<=1"),
