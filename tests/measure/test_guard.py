@@ -78,7 +78,7 @@ def population(labels: int, lost: float, gained: float) -> list[npt.NDArray[np.b
 def test_choices_at_the_limit_err_in_5_percent_at_most(labels: int, lost: float, gained: float) -> None:
     """One variant of weighted F1 whose true drop is the limit, at all looks of `choose`."""
     sides = population(labels, lost, gained)
-    limit, rng, trials, found = accuracy.compare(*sides).f1_drop, np.random.default_rng(0), 400, Counter[str]()
+    limit, rng, trials, found = accuracy.compare(*sides).f1_drop, np.random.default_rng(0), 200, Counter[str]()
     counts = choosing.looks(2_000)
     to_hold, to_drop = bonferroni(CONFIDENCE, choosing.LOOKS), bonferroni(CONFIDENCE, len(counts))
     for _ in range(trials):
@@ -97,7 +97,7 @@ def test_choices_at_the_limit_err_in_5_percent_at_most(labels: int, lost: float,
 @pytest.mark.parametrize("flips", [0.01, 0.03])
 def test_rescues_at_the_limit_err_in_5_percent_at_most(common: float, flips: float) -> None:
     """Every mix but the last drops by the limit; of what it flips, a share is what all of them flip."""
-    rng, limit, layers, documents, trials = np.random.default_rng(0), 0.01, 36, 1_000, 400
+    rng, limit, layers, documents, trials = np.random.default_rng(0), 0.01, 36, 1_000, 200
     confidence = bonferroni(CONFIDENCE, judging.LOOKS)
 
     def rescued() -> bool:
