@@ -182,17 +182,12 @@ def opened(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[si
 
     @contextlib.contextmanager
     def start(
-        model: object,
-        dataset: object,
-        variants: str = "fp32",
-        plugin: str = "",
-        name: str = "head",
-        timeout_s: float = 60,
+        model: object, dataset: object, variants: str = "fp32", plugin: str = "", name: str = "head"
     ) -> Iterator[sides.Worker]:
         (tmp_path / "outside.py").write_text(plugin)
         side = sides.Side(name, sys.executable, sides.tree_here(), (str(model),), str(dataset), (str(tmp_path),))
         subject = sides.Subject((16,), variants, plugins=("outside",) if plugin else ())
-        with sides.Worker(side, subject, timeout_s=timeout_s) as worker:
+        with sides.Worker(side, subject, timeout_s=600) as worker:
             worker.send_open()
             yield worker
 
@@ -289,17 +284,23 @@ def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
     ("when_called", "told"),
     [
         ("os.kill(os.getpid(), 9)", "base could not run: its process was killed by signal 9"),
-        ("time.sleep(3600)", "base could not run: no answer in 40 s to 'time "),
+        ("time.sleep(3600)", "base could not run: no answer in 20 s to 'time "),
         ("raise ValueError('broken')", "base could not run: ValueError: broken"),
     ],
     ids=["killed", "hangs", "raises"],
 )
 def test_a_side_that_fails_while_it_is_timed_is_named(
-    opened: Callable[..., Any], trained: Checkpoint, news: Dataset, when_called: str, told: str
+    opened: Callable[..., Any],
+    trained: Checkpoint,
+    news: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    when_called: str,
+    told: str,
 ) -> None:
     code = plugin(TIMED + when_called)
-    with opened(trained.folder, news.folder, "mine", code, name="base", timeout_s=40) as worker:
+    with opened(trained.folder, news.folder, "mine", code, name="base") as worker:
         worker.ask("build", cell="a", model="tiny", load=recorded(worker, "mine")["load"])
+        monkeypatch.setattr(worker, "_timeout_s", 20)
         with pytest.raises(sides.SideError, match=re.escape(told)):
             worker.ask("time", cell="a", cost_s=0.01, slowdown=0.0)
 
