@@ -68,7 +68,7 @@ def test_accuracy(
     guard = qbert_settings.f1_guard
     over = ""
     if not cell.is_baseline:
-        over = accuracy.guard(comparison, flips, limit=limit, by=guard, what=cell.name)
+        over = accuracy.over_limit(comparison, flips, limit=limit, by=guard, what=cell.name)
     benchmark.extra_info.update(
         dataclasses.asdict(comparison),
         **accuracy.percentiles(benchmark.stats.stats.data),

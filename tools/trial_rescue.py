@@ -5,7 +5,7 @@
 
 Both judge by the same held-out rows: qbert by the upper end of the drop's interval, NNCF's accuracy control, as its
 documentation calls it, by the drop. For each checkpoint and guard it prints the F1 drop on the test split of plain
-int8; how many products were kept in float, of how many; with them, drop and flips on the test split, and the latency
+int8; how many layers were kept in float, of how many; with them, drop and flips on the test split, and the latency
 beside plain int8 of the same runtime (calls in turn); and the seconds of the search, from fp32's answers on. Plain int8
 was made before; NNCF's seconds include that, since it makes it itself. `nncf-unsmoothed` is NNCF's without SmoothQuant.
 """
@@ -62,14 +62,14 @@ class Checked:
     def drop(self, classifier: Any) -> tuple[float, int]:
         """Return the F1 drop and the flips on the test split."""
         logits = np.concatenate([classifier(encoding) for encoding in self.test.encodings])
-        comparison = judging.Judge(self.dataset, self.checkpoint.problem_type, 0).judge(self.test, logits).comparison
+        comparison = judging.Judge(self.dataset, self.checkpoint.problem_type, 0).judge(self.test, logits)
         return comparison.f1_drop, comparison.flips
 
     def f1(self, logits: Any, rows: Iterable[int]) -> float:
         """Return the weighted F1 of `logits` of those of the held-out documents."""
         labels = self.dataset.indicators(self.held.rows)[list(rows)]
         answers = predicted(logits, self.checkpoint.problem_type)
-        return accuracy.compare(labels, answers, answers).f1
+        return accuracy.weighted_f1(labels, answers)
 
 
 def ours(checked: Checked, guard: float, variant: str) -> tuple[object, ...]:

@@ -74,6 +74,7 @@ def choose(
         raise InputError(f"[tool.qbert] max_f1_drop is {limit:g}, and no variant has to gain: give --max-f1-drop")
     wanted = choosing.Wanted(
         limit,
+        settings.f1_guard,
         latency_limit_s=latency_limit and latency_limit / 1e3,
         max_disk_bytes=max_disk_mb and max_disk_mb * 1e6,
         max_memory_bytes=max_memory_mb and max_memory_mb * 1e6,

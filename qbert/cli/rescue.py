@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qbert.selection.rescue import Rescued
 
 DOCUMENTS = 2_000  # with 20 flips among them, a drop is known to 0.004
-SHOWN = 6  # names of products, in the sentence
+SHOWN = 6  # names of layers, in the sentence
 
 
 @click.command()
@@ -73,11 +73,11 @@ def rescue(
     max_length: int | None,
     json_file: Path | None,
 ) -> None:
-    """Write MODEL in int8 with those few products in float that the F1 guard needs.
+    """Write MODEL in int8 with those few layers in float that the F1 guard needs.
 
-    Products are kept in bf16, in fp32 where the runtime or the processor has no bf16, those first that save most error
+    Float layers are in bf16, in fp32 where the runtime or the processor has no bf16, those first that save most error
     for the time that they cost; with OpenVINO, NNCF's accuracy control chooses. The test split is read once, at the
-    end. If the guard does not hold with all of them kept, nothing is written, and the exit code is 1.
+    end. If the guard does not hold with all layers in float, nothing is written, and the exit code is 1.
     """
     from qbert.results import tables
     from qbert.selection import rescue as rescuing
@@ -107,7 +107,7 @@ def _table(rescued: "Rescued") -> "Group":
     from rich.text import Text
 
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    drawn.add_column("products")
+    drawn.add_column("layers")
     for heading in (f"in\n{rescued.precision}", "F1 drop\n", "at most\n", "flips\n", "test\nF1 drop", "test\nflips"):
         drawn.add_column(heading, justify="right")
     drawn.add_column("latency\nto int8", justify="right")
@@ -131,7 +131,7 @@ def _sentence(rescued: "Rescued", output: Path) -> str:
     if not rescued.holds:
         over = rescued.chosen_at_most - rescued.limit
         left = rescued.every - len(rescued.kept)
-        kept = f"{counted(left, 'product')} of {rescued.every} in int8" if left else "no product in int8"
+        kept = f"{counted(left, 'layer')} of {rescued.every} in int8" if left else "no layer in int8"
         return (
             f"Nothing holds the guard: with {kept}, F1 drops by {rescued.chosen.f1_drop:.4f}, and by up to "
             f"{over:.4f} more than {rescued.limit:g}; judge by more documents (--documents) or raise the limit."
@@ -141,7 +141,7 @@ def _sentence(rescued: "Rescued", output: Path) -> str:
     test = rescued.test
     tested = f"on the {test.documents:,} test documents, which chose nothing, F1 drops by {test.f1_drop:.4f}"
     if not rescued.kept:
-        return f"{output}: int8 holds the guard already, so no product is kept; {tested}."
-    names, products = ", ".join(rescued.kept[:SHOWN]), counted(len(rescued.kept), "product")
+        return f"{output}: int8 holds the guard already, so no layer has to be in float; {tested}."
+    names, layers = ", ".join(rescued.kept[:SHOWN]), counted(len(rescued.kept), "layer")
     more = f" and {len(rescued.kept) - SHOWN} more" if len(rescued.kept) > SHOWN else ""
-    return f"{output}: with {products} in {rescued.precision} ({names}{more}) the guard holds; {tested}."
+    return f"{output}: with {layers} in {rescued.precision} ({names}{more}) the guard holds; {tested}."

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,10 +145,10 @@ def run(
             # Head's answer is read first: a mistake in the request shows there and is the user's.
             opened = {worker.side.name: worker.receive() for worker in (on_head, on_base)}
             if not against_itself:
-                _refuse_equal_sides(on_base, on_head)
+                refuse_equal_sides(on_base, on_head)
             records["head"] = _prepare(on_head, opened["head"], subject, limits)
         records["base"] = _prepare(on_base, opened["base"], subject, ())
-    cells = _cells(records["base"], records["head"], budget, limits, may_differ)
+    cells = compared(records["base"], records["head"], budget, limits, may_differ)
     comparable = [cell for cell in cells if cell.verdict == "inconclusive"]
     slowed = [
         replace(cell, slowdown=slowdown, min_effect=min_effect, log_ratios=[], base_s=[], head_s=[], f1={}, over=[])
@@ -158,11 +158,7 @@ def run(
     prepared = time.monotonic()
     short = _measure(base, head, subject, budget, comparable + slowed, every_pair=every_pair)
     measured = time.monotonic()
-    for cell in (cell for cell in comparable if cell.head_s):
-        latency_ms = float(np.median(cell.head_s)) * 1e3
-        for limit in (limit for limit in limits if limit.covers(cell.model, cell.max_length, cell.variant)):
-            if latency_ms > limit.max_latency_ms:
-                cell.over.append(f"latency {latency_ms:.4g} ms > {limit.max_latency_ms:g} ms")
+    judge_latency(comparable, limits)
     return {
         "qbert": __version__,
         "sides": {
@@ -200,7 +196,7 @@ Key = tuple[int, int, str]
 Record = dict[str, Any]
 
 
-def _refuse_equal_sides(base: Worker, head: Worker) -> None:
+def refuse_equal_sides(base: Worker, head: Worker) -> None:
     """Raise InputError if both sides have the same code, libraries, models and dataset."""
     on_base, on_head = (worker.ask("fingerprints") for worker in (base, head))
     if on_base["same"] != on_head["same"]:
@@ -238,14 +234,12 @@ def _prepare(worker: Worker, opened: Any, subject: Subject, limits: Sequence[Lim
                 continue
             if any(limit.covers(**named) and math.isfinite(limit.max_memory_mb) for limit in limits):
                 record["peak_rss_bytes"] = worker.ask("peak_memory", **named)
-            if any(limit.covers(**named) and limit.of_capacity for limit in limits):
-                record |= worker.ask("capacity", documents=subject.documents, **named)
             records[number, max_length, variant] = record
             advance(done)
     return records
 
 
-def _cells(
+def compared(
     base: dict[Key, Record],
     head: dict[Key, Record],
     budget: Budget,
@@ -288,18 +282,23 @@ def over_own_limit(base: Record, head: Record) -> list[str]:
     return [f"F1 drop against fp32 {figures}, over the variant's own limit {head['max_f1_drop']:g}, {was}"]
 
 
+def judge_latency(cells: Iterable[Cell], limits: Sequence[Limit]) -> None:
+    """Note in each of the `cells` that was timed the limits on latency that head exceeds."""
+    for cell in (cell for cell in cells if cell.head_s):
+        latency_ms = float(np.median(cell.head_s)) * 1e3
+        for limit in limits:
+            if limit.covers(cell.model, cell.max_length, cell.variant) and latency_ms > limit.max_latency_ms:
+                cell.over.append(f"latency {latency_ms:.4g} ms > {limit.max_latency_ms:g} ms")
+
+
 def _over(record: Record, limit: Limit) -> list[str]:
-    """Return a sentence for each limit on F1, size, memory and capacity that `record` exceeds or falls short of."""
+    """Return a sentence for each limit on F1, size and memory that `record` exceeds."""
     figures = (
         ("F1 drop", record.get("f1_drop", -math.inf), limit.max_f1_drop, ""),
         ("disk", record["disk_bytes"] / 1e6, limit.max_disk_mb, " MB"),
         ("memory", record.get("peak_rss_bytes", 0) / 1e6, limit.max_memory_mb, " MB"),
-        ("p99 with every core busy", record.get("loaded_p99_s", 0) * 1e3, limit.max_p99_loaded_ms, " ms"),
     )
-    sentences = [f"{name} {value:.4g}{unit} > {most:g}{unit}" for name, value, most, unit in figures if value > most]
-    if limit.min_texts_per_s and record["texts_per_s"] < limit.min_texts_per_s:
-        sentences.append(f"{record['texts_per_s']:.4g} texts/s with every core busy < {limit.min_texts_per_s:g}")
-    return sentences
+    return [f"{name} {value:.4g}{unit} > {most:g}{unit}" for name, value, most, unit in figures if value > most]
 
 
 def _measure(

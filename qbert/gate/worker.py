@@ -177,15 +177,6 @@ class Worker:
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
         return int(footprint.measure(cell.variant, cell.folder, encoding).peak_rss_bytes)
 
-    def capacity(self, documents: int | None, **named: Any) -> dict[str, float]:  # noqa: ANN401
-        """Return `texts_per_s` and `loaded_p99_s` of processes, one on each core, that all run this cell."""
-        capacity = first_module("qbert.measure.capacity", "qbert.capacity")
-        cell = self._suite.cell(**named)
-        rows = first_module("qbert.inputs.dataset", "qbert.dataset").text_rows(cell.suite.dataset.documents(documents))
-        load = capacity.Load(rows, cell.suite.dataset.name, min_rounds=capacity.MIN_ROUNDS)
-        _, figures = capacity.measure(cell, load)
-        return {name: figures[name] for name in ("texts_per_s", "loaded_p99_s")}
-
     def build(self, cell: str, model: str, load: dict[str, Any]) -> float:
         """Load the cell by the `load` that `prepare` answered, and warm it up; return the seconds of one call.
 

@@ -33,7 +33,7 @@ Price = Annotated[float, _within(POSITIVE)]
 
 
 class Limit(Struct, frozen=True, forbid_unknown_fields=True):
-    """A row of `[[tool.qbert.gate.limits]]`: some cells, and the most (or least) that head may show in them."""
+    """A row of `[[tool.qbert.gate.limits]]`: some cells, and the most that head may show in them."""
 
     model: str = "*"
     max_length: Length | None = None
@@ -43,15 +43,6 @@ class Limit(Struct, frozen=True, forbid_unknown_fields=True):
     """Compared with fp32 of the same side."""
     max_disk_mb: AtMost = math.inf
     max_memory_mb: AtMost = math.inf
-    max_p99_loaded_ms: AtMost = math.inf
-    """Of a text while every core is busy with others."""
-    min_texts_per_s: AtMost = 0
-    """Of the whole machine, every core busy."""
-
-    @property
-    def of_capacity(self) -> bool:
-        """Whether it is on what the machine serves with every core busy."""
-        return self.min_texts_per_s > 0 or math.isfinite(self.max_p99_loaded_ms)
 
     def covers(self, model: str, max_length: int, variant: str) -> bool:
         """Whether it applies to this cell."""

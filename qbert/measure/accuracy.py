@@ -15,8 +15,8 @@ from scipy import stats as scipy_stats
 from qbert.inputs.dataset import Dataset, text_rows
 from qbert.inputs.labels import MULTI_LABEL, Indicators, predicted, unpacked
 from qbert.inputs.tokenizer import Encoder
-from qbert.measure import stats
-from qbert.measure.stats import CONFIDENCE, guarded_drop
+from qbert.measure import guard, stats
+from qbert.measure.stats import CONFIDENCE
 from qbert.system.errors import CannotRunError
 from qbert.system.machine import one_core
 from qbert.system.terminal import counted
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from qbert.variants import Classifier
 
 WARM_UP_DOCUMENTS = 10
-RESAMPLES = 4_000  # between seeds, the interval's ends differ by less than a tenth of its width
-MAX_COUNTS = 4_000_000  # in memory at a time while resampling: 32 MB
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class Comparison:
     f1_drop_low: float
     """Lower end of the 95 % interval of `f1_drop`."""
     f1_drop_high: float
+    f1_drop_at_most: float
+    """What the true drop surely (95 %, one-sided) does not exceed."""
     flips: int
     """Documents whose predicted label, or set of labels, differs from the baseline's."""
     lost: int
@@ -122,6 +122,8 @@ def compare(
 ) -> Comparison:
     """Compare the predictions of `baseline` and `variant`, `(documents, num_labels)`, with the true `labels`.
 
+    The interval of the drop, and what it surely does not exceed, hold with `confidence`, and are from guard.at_most.
+
     Source: exact McNemar test: Fagerland, Lydersen and Laake 2013, "The McNemar test for binary
     matched-pairs data", section 3.
     """
@@ -129,17 +131,17 @@ def compare(
     lost = int((right_before & ~right_after).sum())
     gained = int((~right_before & right_after).sum())
     flips = int((baseline != variant).any(axis=1).sum())
-    once = np.ones((1, len(labels)))
-    f1_baseline = float(_weighted_f1(once, labels, baseline)[0])
-    f1 = float(_weighted_f1(once, labels, variant)[0])
-    low, high = f1_drop_interval(labels, baseline, variant, confidence=confidence)
+    f1_baseline, f1 = weighted_f1(labels, baseline), weighted_f1(labels, variant)
+    values, counts = f1_drop_parts(labels, baseline, variant)
+    both_sides = (1 + confidence) / 2
     return Comparison(
         documents=len(labels),
         f1=f1,
         f1_baseline=f1_baseline,
         f1_drop=f1_baseline - f1,
-        f1_drop_low=low,
-        f1_drop_high=high,
+        f1_drop_low=max(-1.0, -guard.at_most(-values, counts, both_sides)),
+        f1_drop_high=min(1.0, guard.at_most(values, counts, both_sides)),
+        f1_drop_at_most=min(1.0, guard.at_most(values, counts, confidence)),
         flips=flips,
         lost=lost,
         gained=gained,
@@ -219,58 +221,6 @@ def odds(documents: int, flips: int, limit: float) -> str:
     )
 
 
-def f1_drop_interval(
-    labels: Indicators, baseline: Indicators, variant: Indicators, *, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-    """Return the paired bootstrap interval of the weighted F1 drop: quantiles of f1_drop_resamples."""
-    drops = f1_drop_resamples(labels, baseline, variant)
-    low, high = np.quantile(drops, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def f1_drop_resamples(labels: Indicators, baseline: Indicators, variant: Indicators) -> npt.NDArray[np.float64]:
-    """Return the weighted F1 drop of RESAMPLES samples of the documents, drawn with replacement.
-
-    Documents that agree in true labels and both predictions are interchangeable, so a resample of documents is one
-    multinomial draw over the distinct combinations. One lost and one gained document are added, distributed over the
-    labels like the documents: otherwise 100 documents without a flip would give the interval [0, 0].
-
-    Source: percentile bootstrap: Efron and Tibshirani 1993, chapter 13; the two added documents: Bonett and
-    Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data".
-    """
-    combinations, counts, added = _combinations(labels, baseline, variant)
-    weights = counts + added
-    rng, drops = np.random.default_rng(0), np.empty(RESAMPLES)
-    batch = max(1, MAX_COUNTS // len(weights))
-    for begin in range(0, RESAMPLES, batch):
-        size = min(batch, RESAMPLES - begin)
-        draws = rng.multinomial(len(labels) + 2, weights / weights.sum(), size=size).astype(float)
-        f1_baseline, f1 = (_weighted_f1(draws, combinations[0], predictions) for predictions in combinations[1:])
-        drops[begin : begin + batch] = f1_baseline - f1
-    return drops
-
-
-def _combinations(
-    labels: Indicators, baseline: Indicators, variant: Indicators
-) -> tuple[Indicators, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the distinct combinations of true labels and both predictions, `(3, combinations, num_labels)`.
-
-    Also how often each was observed, and with which weight it is among one lost and one gained document that are
-    distributed over the labels like the documents.
-    """
-    true, true_counts = np.unique(labels, axis=0, return_counts=True)
-    wrong = np.array([_exchange_label(row) for row in true])
-    observed, counts = np.unique(np.stack([labels, baseline, variant], axis=1), axis=0, return_counts=True)
-    lost_and_gained = [np.stack([true, true, wrong], axis=1), np.stack([true, wrong, true], axis=1)]
-    combinations = np.concatenate([observed, *lost_and_gained]).swapaxes(0, 1)
-    share = true_counts / len(labels)
-    return (
-        combinations,
-        np.concatenate([counts, np.zeros(2 * len(true))]),
-        np.concatenate([np.zeros(len(observed)), share, share]),
-    )
-
-
 def f1_drop_parts(
     labels: Indicators, baseline: Indicators, variant: Indicators
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -283,20 +233,27 @@ def f1_drop_parts(
     is sum(s * 2 t / (s + p)) / sum(s) over the labels, of the true ones s, the predicted ones p, and those that are
     both, t. It is homogeneous, so the parts, its derivatives for one document, add up to it (Euler).
     """
-    combinations, counts, _ = _combinations(labels, baseline, variant)
-    true = combinations[0]
+    right = np.unique(labels, axis=0)
+    wrong = np.array([_exchange_label(row) for row in right])
+    observed, seen = np.unique(np.stack([labels, baseline, variant], axis=1), axis=0, return_counts=True)
+    lost, gained = np.stack([right, right, wrong], axis=1), np.stack([right, wrong, right], axis=1)
+    true, *predictions = np.concatenate([observed, lost, gained]).swapaxes(0, 1)
+    counts = np.concatenate([seen, np.zeros(2 * len(right))])
+    before, after = (_f1_parts(counts, true, one) for one in predictions)
+    return before - after, counts
+
+
+def _f1_parts(counts: npt.NDArray[np.float64], true: Indicators, predicted: Indicators) -> npt.NDArray[np.float64]:
+    """Return what a document of each kind adds to weighted F1, `counts` times the number of them."""
     support = counts @ true
-    f1_parts = []
-    for predictions in combinations[1:]:
-        hits, positives = counts @ (true & predictions), support + counts @ predictions
-        f1, share = (
-            np.divide(part, positives, out=np.zeros_like(positives), where=positives > 0)
-            for part in (2 * hits, support)
-        )
-        mean = (f1 * support).sum() / max(support.sum(), 1)
-        parts = (true & predictions) @ (2 * share) - predictions @ (share * f1) + true @ (f1 - share * f1 - mean)
-        f1_parts.append(parts * (len(labels) / max(support.sum(), 1)) + mean)
-    return f1_parts[0] - f1_parts[1], counts
+    total = max(support.sum(), 1)
+    hits, positives = counts @ (true & predicted), support + counts @ predicted
+    f1, share = (
+        np.divide(part, positives, out=np.zeros_like(positives), where=positives > 0) for part in (2 * hits, support)
+    )
+    mean = (f1 * support).sum() / total
+    parts = (true & predicted) @ (2 * share) - predicted @ (share * f1) + true @ (f1 - share * f1 - mean)
+    return np.asarray(parts * (counts.sum() / total) + mean)
 
 
 def _exchange_label(labels: Indicators) -> Indicators:
@@ -312,14 +269,11 @@ def _exchange_label(labels: Indicators) -> Indicators:
     return wrong
 
 
-def _weighted_f1(counts: npt.NDArray[np.float64], labels: Indicators, predicted: Indicators) -> npt.NDArray[np.float64]:
-    """Return the weighted F1 of each sample; `counts`, `(samples, rows)`, is how often each row of labels occurs."""
-    support = counts @ labels.astype(float)
-    hits = counts @ (labels & predicted).astype(float)
-    positives = support + counts @ predicted.astype(float)
-    f1 = np.divide(2 * hits, positives, out=np.zeros_like(positives), where=positives > 0)
-    total = support.sum(axis=1)
-    return np.asarray(np.divide((f1 * support).sum(axis=1), total, out=np.zeros_like(total), where=total > 0))
+def weighted_f1(labels: Indicators, predicted: Indicators) -> float:
+    """Return the mean of the labels' F1, weighted by how often each is true; 0 without any."""
+    support, hits = labels.sum(axis=0), (labels & predicted).sum(axis=0)
+    f1 = 2 * hits / np.maximum(support + predicted.sum(axis=0), 1)
+    return float((f1 * support).sum() / max(support.sum(), 1))
 
 
 def flipped(
@@ -330,11 +284,9 @@ def flipped(
     problem_type: str,
 ) -> list[dict[str, Any]]:
     """Return the documents whose labels differ, with the labels' names, separated by |, and the logits' margins."""
-    labels, before, after = (
-        dataset.indicators(documents),
-        predicted(baseline, problem_type),
-        predicted(variant, problem_type),
-    )
+    labels = dataset.indicators(documents)
+    before, after = (predicted(logits, problem_type) for logits in (baseline, variant))
+    before_margins, after_margins = (margins(logits, problem_type) for logits in (baseline, variant))
 
     def names(indicators: Indicators) -> str:
         return "|".join(dataset.names[label] for label in np.flatnonzero(indicators))
@@ -344,38 +296,38 @@ def flipped(
             "row": int(documents.index[int(row)]),
             "label": names(labels[row]),
             "baseline": names(before[row]),
-            "baseline_margin": _margin(baseline[row], problem_type),
+            "baseline_margin": float(before_margins[row]),
             "variant": names(after[row]),
-            "variant_margin": _margin(variant[row], problem_type),
+            "variant_margin": float(after_margins[row]),
             "text": str(documents["text"].iloc[row])[:200],
         }
         for row in np.flatnonzero((before != after).any(axis=1))
     ]
 
 
-def _margin(logits: npt.NDArray[np.float32], problem_type: str) -> float:
-    """Return the difference of the two highest logits; with several labels, the least distance to the threshold."""
-    if problem_type == MULTI_LABEL:
-        return float(np.abs(logits).min())
-    second, top = np.partition(logits, -2)[-2:]
-    return float(top - second)
+def margins(logits: npt.NDArray[np.float32], problem_type: str) -> npt.NDArray[np.float64]:
+    """Return by how much each document's logits, `(documents, num_labels)`, may change before its answer can.
 
-
-def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, by: str, what: str) -> str:
-    """Return an explanation if the F1 drop of `what` is over `limit`; empty if it is not.
-
-    `by` is `point` (the drop itself) or `interval` (the upper end of its 95 % interval).
+    The difference of the two highest; with several labels, the least distance to the threshold.
     """
-    judged = guarded_drop(comparison.f1_drop, comparison.f1_drop_high, by)
+    if problem_type == MULTI_LABEL:
+        return np.asarray(np.abs(logits.astype(np.float64)).min(axis=1))
+    second, first = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:].T
+    return np.asarray(first - second)
+
+
+def over_limit(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, by: str, what: str) -> str:
+    """Return an explanation if the F1 drop of `what` is over `limit`, by guard.figure; empty if it is not."""
+    judged = guard.figure(comparison.f1_drop, comparison.f1_drop_at_most, by)
     if judged <= limit:
         return ""
-    figure = "upper end of the F1 drop's interval" if by == "interval" else "F1 drop"
+    figure = "the F1 drop is surely no more than" if by == "interval" else "F1 drop"
     losses = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
     flipped_text = f"{comparison.flips} of {comparison.documents} documents flipped"
     if comparison.label_flips is not None:
         flipped_text += f", {comparison.label_flips} labels"
     lines = [
-        f"{what}: {figure} {judged:+.4f} is over the limit {limit:.4f}",
+        f"{what}: {figure} {judged:+.4f}{', which' if by == 'interval' else ''} is over the limit {limit:.4f}",
         f"  weighted F1 {comparison.f1_baseline:.4f} -> {comparison.f1:.4f}, drop {comparison.f1_drop:+.4f}",
         f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
         f"  {flipped_text}: {losses} (p = {comparison.mcnemar_p:.3f})",
@@ -383,7 +335,7 @@ def guard(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, 
     if by == "point" and limit >= 0:
         lines.append(f"  {odds(comparison.documents, comparison.flips, limit)}")
     if by == "interval" and comparison.f1_drop <= limit:
-        advice = "more test documents would narrow its interval" if limit > 0 else "its interval needs a limit above 0"
+        advice = "more test documents would show it to be" if limit > 0 else "to be surely so needs a limit above 0"
         lines.append(f"  The drop itself is within the limit: {advice}")
     max_shown = 5
     for flip in flips[:max_shown]:

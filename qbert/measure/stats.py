@@ -20,14 +20,6 @@ DECIDED = ("slower", "faster", "same")
 MIN_F1_EFFECT = 0.01  # equals the guard's default limit
 
 
-def guarded_drop(drop: float, drop_high: float, by: str) -> float:
-    """Return the figure of an F1 drop that the guard holds against its limit.
-
-    `by` is `point` (the drop itself) or `interval` (`drop_high`, the upper end of its 95 % interval).
-    """
-    return max(drop, drop_high) if by == "interval" else drop
-
-
 def signed_rank_interval(
     values: Sequence[float] | npt.NDArray[np.float64], confidence: float
 ) -> tuple[float, float, float]:
@@ -157,23 +149,3 @@ def _classify(low: float, high: float, bound: float, above: str, below: str) -> 
     if high < -bound:
         return below
     return "same" if -bound < low and high < bound else "inconclusive"
-
-
-BETS = 0.99 / 1.5 ** np.arange(8)
-"""Stakes, as shares of the greatest, each weighted by itself: the greatest is the best where nothing flips, the least
-where 6 % of the documents flip and the limit is 0.005."""
-
-
-def wealth(values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], limit: float) -> float:
-    """Return the logarithm of what bets on a mean below `limit` have made of 1, after `counts` of each of `values`.
-
-    If the mean is `limit` or more, the wealth ever reaches W with a chance of 1 / W at most, for as long as one looks
-    and however often: it is a weighted mean over BETS of products that are expected to shrink. `values` holds the
-    greatest that can occur, be it with a count of 0.
-
-    Source: Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", section 4; a
-    mixture of constant stakes as in its appendix; the bound over all times: Ville 1939.
-    """
-    gains = limit - values
-    stakes = BETS / max(-gains.min(), 1e-9)
-    return float(np.logaddexp.reduce(np.log1p(np.outer(stakes, gains)) @ counts + np.log(BETS / BETS.sum())))

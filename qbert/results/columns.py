@@ -195,6 +195,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
                Shown("F1 drop, 95 %", of_variants(with_interval("+.4f")))),
         Column("f1_drop_low", Drop),
         Column("f1_drop_high", Drop),
+        Column("f1_drop_at_most", Drop, optional=True, kept=False),
         Column("max_f1_drop", float),
         Column("f1_guard", str),
         Column("over_limit", bool, optional=True),

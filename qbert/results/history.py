@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from msgspec.structs import asdict
 
-from qbert.measure.stats import guarded_drop
+from qbert.measure import guard
 from qbert.results import columns, saved_run
 from qbert.results.compare import CELL, differences
 from qbert.system import machine
@@ -37,7 +37,8 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         measured = info["measured"] if info.get("measured") in columns.COLUMNS else "latency"
         row |= {name: info[name] for name in columns.kept(measured) if name in info}
         if "f1_guard" in info:  # older runs did not record the guard's verdict
-            judged = guarded_drop(info["f1_drop"], info["f1_drop_high"], info["f1_guard"])
+            at_most = info.get("f1_drop_at_most", info["f1_drop_high"])  # older runs were judged by the latter
+            judged = guard.figure(info["f1_drop"], at_most, info["f1_guard"])
             row["over_limit"] = info["variant"] != BASELINE and judged > info["max_f1_drop"]
         if measured == "latency":
             if "share_of_limit" in row:

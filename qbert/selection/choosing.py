@@ -19,7 +19,7 @@ from qbert import variants
 from qbert.inputs import dataset as datasets
 from qbert.inputs.dataset import Dataset, text_rows
 from qbert.inputs.labels import predicted
-from qbert.measure import accuracy, capacity, footprint, latency, stats
+from qbert.measure import accuracy, capacity, footprint, guard, latency, stats
 from qbert.measure.cells import Cell, baseline_of
 from qbert.measure.stats import CONFIDENCE
 from qbert.selection.kept_answers import KeptAnswers
@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 Prefer = Literal["latency", "capacity", "size"]
 RECORD = "choose.json"
 
-LIKELY = 0.8
-"""The least chance at which a drop counts as within the limit when all documents are read and it is not sure."""
-LOOK = 32  # documents between two looks: a look takes as long as about one document of BERT-base
+FIRST_LOOK = 32  # documents at most
+LOOKS = 3  # of them can show that a variant holds: at a quarter of the documents, at half, and at all
 ROUNDS, TEXTS = 5, 12  # of the latency pass: 60 texts, enough for p95
 MOST = 1_000  # times the documents at hand: nobody labels that many more
 CAPACITY_S = 1.5  # for each variant, as in the bench
@@ -50,6 +49,8 @@ class Wanted:
     """What the variant has to hold, and which of those that do is the best."""
 
     max_f1_drop: float
+    f1_guard: str = "point"
+    """`point`: a drop that is within the limit in all documents suffices; `interval`: it has to be surely within."""
     latency_limit_s: float | None = None
     """Of 95 of 100 texts."""
     max_disk_bytes: float | None = None
@@ -70,23 +71,22 @@ class Row:
     peak_rss_bytes: int | None = None
     texts_per_s: float | None = None
     verdict: str = "not read"
-    """`holds`, `likely`, `unsure`, `over`; `outside` of a limit other than the guard; `cannot` run; or `not read`."""
+    """`holds` surely; `within` the limit in all documents, not surely; `unsure`: the same where it has to hold surely;
+    `over`; `outside` of a limit other than the guard; `cannot` run; or `not read`."""
     why: str = ""
     documents: int = 0
     """How many it was judged by."""
     flips: int = 0
     f1_drop: float | None = None
-    chance: float | None = None
-    """That its F1 drop is within the limit, once all documents are read."""
+    f1_drop_at_most: float | None = None
+    """What its F1 drop surely does not exceed, however many variants are judged and however often."""
     documents_to_be_sure: int | None = None
-    """If its drop stays as it is; None where it is sure, or is on the limit."""
-    sufficient_f1_drop: float | None = None
-    """The limit that it would have held."""
+    """If its drop stays as it is; None where it is sure, or over the limit."""
 
     @property
     def chosen(self) -> bool:
         """Whether it may be chosen."""
-        return self.verdict in {"holds", "likely"}
+        return self.verdict in {"holds", "within"}
 
 
 @dataclass
@@ -114,7 +114,7 @@ class Choice:
         return "\n".join([self._found(self.chosen) if self.chosen else self._nothing(), self.judged_by])
 
     def _found(self, chosen: Row) -> str:
-        limit, before = self.wanted.max_f1_drop, self.rows[: self.rows.index(chosen)]
+        limit = self.wanted.max_f1_drop
         best = {"latency": "fastest", "capacity": "one with the highest capacity", "size": "smallest"}
         said = f"{chosen.variant} is the {best[self.wanted.prefer]} that holds a limit of {limit:g}"
         if chosen.variant == BASELINE:
@@ -124,40 +124,36 @@ class Choice:
         elif chosen.verdict == "holds":
             said += f", surely, after {chosen.documents} of {counted(self.documents, 'document')}"
         else:
-            said += f", probably: with a chance of {chosen.chance or 0:.0%} after all {self.documents} documents"
+            said += f" at a look: in all {self.documents} documents its F1 drop is {chosen.f1_drop:+.4f},"
+            said += f" and surely no more than {chosen.f1_drop_at_most:.4f}"
             if chosen.documents_to_be_sure:
                 said += f" (about {chosen.documents_to_be_sure:,} would make it sure)"
-        for row in before:
-            if row.verdict == "unsure" and row.documents_to_be_sure:
-                said += (
-                    f"; {row.variant} may hold it too, which about {row.documents_to_be_sure:,} documents would tell"
-                )
+        for row in self.rows[: self.rows.index(chosen)]:
+            if row.documents_to_be_sure:
+                said += f"; {row.variant} may hold it too: about {row.documents_to_be_sure:,} documents would tell"
         drop = self.test["f1_drop"]
         said += f". On the test split, read once, its F1 drop is {drop:+.4f} ({self.test['documents']} documents)"
         return said + ("." if drop <= limit else ": OVER THE LIMIT, so the choice is not confirmed.")
 
     def _nothing(self) -> str:
         limit = self.wanted.max_f1_drop
-        judged = {row.f1_drop: row for row in reversed(self.rows) if row.f1_drop is not None}
+        judged = [row for row in self.rows if row.f1_drop is not None]
         if not judged:
             reasons = "; ".join(f"{row.variant} {row.why}" for row in self.rows if row.verdict == "outside")
             return f"No variant is within the limits: {reasons}. Raise a limit, or name more variants."
         # What was dropped early is known less well, and is farther.
-        drop = min(judged, key=lambda drop: (judged[drop].verdict == "over", drop))
-        nearest, excess = judged[drop], drop - limit
+        nearest = min(judged, key=lambda row: (row.documents < self.documents, row.f1_drop))
+        drop, at_most = nearest.f1_drop or 0.0, nearest.f1_drop_at_most or 0.0
         said = f"No variant holds a limit of {limit:g}. The nearest is {nearest.variant}: its F1 drop of "
         said += f"{drop:+.4f} in {counted(nearest.documents, 'document')} is "
         if limit == 0:
             said += f"{counted(nearest.flips, 'changed label')} away from none"
-        elif excess > 0:
-            said += f"over by {excess:.4f}"
         else:
-            said += f"within, with a chance of {nearest.chance or 0:.0%}, and {LIKELY:.0%} are asked for"
+            said += f"over by {drop - limit:.4f}" if drop > limit else f"within, and surely no more than {at_most:.4f}"
         helps = []
         if nearest.documents_to_be_sure:
             helps.append(f"more documents (about {nearest.documents_to_be_sure:,} decide, if its drop stays)")
-        if nearest.sufficient_f1_drop is not None:
-            helps.append(f"a limit of {math.ceil(1e4 * nearest.sufficient_f1_drop) / 1e4:.4f}")
+        helps.append(f"a limit of {math.ceil(1e4 * at_most) / 1e4:.4f}")
         helps.append(f"{BASELINE} or another exact variant in --variants")
         return f"{said}. What would help: {', '.join(helps)}; a rescue may help: qbert rescue."
 
@@ -173,7 +169,6 @@ class Choice:
             "documents": self.documents,
             "classified": self.classified,
             "seconds": self.seconds,
-            "likely": LIKELY,
             "confidence": CONFIDENCE,
         }
 
@@ -224,9 +219,9 @@ def choose(
     rows.sort(key=lambda row: (row.verdict == "cannot", row.verdict == "outside", _order(row, wanted.prefer)))
     timed = time.monotonic()
     choice = Choice(wanted, rows, len(documents), judged_by)
-    races = _Races(baseline, documents, wanted.max_f1_drop, sum(row.verdict == "not read" for row in rows), workers)
-    choice.chosen = races.first(cells, rows)
-    choice.classified = races.classified
+    judge = _Judge(baseline, documents, wanted, sum(row.verdict == "not read" for row in rows), workers)
+    choice.chosen = next((row for row in rows if judge.holds(cells, row)), None)
+    choice.classified = judge.classified
     raced = time.monotonic()
     choice.seconds = {"making": made - started, "latency": timed - made, "races": raced - timed}
     if choice.chosen:
@@ -307,25 +302,21 @@ def _order(row: Row, prefer: Prefer) -> tuple[float, float]:
     return {"size": row.disk_bytes, "capacity": -(row.texts_per_s or 0.0), "latency": latency_s}[prefer], latency_s
 
 
-class _Races:
-    """Judges variants by documents in one random order, the next only if those before do not decide."""
+class _Judge:
+    """Judges variants by documents in one random order, more of them only if those before do not decide."""
 
     def __init__(
-        self,
-        baseline: Cell,
-        documents: "pd.DataFrame",
-        limit: float,
-        variants_in_all: int,
-        workers: "Workers | None" = None,
+        self, baseline: Cell, documents: "pd.DataFrame", wanted: Wanted, variants: int, workers: "Workers | None"
     ) -> None:
-        """Start with what is kept of the baseline's answers."""
-        self._documents, self._texts = documents, text_rows(documents)
-        self._labels = baseline.dataset.indicators(documents)
-        self._limit, self._problem_type = limit, baseline.checkpoint.problem_type
-        self._baseline, self._workers = KeptAnswers(baseline, workers), workers
+        """Start with what is kept of the baseline's answers, to judge so many `variants`."""
+        self._texts, self._labels = text_rows(documents), baseline.dataset.indicators(documents)
+        self._problem_type = baseline.checkpoint.problem_type
+        self._wanted, self._workers = wanted, workers
+        self._baseline = KeptAnswers(baseline, workers)
+        self._looks = looks(len(self._texts))
         # All that are said to hold surely do, with a chance of CONFIDENCE; each that is dropped is over with that.
-        self._enough_to_hold = -math.log(1 - stats.bonferroni(CONFIDENCE, variants_in_all))
-        self._enough_to_drop = -math.log(1 - CONFIDENCE)
+        self._to_hold = stats.bonferroni(CONFIDENCE, LOOKS * variants)
+        self._to_drop = stats.bonferroni(CONFIDENCE, len(self._looks))
         self._classified = 0
 
     @property
@@ -333,86 +324,71 @@ class _Races:
         """How many answers were computed."""
         return self._classified + self._baseline.classified
 
-    def first(self, cells: Mapping[str, Cell], rows: Iterable[Row]) -> Row | None:
-        """Return the first of `rows` that holds; None if none does."""
-        for row in rows:
-            if row.verdict == "not read":
-                try:
-                    self.run(cells[row.variant], row)
-                except CannotRunError as error:
-                    row.verdict, row.why = "cannot", str(error)
-            if row.chosen:
-                return row
-        return None
-
-    def run(self, cell: Cell, row: Row) -> None:
-        """Judge `cell` until it is sure, or all documents are read, and note it in `row`."""
-        if cell.is_baseline:
-            row.verdict, row.f1_drop, row.chance = "holds", 0.0, 1.0
-            return
-        answers, total = KeptAnswers(cell, self._workers), len(self._texts)
-        try:
-            with progress(f"judging {row.variant}, document", total) as advance:
-                for count in (*range(LOOK, total, LOOK), total):
-                    advance(row.documents)
-                    self._look(answers, row, count)
-                    if row.verdict != "not read":
-                        return
-        finally:
+    def holds(self, cells: Mapping[str, Cell], row: Row) -> bool:
+        """Judge `row`, unless something else has; return whether it may be chosen."""
+        if row.verdict == "not read" and row.variant == BASELINE:
+            row.verdict = "holds"
+        elif row.verdict == "not read":
+            answers = KeptAnswers(cells[row.variant], self._workers)
+            try:
+                with progress(f"judging {row.variant}, document", len(self._texts)) as advance:
+                    for count in self._looks:
+                        advance(row.documents)
+                        self._look(answers, row, count)
+                        if row.verdict != "not read":
+                            break
+            except CannotRunError as error:
+                row.verdict, row.why = "cannot", str(error)
             self._classified += answers.classified
-        self._undecided(row)
+        return row.chosen
 
     def _look(self, answers: KeptAnswers, row: Row, count: int) -> None:
         """Judge by the first `count` documents."""
-        predictions = [
+        limit, documents = self._wanted.max_f1_drop, len(self._texts)
+        before, after = (
             predicted(side.logits(self._texts[:count]), self._problem_type) for side in (self._baseline, answers)
-        ]
-        self._judged = self._labels[:count], *predictions
-        row.documents, row.flips = count, int((predictions[0] != predictions[1]).any(axis=1).sum())
-        values, counts = accuracy.f1_drop_parts(*self._judged)
-        row.f1_drop = float(values @ counts / count)
-        if self._limit == 0:
-            if row.flips:  # documents can show no true drop of exactly 0 where labels change
-                row.verdict = "over"
-                row.why = f"changes a label within {counted(count, 'document')}"
-        elif stats.wealth(values, counts, self._limit) >= self._enough_to_hold:
-            row.verdict = "holds"
-        elif stats.wealth(-values, counts, -self._limit) >= self._enough_to_drop:
-            row.verdict = "over"
-            row.sufficient_f1_drop = self._sufficient()
-
-    def _undecided(self, row: Row) -> None:
-        """Judge by how likely the drop is within the limit, since no document is left."""
-        if self._limit == 0:
-            row.verdict = "likely"
-            return
-        drops, drop = accuracy.f1_drop_resamples(*self._judged), row.f1_drop or 0.0
-        row.chance = float((drops <= self._limit).mean())
-        row.verdict = "likely" if row.chance >= LIKELY and drop <= self._limit else "unsure"
-        row.sufficient_f1_drop = self._sufficient()
-        row.documents_to_be_sure = documents_to_be_sure(
-            *accuracy.f1_drop_parts(*self._judged), self._limit, self._enough_to_hold
         )
+        values, counts = accuracy.f1_drop_parts(self._labels[:count], before, after)
+        row.documents, row.flips = count, int((before != after).any(axis=1).sum())
+        row.f1_drop = float(values @ counts / count)
+        row.f1_drop_at_most = guard.at_most(values, counts, self._to_hold)
+        if limit == 0:  # documents can show no true drop of exactly 0 where labels change
+            if row.flips:
+                row.verdict, row.why = "over", f"changes a label within {counted(count, 'document')}"
+            elif count == documents:
+                row.verdict = "within"
+        elif row.f1_drop_at_most <= limit and count in self._looks[-LOOKS:]:
+            row.verdict = "holds"
+        elif -guard.at_most(-values, counts, self._to_drop) > limit:
+            row.verdict = "over"
+        elif count == documents:
+            row.documents_to_be_sure = documents_to_be_sure(values, counts, limit, self._to_hold)
+            row.verdict = "unsure" if self._wanted.f1_guard == "interval" else "within"
+            if row.f1_drop > limit:
+                row.verdict = "over"
 
-    def _sufficient(self) -> float:
-        return float(np.quantile(accuracy.f1_drop_resamples(*self._judged), LIKELY))
+
+def looks(documents: int) -> list[int]:
+    """Return after how many of the `documents` a variant is judged: of all, of half of them, and so on."""
+    halvings = max(0, math.ceil(math.log2(documents / FIRST_LOOK)))
+    return [math.ceil(documents / 2**number) for number in reversed(range(halvings + 1))]
 
 
 def documents_to_be_sure(
-    values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], limit: float, enough: float
+    values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], limit: float, confidence: float
 ) -> int | None:
     """Return about how many documents like those seen, to two digits, show the drop to be within `limit`.
 
-    `values` and `counts` are from accuracy.f1_drop_parts; `enough` is the logarithm of the wealth that is asked for.
-    None if the drop is not within the limit, or so little that MOST times as many do not show it.
+    `values` and `counts` are from accuracy.f1_drop_parts. None if the drop is not within the limit, or so little that
+    MOST times as many do not show it.
     """
 
-    def surplus(times: float) -> float:
-        return stats.wealth(values, counts * times, limit) - enough
+    def excess(times: float) -> float:
+        return guard.at_most(values, counts * times, confidence) - limit
 
-    if surplus(MOST) < 0:
+    if excess(MOST) > 0:
         return None
-    needed = float(counts.sum() * optimize.brentq(surplus, 1.0, MOST))
+    needed = float(counts.sum() * optimize.brentq(excess, 1.0, MOST))
     digits: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
     return digits * math.ceil(needed / digits)
 

@@ -1,5 +1,6 @@
 """The gate as a user runs it: base and head as real processes, each exit code, and what a failure leaves behind."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from qbert.gate import run, sides
 from qbert.gate import worker as timing
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
+from qbert.inputs.settings import Limit
 from qbert.measure import accuracy
 from qbert.results import verdicts
 from qbert.system.errors import InputError
@@ -174,74 +176,76 @@ def test_a_slower_cell_is_a_regression_and_an_equal_one_is_the_same(
     assert nothing_is_left()
 
 
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[sides.Worker]]:
+    """Start the process of a side, with a plugin where it is given, for one length."""
+
+    @contextlib.contextmanager
+    def start(
+        model: object, dataset: object, variants: str = "fp32", plugin: str = "", name: str = "head"
+    ) -> Iterator[sides.Worker]:
+        (tmp_path / "outside.py").write_text(plugin)
+        side = sides.Side(name, sys.executable, sides.tree_here(), (str(model),), str(dataset), (str(tmp_path),))
+        subject = sides.Subject((16,), variants, plugins=("outside",) if plugin else ())
+        with sides.Worker(side, subject, timeout_s=600) as worker:
+            worker.send_open()
+            yield worker
+
+    return start
+
+
+def recorded(worker: sides.Worker, variant: str = "fp32", documents: int = 20) -> dict[str, Any]:
+    """What the gate keeps of a side's first cell."""
+    named = {"model": worker.receive()["models"][0], "max_length": 16, "variant": variant}
+    return worker.ask("prepare", **named) | worker.ask("judge", documents=documents, **named)
+
+
 @pytest.mark.slow
 def test_f1_and_limits_are_regressions_too(
-    start: Callable[..., subprocess.Popen[str]], trained: Checkpoint, news: Dataset, tmp_path: Path
+    opened: Callable[..., Any], trained: Checkpoint, news: Dataset, tmp_path: Path
 ) -> None:
     write_as_predicted(trained, news, tmp_path / "as_predicted")
     worse = Path(shutil.copytree(trained.folder, tmp_path / "worse"))
     negate(worse)
-    (tmp_path / "pyproject.toml").write_text("""
-        [[tool.qbert.gate.limits]]
-        variant = "fp*"
-        max_disk_mb = 0.5
-        max_memory_mb = 50
-        max_latency_ms = 0.001
-        max_f1_drop = 0.01
-        max_p99_loaded_ms = 0.001
-        min_texts_per_s = 1000000
-
-        [[tool.qbert.gate.limits]]
-        model = "another"
-        max_disk_mb = 0.1
-    """)
-    process = start(
-        "--dataset",
-        tmp_path / "as_predicted",
-        "--model",
-        worse,
-        "--base-model",
-        trained.folder,
-        "--base-model",
-        trained.folder,
-        "--variants",
-        "fp32",
-        "--max-pairs",
-        "1",
-        "--json",
-        "gate.json",
-    )
-    output, errors = process.communicate()
-    assert process.returncode == run.REGRESSION, output + errors
-    same, changed = json.loads((tmp_path / "gate.json").read_text())["cells"]
-    assert (same["model"], changed["model"]) == ("tiny", "worse")
-    assert (same["f1"]["verdict"], changed["f1"]["verdict"]) == ("same", "worse")
-    assert (same["f1"]["flips"], changed["f1"]["flips"] > 10) == (0, True)
-    disk, memory, p99, texts, latency = same["over"]
-    assert [sentence.split()[0] for sentence in (disk, memory, latency)] == ["disk", "memory", "latency"]
-    assert re.fullmatch(r"p99 with every core busy [\d.]+ ms > 0.001 ms", p99)
-    assert re.fullmatch(r"[\d.]+ texts/s with every core busy < 1e\+06", texts)
-    assert same["f1"]["f1"] == 1, "what it predicts is what is asked for"
-    assert "tiny-16-fp32: disk " in output
+    records = []
+    for model in (trained.folder, worse):
+        with opened(model, tmp_path / "as_predicted") as worker:
+            records.append(recorded(worker) | {"peak_rss_bytes": 60e6})
+    limits = [
+        Limit(variant="fp*", max_disk_mb=0.5, max_memory_mb=50, max_latency_ms=0.001, max_f1_drop=-0.01),
+        Limit(model="another", max_disk_mb=0.1),
+    ]
+    base, head = ({(0, 16, "fp32"): record, (1, 16, "fp32"): records[0]} for record in records)
+    changed, same = run.compared(base, head, run.Budget(), limits, {"checkpoint_sha256"})
+    assert (same.model, changed.model) == ("tiny", "worse")
+    assert (same.f1["verdict"], changed.f1["verdict"]) == ("same", "worse")
+    assert (same.f1["flips"], changed.f1["flips"] > 10) == (0, True)
+    assert same.f1["f1"] == 1, "what it predicts is what is asked for"
+    same.head_s = [0.001, 0.002]
+    run.judge_latency([same], limits)
+    assert [sentence.split(" ")[0] for sentence in same.over] == ["F1", "disk", "memory", "latency"]
+    assert run.exit_code([same]) == run.exit_code([changed]) == run.REGRESSION
+    assert any(line.startswith("tiny-16-fp32: disk ") for line in verdicts.details([same.as_dict()]))
 
 
 @pytest.mark.slow
 def test_both_sides_are_judged_by_all_labels_of_a_document(
-    start: Callable[..., subprocess.Popen[str]], multi: Checkpoint, several: Dataset, tmp_path: Path
+    opened: Callable[..., Any], multi: Checkpoint, several: Dataset, tmp_path: Path
 ) -> None:
     worse = Path(shutil.copytree(multi.folder, tmp_path / "worse"))
     weights = load_file(worse / "model.safetensors")
     weights["classifier.bias"] += 9  # every label of every document
     save_file(weights, worse / "model.safetensors", {"format": "pt"})
-    arguments = ["--dataset", several.folder, "--variants", "fp32", "--max-pairs", "1", "--json", "gate.json"]
-    models = ["--model", worse, "--base-model", multi.folder]
-    output, errors = start(*models, *arguments, bare=True).communicate()
-    (cell,) = json.loads((tmp_path / "gate.json").read_text())["cells"]
-    assert cell["f1"]["documents"] == 20, output + errors
-    assert cell["f1"]["flips"] == 20 < cell["f1"]["label_flips"]
+    answers = []
+    for model in (multi.folder, worse):
+        with opened(model, several.folder) as worker:
+            answers.append(recorded(worker)["answers"])
+    found = accuracy.compare_answers(*answers, 0.95, 0.01)
+    assert found["documents"] == 20
+    assert found["flips"] == 20 < found["label_flips"]
     every = np.ones((20, 5), dtype=bool)
     true = several.indicators(several.documents(20))
-    assert cell["f1"]["f1"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
+    assert found["f1"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
 
 
 @pytest.mark.parametrize(
@@ -264,68 +268,69 @@ def test_a_gate_that_decides_nothing_says_so_at_once_and_does_not_pass(
     start: Callable[..., subprocess.Popen[str]], repository: Callable[[str, str], Path]
 ) -> None:
     folder = repository(plugin(), plugin("0"))
-    few = ["--base-ref", "HEAD", "--variants", "mine", "--json", "gate.json"]
-    for option, told in ((["--max-pairs", "5"], "give --max-pairs"), (["--max-seconds", "2"], "give --max-seconds")):
-        process = start(*few, *option, cwd=folder, plugins=["outside"])
-        output, errors = process.communicate()
-        assert process.returncode == run.INCONCLUSIVE, output + errors
-        assert "1 cell: 1 inconclusive" in output
-        assert told in " ".join(output.split())
-        assert told in errors
-        (cell,) = json.loads((folder / "gate.json").read_text())["cells"]
-        assert len(cell["log_ratios"]) == 1
+    few = ["--base-ref", "HEAD", "--variants", "mine", "--json", "gate.json", "--max-pairs", "5"]
+    process = start(*few, cwd=folder, plugins=["outside"])
+    output, errors = process.communicate()
+    assert process.returncode == run.INCONCLUSIVE, output + errors
+    assert "1 cell: 1 inconclusive" in output
+    assert "give --max-pairs" in " ".join(output.split())
+    assert "give --max-pairs" in errors
+    (cell,) = json.loads((folder / "gate.json").read_text())["cells"]
+    assert len(cell["log_ratios"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("base", "options", "told"),
+    ("when_called", "told"),
     [
-        pytest.param(
-            *(plugin(TIMED + "os.kill(os.getpid(), 9)"), [], "base could not run: its process was killed by signal 9"),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *(plugin(TIMED + "time.sleep(3600)"), ["--timeout", "10"]),
-            *("base could not run: its process has said nothing for 10 s ('build ",),
-            marks=pytest.mark.slow,
-        ),
-        ("import no_such_module", [], "base could not run: ModuleNotFoundError: No module named 'no_such_module'"),
-        pytest.param(
-            *(plugin(TIMED + "raise ValueError('broken')"), [], "base could not run: ValueError: broken"),
-            marks=pytest.mark.slow,
-        ),
+        ("os.kill(os.getpid(), 9)", "base could not run: its process was killed by signal 9"),
+        ("time.sleep(3600)", "base could not run: its process has said nothing for 20 s ('time "),
+        ("raise ValueError('broken')", "base could not run: ValueError: broken"),
     ],
-    ids=["killed", "hangs", "import fails", "raises"],
+    ids=["killed", "hangs", "raises"],
 )
+def test_a_side_that_fails_while_it_is_timed_is_named(
+    opened: Callable[..., Any],
+    trained: Checkpoint,
+    news: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    when_called: str,
+    told: str,
+) -> None:
+    code = plugin(TIMED + when_called)
+    with opened(trained.folder, news.folder, "mine", code, name="base") as worker:
+        worker.ask("build", cell="a", model="tiny", load=recorded(worker, "mine")["load"])
+        monkeypatch.setattr(worker, "timeout_s", 20)
+        with pytest.raises(sides.SideError, match=re.escape(told)):
+            worker.ask("time", cell="a", cost_s=0.01, slowdown=0.0)
+
+
 def test_a_side_that_cannot_run_is_named_and_leaves_nothing(
     start: Callable[..., subprocess.Popen[str]],
     repository: Callable[[str, str], Path],
-    base: str,
-    options: list[str],
-    told: str,
     nothing_is_left: Callable[[], bool],
 ) -> None:
-    folder = repository(base, plugin())
-    process = start("--base-ref", "HEAD", "--variants", "mine", *options, cwd=folder, plugins=["outside"])
+    folder = repository("import no_such_module", plugin())
+    process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
     output, errors = process.communicate()
     assert process.returncode == run.NOT_COMPARABLE, output + errors
-    assert told in errors
+    assert "base could not run: ModuleNotFoundError: No module named 'no_such_module'" in errors
     assert "Traceback" not in errors
     assert nothing_is_left()
 
 
 @pytest.mark.slow
 def test_sides_that_are_not_the_same_subject_are_not_compared(
-    start: Callable[..., subprocess.Popen[str]],
-    repository: Callable[[str, str], Path],
-    nothing_is_left: Callable[[], bool],
+    opened: Callable[..., Any], trained: Checkpoint, news: Dataset
 ) -> None:
-    folder = repository(plugin(options="{'dtype': 1}"), plugin(options="{'dtype': 2}"))
-    process = start("--base-ref", "HEAD", "--variants", "mine", cwd=folder, plugins=["outside"])
-    output, errors = process.communicate()
-    assert process.returncode == run.NOT_COMPARABLE, output + errors
-    assert "1 not comparable" in output
-    assert "definition options: {'dtype': 1}, {'dtype': 2}" in output
-    assert nothing_is_left()
+    records = []
+    for number in (1, 2):
+        with opened(trained.folder, news.folder, "mine", plugin(options=f"{{'dtype': {number}}}")) as worker:
+            records.append({(0, 16, "mine"): recorded(worker, "mine")})
+    (cell,) = run.compared(*records, run.Budget(), (), ())
+    assert run.exit_code([cell]) == run.NOT_COMPARABLE
+    assert any("definition options: {'dtype': 1}, {'dtype': 2}" in why for why in cell.differs)
+    assert not cell.f1
 
 
 @pytest.mark.slow
@@ -426,22 +431,19 @@ def test_a_mistake_is_a_sentence(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--variants", "int9"], "unknown variant 'int9'"),
-        ([], "base and head have the same code, libraries, models and dataset, so"),
-    ],
-)
 @pytest.mark.slow
 def test_a_mistake_that_head_finds_is_a_sentence(
-    start: Callable[..., subprocess.Popen[str]], arguments: list[str], told: str
+    opened: Callable[..., Any], trained: Checkpoint, news: Dataset
 ) -> None:
-    process = start("--base-python", sys.executable, *arguments)
-    _, errors = process.communicate()
-    assert process.returncode == run.USAGE
-    assert told in errors
-    assert "Traceback" not in errors
+    with (
+        opened(trained.folder, news.folder, "int9") as worker,
+        pytest.raises(InputError, match="unknown variant 'int9'"),
+    ):
+        worker.receive()
+    with opened(trained.folder, news.folder) as worker:
+        worker.receive()
+        with pytest.raises(InputError, match="base and head have the same code, libraries, models and dataset, so"):
+            run.refuse_equal_sides(worker, worker)
 
 
 def cells(**changed: Any) -> list[run.Cell]:
@@ -640,22 +642,6 @@ def test_a_model_in_the_repository_is_on_each_side_its_own(
     assert found["sides"]["base"]["ref"] == "main"
 
 
-@pytest.mark.slow
-def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
-    start: Callable[..., subprocess.Popen[str]], theirs: Path
-) -> None:
-    negate(theirs / "models" / "ours")
-    process = start(
-        "--base-ref", "main", "--variants", "fp32", "--max-pairs", "1", cwd=theirs
-    )  # the model and the dataset lie elsewhere
-    _, errors = process.communicate()
-    assert process.returncode == run.USAGE
-    assert "base (main) and head have the same code, libraries, models and dataset, none of them from the repo" in (
-        " ".join(errors.split())
-    )
-    assert "preparing" not in errors
-
-
 @pytest.fixture
 def sides_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[sides.Side, sides.Side]]:
     """Give base and head as the gate would make them in `folder`; base's files are gone by then unless `look` looks."""
@@ -669,6 +655,26 @@ def sides_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[sides.Side,
             return look(base, head)
 
     return make
+
+
+@pytest.mark.slow
+def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
+    theirs: Path, trained: Checkpoint, news: Dataset, sides_of: Callable[..., Any]
+) -> None:
+    negate(theirs / "models" / "ours")  # the model and the dataset that are asked for lie elsewhere
+
+    def refuse(*both: sides.Side) -> None:
+        subject = sides.Subject((16,), "fp32")
+        with contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(sides.Worker(side, subject, timeout_s=60)) for side in both]
+            for worker in workers:
+                worker.send_open()
+                worker.receive()
+            run.refuse_equal_sides(*workers)
+
+    told = r"base \(main\) and head have the same code, .* dataset, none of them from the repo"
+    with pytest.raises(InputError, match=told):
+        sides_of(theirs, str(trained.folder), str(news.folder), look=refuse)
 
 
 @pytest.mark.parametrize("start", ["", "models/ours", "data"])

@@ -49,8 +49,9 @@ def pyproject(tmp_path: Path) -> Path:
         ("[[tool.qbert.gate.limits]]\nmax_memory_mb = inf", "`$.gate.limits[0].max_memory_mb`"),
         ("[tool.qbert]\nprice_per_hour = nan", "`$.price_per_hour`"),
         ("[tool.qbert]\nprice_per_hour = 0", "`$.price_per_hour`"),
-        ("[[tool.qbert.gate.limits]]\nmin_texts_per_s = nan", "`$.gate.limits[0].min_texts_per_s`"),
-        ("[[tool.qbert.gate.limits]]\nmax_p99_loaded_ms = -1", "`$.gate.limits[0].max_p99_loaded_ms`"),
+        ("[[tool.qbert.gate.limits]]\nmax_disk_mb = nan", "`$.gate.limits[0].max_disk_mb`"),
+        ("[[tool.qbert.gate.limits]]\nmax_latency_ms = -1", "`$.gate.limits[0].max_latency_ms`"),
+        ("[[tool.qbert.gate.limits]]\nmin_texts_per_s = 40", "unknown field `min_texts_per_s`"),
         ("[[tool.qbert.gate.limits]]\nmax_f1_drop = 2", "`$.gate.limits[0].max_f1_drop`"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`qbert rescue` keeps the products whose int8 costs the answers, and no others."""
+"""`qbert rescue` keeps the layers in float whose int8 costs the answers, and no others."""
 
 import json
 import os
@@ -27,6 +27,7 @@ from qbert.inputs import training
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
 from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, predicted
+from qbert.measure import accuracy
 from qbert.measure.cells import Cell, Suite
 from qbert.selection.rescue import judging, run, search
 from qbert.selection.rescue.native import NativeMixes
@@ -52,7 +53,7 @@ VARIANTS = [
         marks=pytest.mark.slow,
     ),
 ]
-"""Each with its name of the product that fragile.py makes fragile."""
+"""Each with its name of the layer that fragile.py makes fragile."""
 
 
 @given(st.integers(1, 300), st.integers(0, 400))
@@ -90,7 +91,7 @@ def test_a_change_within_the_margin_changes_no_answer(seed: int, problem_type: s
     generator = np.random.default_rng(seed)
     before = generator.normal(size=(50, 4)).astype(np.float32)
     after = (before + size * generator.normal(size=(50, 4))).astype(np.float32)
-    within = judging.changes(after, before, problem_type) < judging.margins(before, problem_type)
+    within = judging.changes(after, before, problem_type) < accuracy.margins(before, problem_type)
     assert (predicted(before, problem_type) == predicted(after, problem_type))[within].all()
 
 
@@ -141,7 +142,7 @@ def test_the_product_that_was_made_fragile_is_kept_and_no_other(
     assert done.exit_code == 0, done.stderr
     record = json.loads((tmp_path / "out" / run.REPORT).read_text(encoding="utf-8"))
     assert record["kept"] == [name]
-    assert f"with 1 product in {record['precision']} ({name}) the guard holds" in " ".join(done.stdout.split())
+    assert f"with 1 layer in {record['precision']} ({name}) the guard holds" in " ".join(done.stdout.split())
     assert record["plain_at_most"] > 0.05 >= record["chosen_at_most"]
     evidence = Artefact.open(tmp_path / "out").load().evidence
     assert evidence["kept_ops"] == [name]
@@ -172,7 +173,7 @@ def test_where_int8_holds_the_guard_nothing_is_kept(
 ) -> None:
     done = CliRunner().invoke(main, arguments(1, "--max-f1-drop", 0.05, "--variant", variant))
     assert done.exit_code == 0, done.stderr
-    assert "int8 holds the guard already, so no product is kept" in done.stdout
+    assert "int8 holds the guard already, so no layer has to be in float" in done.stdout
     assert name not in done.stdout
     assert "kept_ops" not in Artefact.open(tmp_path / "out").load().evidence
 
@@ -192,7 +193,7 @@ def test_where_nothing_holds_the_guard_the_exit_code_is_1(arguments: Callable[..
     hide_behind(1e5, tmp_path / "fragile" / "model.safetensors")
     done = CliRunner().invoke(main, named)
     assert done.exit_code == 1, done.stderr
-    assert "Nothing holds the guard: with no product in int8, F1 drops by" in done.stdout
+    assert "Nothing holds the guard: with no layer in int8, F1 drops by" in done.stdout
     assert not (tmp_path / "out").exists()
 
 
@@ -206,7 +207,7 @@ def test_an_accuracy_control_that_ends_without_the_guard_writes_nothing(
     hide_behind(1000, tmp_path / "fragile" / "model.safetensors")
     done = CliRunner().invoke(main, named)
     assert done.exit_code == 1, done.stderr
-    assert "Nothing holds the guard: with 12 products of 13 in int8, F1 drops by" in done.stdout
+    assert "Nothing holds the guard: with 12 layers of 13 in int8, F1 drops by" in done.stdout
     assert not (tmp_path / "out").exists()
 
 
@@ -220,10 +221,11 @@ def test_documents_that_are_not_asked_again_would_have_answered_the_same(
     found = search.Search(NativeMixes(checkpoint, plain), tmp_path / "prices")
     guard = judging.Judge(news, checkpoint.problem_type, 0.02)
     near = guard.near(documents, found.logits([], documents.encodings))
-    assert 0 < len(near.numbers) < len(documents)
+    assert 0 < len(near) < len(documents)
     for kept in ([], found.names[:3], ["layers.0.output"], found.names):
         of_all = guard.judge(documents, found.logits(kept, documents.encodings))
-        assert near.judge(found.logits(kept, near.encodings)) == of_all
+        logits = found.logits(kept, [documents.encodings[number] for number in near])
+        assert guard.judge(documents, logits, near) == of_all
 
 
 def test_an_interrupted_run_asks_the_baseline_for_nothing_twice(
@@ -325,7 +327,7 @@ def test_a_killed_search_leaves_nothing_and_asks_int8_for_nothing_twice(
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "fragile", "held-out.csv"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "with 1 product in fp32" in done.stdout
+    assert "with 1 layer in fp32" in done.stdout
     assert asked() == documents + json.loads((tmp_path / "out" / run.REPORT).read_text())["test"]["documents"]
 
 
@@ -353,9 +355,9 @@ def test_two_searches_at_once_share_their_answers_and_end_with_the_same_products
     [
         (
             ("--variant", "int8-dynamic"),
-            "no products to keep: name one of int8-onnxruntime, int8-openvino, int8-bf16-openvino, int8-native, int8-",
+            "no int8 layers to keep in float: name one of int8-onnxruntime, int8-openvino, int8-bf16-openvino, int8-",
         ),
-        (("--variant", "fp32-onnxruntime"), "variant fp32-onnxruntime has no products to keep"),
+        (("--variant", "fp32-onnxruntime"), "variant fp32-onnxruntime has no int8 layers to keep"),
         (("--max-f1-drop", 0), "0.0 is not in the range 0<x<=1"),
         (("--max-f1-drop", 0.0001), "cannot show that F1 drops by 0.0001 at most, even if no answer changes"),
         (("--documents", 20), "20 held-out documents cannot show that F1 drops by 0.01 at most"),

@@ -1,4 +1,4 @@
-"""Find the few products whose int8 costs the answers, and keep those in float until the guard holds: `qbert rescue`."""
+"""Find the few layers whose int8 costs the answers, and keep those in float until the guard holds: `qbert rescue`."""
 
 from qbert.selection.rescue.run import REPORT, Rescued, rescue
 

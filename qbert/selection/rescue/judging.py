@@ -1,6 +1,6 @@
-"""The documents that decide, and what the guard says of answers to them."""
+"""The documents that decide, and the guard of answers to them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +10,10 @@ from qbert.inputs import dataset as datasets
 from qbert.inputs.dataset import Dataset
 from qbert.inputs.labels import MULTI_LABEL, predicted
 from qbert.inputs.tokenizer import Encoding
-from qbert.measure import accuracy
+from qbert.measure import accuracy, guard
 from qbert.measure.accuracy import Comparison
 from qbert.measure.cells import Cell
+from qbert.measure.stats import CONFIDENCE, bonferroni
 from qbert.selection.kept_answers import KeptAnswers
 from qbert.system.errors import InputError
 from qbert.system.terminal import progress
@@ -20,10 +21,12 @@ from qbert.system.terminal import progress
 if TYPE_CHECKING:
     import pandas as pd
 
-SURE = 0.9  # of the interval whose upper end has to be within the limit: 95 % on that side
+LOOKS = 10
+"""The mixes that are judged by the same documents: plain int8, all in float, and a bisection of up to 256 layers."""
 FAR = 2.0  # times the greatest error in int8: documents with a wider margin are not asked again until the end
 
 Logits = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Documents:
     baseline: Logits
 
     def __len__(self) -> int:
-        """Return how many they are."""
+        """Return the number of documents."""
         return len(self.encodings)
 
     @property
@@ -46,8 +49,7 @@ class Documents:
 
 def ask(baseline: Cell, rows: "pd.DataFrame", what: str) -> Documents:
     """Return `rows` with the logits of the cell `baseline`."""
-    texts = datasets.text_rows(rows)
-    encodings = [baseline.encoder(*text, max_length=baseline.max_length) for text in texts]
+    encodings = [baseline.encoder(*text, max_length=baseline.max_length) for text in datasets.text_rows(rows)]
     return Documents(rows, encodings, answers(baseline, rows, what))
 
 
@@ -59,34 +61,30 @@ def answers(cell: Cell, rows: "pd.DataFrame", what: str) -> Logits:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What the guard says of some answers."""
-
-    comparison: Comparison
-    at_most: float
-    """What the F1 drop surely does not exceed."""
-
-
-@dataclass(frozen=True)
 class Judge:
-    """The guard."""
+    """The guard: the F1 drop has to be surely within `limit`, however many of LOOKS mixes are judged."""
 
     dataset: Dataset
     problem_type: str
     limit: float
-    """Of the F1 drop."""
 
-    def judge(self, documents: Documents, logits: Logits) -> Judgement:
-        """Compare `logits` with the baseline's."""
+    def judge(self, documents: Documents, logits: Logits, numbers: Numbers | None = None) -> Comparison:
+        """Compare `logits` with the baseline's; they are of the documents `numbers`, the others' are the baseline's."""
+        every = documents.baseline.copy()
+        every[slice(None) if numbers is None else numbers] = logits
         labels = self.dataset.indicators(documents.rows)
-        before, after = (predicted(array, self.problem_type) for array in (documents.baseline, logits))
+        before, after = (predicted(array, self.problem_type) for array in (documents.baseline, every))
         comparison = accuracy.compare(labels, before, after, multi_label=self.problem_type == MULTI_LABEL)
-        _, high = accuracy.f1_drop_interval(labels, before, after, confidence=SURE)
-        return Judgement(comparison, max(high, comparison.f1_drop))
+        parts = accuracy.f1_drop_parts(labels, before, after)
+        return replace(comparison, f1_drop_at_most=guard.at_most(*parts, bonferroni(CONFIDENCE, LOOKS)))
+
+    def holds(self, judged: Comparison) -> bool:
+        """Whether the drop is surely within the limit."""
+        return judged.f1_drop_at_most <= self.limit
 
     def check_enough(self, documents: Documents) -> None:
         """Raise InputError where `documents` are too few to tell a drop of the limit even if no answer changes."""
-        at_most = self.judge(documents, documents.baseline).at_most
+        at_most = self.judge(documents, documents.baseline).f1_drop_at_most
         if at_most > self.limit:
             enough = int(np.ceil(len(documents) * at_most / self.limit / 100) * 100)
             raise InputError(
@@ -95,40 +93,14 @@ class Judge:
                 "limit"
             )
 
-    def near(self, documents: Documents, plain: Logits) -> "Near":
-        """Return those of `documents` whose answer a mix could change; `plain` are the logits in int8.
+    def near(self, documents: Documents, plain: Logits) -> Numbers:
+        """Return the numbers of the `documents` whose answer a mix could change; `plain` are the logits in int8.
 
         No mix has greater errors, by far; a document whose margin is `FAR` times the greatest keeps its answer. Whoever
         relies on that judges all documents in the end.
         """
         greatest = changes(plain, documents.baseline, self.problem_type).max()
-        numbers = np.flatnonzero(~(margins(documents.baseline, self.problem_type) > FAR * greatest))
-        return Near(self, documents, numbers)
-
-
-@dataclass(frozen=True)
-class Near:
-    """Those of some documents whose answer a mix could change."""
-
-    guard: Judge
-    documents: Documents
-    numbers: npt.NDArray[np.intp]
-
-    @property
-    def encodings(self) -> list[Encoding]:
-        """The documents as a mix takes them."""
-        return [self.documents.encodings[number] for number in self.numbers]
-
-    @property
-    def baseline(self) -> Logits:
-        """The baseline's logits of them."""
-        return self.documents.baseline[self.numbers]
-
-    def judge(self, logits: Logits) -> Judgement:
-        """Compare `logits` of these documents, and the baseline's of the others, with the baseline's."""
-        every = self.documents.baseline.copy()
-        every[self.numbers] = logits
-        return self.guard.judge(self.documents, every)
+        return np.flatnonzero(~(accuracy.margins(documents.baseline, self.problem_type) > FAR * greatest))
 
 
 def squared_errors(logits: Logits, reference: Logits) -> npt.NDArray[np.float64]:
@@ -140,15 +112,7 @@ def squared_errors(logits: Logits, reference: Logits) -> npt.NDArray[np.float64]
     return np.asarray(((difference - difference.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
 
 
-def margins(logits: Logits, problem_type: str) -> npt.NDArray[np.float64]:
-    """Return by how much each document's logits may change before its answer can."""
-    if problem_type == MULTI_LABEL:
-        return np.asarray(np.abs(logits.astype(np.float64)).min(axis=1))
-    second, first = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:].T
-    return np.asarray(first - second)
-
-
 def changes(logits: Logits, reference: Logits, problem_type: str) -> npt.NDArray[np.float64]:
-    """Return by how much each document's logits differ from `reference`, to be held against `margins`."""
+    """Return by how much each document's logits differ from `reference`, to be held against accuracy.margins."""
     difference = logits.astype(np.float64) - reference
     return np.asarray(np.abs(difference).max(axis=1) if problem_type == MULTI_LABEL else np.ptp(difference, axis=1))

@@ -1,4 +1,4 @@
-"""Mixes of int8-native: one encoder with every product in both precisions runs any."""
+"""Mixes of int8-native: one encoder with every layer in both precisions runs any."""
 
 import tempfile
 from collections.abc import Collection, Sequence
@@ -25,17 +25,17 @@ class NativeMixes:
         self._shapes = self.encoder.geometry.products()
         self.names = list(self._shapes)
         self._last = f"layers.{self.encoder.geometry.layers - 1}."
-        """What names of the last layer's products start with: most of them see the first token alone."""
+        """What names in the last block start with: most of these layers see the first token alone."""
 
     def groups(self) -> list[list[str]]:
-        """Return the products of one kind in all layers, and by themselves those of the last."""
+        """Return the layers of one kind in all blocks, and by themselves those of the last."""
         groups: dict[tuple[str, bool], list[str]] = {}
         for name in self.names:
             groups.setdefault((name.rpartition(".")[2], name.startswith(self._last)), []).append(name)
         return list(groups.values())
 
     def work(self, tokens: int) -> Work:
-        """Return each product's multiplications for a text of that many tokens, and its weights."""
+        """Return each layer's multiplications for a text of `tokens` tokens, and its weights."""
         work = {}
         for name, (outputs, inputs) in self._shapes.items():
             of_first_token = name.startswith(self._last) and not name.endswith((".key", ".value"))
@@ -43,10 +43,10 @@ class NativeMixes:
         return work
 
     def classifier(self, kept: Collection[str]) -> Encoder:
-        """Return the encoder with the products `kept` in float."""
+        """Return the encoder with the layers `kept` in float."""
         self.encoder.keep(kept)
         return self.encoder
 
     def write(self, kept: Sequence[str], folder: Path) -> None:
-        """Write the weights with the products `kept` in bf16."""
+        """Write the weights with the layers `kept` in bf16."""
         native.export(self._checkpoint, folder, kept, self._plain)

@@ -66,28 +66,28 @@ class OnnxMixes:
             for node in self._fused.graph.node
             if node.op_type in onnxruntime.TO_QUANTIZE and node.name not in rest
         }
-        """Inputs and outputs of each product, and whether it sees all tokens."""
+        """Inputs and outputs of each layer, and whether it sees all tokens."""
         self.names: list[str] = list(self._shapes)
         self._sessions: OrderedDict[frozenset[str], Run] = OrderedDict()
 
     def groups(self) -> list[list[str]]:
-        """Return the products of one shape."""
+        """Return the layers of one shape."""
         shapes = dict.fromkeys(self._shapes.values())
         return [[name for name in self.names if self._shapes[name] == shape] for shape in shapes]
 
     def work(self, tokens: int) -> Work:
-        """Return each product's multiplications for a text of that many tokens, and its weights."""
+        """Return each layer's multiplications for a text of `tokens` tokens, and its weights."""
         return {
             name: (float(inputs * outputs * (tokens if every else 1)), float(inputs * outputs))
             for name, (inputs, outputs, every) in self._shapes.items()
         }
 
     def graph(self, kept: Collection[str]) -> Any:  # noqa: ANN401  an onnx.ModelProto
-        """Return the graph with the products `kept` in fp32."""
+        """Return the graph with the layers `kept` in fp32."""
         return mix(self._fused, self._int8, kept)
 
     def classifier(self, kept: Collection[str]) -> Run:
-        """Return what runs the session with the products `kept` in fp32."""
+        """Return what runs the session with the layers `kept` in fp32."""
         key = frozenset(kept)
         if key not in self._sessions:
             if len(self._sessions) == SESSIONS:
@@ -98,7 +98,7 @@ class OnnxMixes:
         return self._sessions[key]
 
     def write(self, kept: Sequence[str], folder: Path) -> None:
-        """Write the graph with the products `kept` in fp32, and its evidence."""
+        """Write the graph with the layers `kept` in fp32, and its evidence."""
         with silent():
             onnxruntime.quantize(self._path, folder / onnxruntime.GRAPH, kept)
         onnxruntime.note_evidence(folder, kept)

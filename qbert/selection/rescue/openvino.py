@@ -1,16 +1,17 @@
 """Rescue of int8-openvino by NNCF's accuracy control, which is given our guard to judge by.
 
-It reverts products one by one, in the order of a ranking, until its metric has dropped by no more than it may. Here
-the metric is by how much the guard is missed, on the documents whose answer a mix could change, and it may not drop at
-all. To rank, it asks for the metric of a part of them: that is the squared error of the logits.
+It reverts layers to float one by one, in the order of a ranking, until its metric has dropped by no more than it may.
+Here the metric is by how much the guard is missed, on the documents whose answer a mix could change, and it may not
+drop at all. To rank, it asks for the metric of a part of them: that is the squared error of the logits.
 
-NNCF 3.4 reverts a product to the weights of the model that it was given, but leaves the outliers that SmoothQuant had
-moved into these weights out of the activations: with all products reverted, the answers are garbage. So it is given
-the smoothed model, and does not smooth.
+NNCF 3.4 reverts a layer to the weights of the model that it was given, but leaves the outliers that SmoothQuant had
+moved into these weights out of the activations: with all layers reverted, the answers are garbage. So it is given the
+smoothed model, and does not smooth.
 """
 
 import contextlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ import numpy as np
 
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.tokenizer import Encoding
-from qbert.selection.rescue.judging import Documents, Judge, Logits, Near, squared_errors
-from qbert.selection.rescue.search import Choice, Lap, Run
+from qbert.selection.rescue.judging import Documents, Judge, Logits, squared_errors
+from qbert.selection.rescue.search import Choice, Lap, Run, looked
 from qbert.system import machine
 from qbert.system.terminal import progress, quiet, silent
 from qbert.variants import openvino
@@ -46,75 +47,65 @@ class AccuracyControl:
         self._runs: dict[frozenset[str], Run] = {}
 
     def choose(self, guard: Judge, calibration: Documents, held: Documents, plain: Logits, lap: Lap) -> Choice:  # noqa: ARG002  it has the variant's own
-        """Return what NNCF kept, judged by all documents `held`; `plain` are the logits in int8."""
+        """Return what NNCF kept in float, judged by all documents `held`; `plain` are the logits in int8."""
         names = int8_products(self._graphs[frozenset()])
-        validation = _Validation(guard.near(held, plain))
+        near = guard.near(held, plain)
+        encodings, baseline = [held.encodings[number] for number in near], held.baseline[near]
+        passes = itertools.count(1)
+
+        def metric(compiled: Any, rows: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401  a CompiledModel
+            """Return the metric of `compiled` for the documents `rows`, and for each of them; greater is better."""
+            numbers = list(rows)
+            logits = np.concatenate([*map(openvino.runner(compiled), (encodings[number] for number in numbers))])
+            values = -squared_errors(logits, baseline[numbers])
+            advance(next(passes))
+            if len(numbers) < len(encodings):
+                return float(values.mean()), values.tolist()
+            missed_by = max(0.0, guard.judge(held, logits, near).f1_drop_at_most - guard.limit)
+            return 1.0 - missed_by, values.tolist()  # 1 where the guard holds: NNCF divides by that of fp32
+
         with progress("NNCF's accuracy control, pass", 2 * len(names)) as advance:
-            validation.advance = advance
-            graph = control(self.smoothed, self._sample, validation)
+            graph = control(self.smoothed, self._sample, metric, len(encodings))
         rest = set(int8_products(graph))
         kept = tuple(name for name in names if name not in rest)
         self._graphs[frozenset(kept)] = graph
         with machine.one_core():
-            logits = np.concatenate([*map(self.classifier(kept), held.encodings)])
-        judged = guard.judge(held, logits)
-        searched = [{"kept": len(kept), "f1_drop": judged.comparison.f1_drop, "at_most": judged.at_most}]
+            judged = guard.judge(held, np.concatenate([*map(self.classifier(kept), held.encodings)]))
         lap("search")
-        return Choice(kept, len(names), judged, searched)
+        return Choice(kept, len(names), judged, [looked(len(kept), judged)])
 
     def classifier(self, kept: Collection[str]) -> Run:
-        """Return what computes logits with the products `kept` in float: none, or those that were chosen."""
+        """Return what computes logits with the layers `kept` in float: none, or those that were chosen."""
         key = frozenset(kept)
         if key not in self._runs:
             self._runs[key] = openvino.runner(openvino.compile_model(self._graphs[key], self._hint))
         return self._runs[key]
 
     def write(self, kept: Sequence[str], folder: Path) -> None:
-        """Write the graph with the products `kept` in float, and which these are."""
+        """Write the graph with the layers `kept` in float, and which these are."""
         openvino.save(self._graphs[frozenset(kept)], folder)
         if kept:
             noted = {"kept_ops": sorted(kept), "kept_precision": openvino.PRECISIONS[self._hint]}
             (folder / openvino.KEPT).write_text(json.dumps(noted), encoding="utf-8")
 
 
-class _Validation:
-    """What NNCF calls to judge a model."""
-
-    def __init__(self, near: Near) -> None:
-        self.near = near
-        self.encodings, self.baseline = near.encodings, near.baseline
-        self.advance: Callable[[int], None] = lambda _: None
-        self._passes = 0
-
-    def __call__(self, compiled: Any, rows: Iterable[int]) -> tuple[float, list[float]]:  # noqa: ANN401  a CompiledModel
-        """Return the metric of `compiled` for the documents `rows`, and for each of them; greater is better."""
-        numbers = list(rows)
-        logits = np.concatenate([*map(openvino.runner(compiled), (self.encodings[number] for number in numbers))])
-        values = -squared_errors(logits, self.baseline[numbers])
-        self._passes += 1
-        self.advance(self._passes)
-        if len(numbers) < len(self.encodings):
-            return float(values.mean()), values.tolist()
-        judged = self.near.judge(logits)
-        missed_by = max(0.0, judged.at_most - self.near.guard.limit)
-        return 1.0 - missed_by, values.tolist()  # 1 where the guard holds: NNCF divides by that of fp32
+Metric = Callable[[Any, Iterable[int]], tuple[float, list[float]]]
 
 
-def control(smoothed: Any, sample: Sequence[Encoding], validation: _Validation) -> Any:  # noqa: ANN401  openvino.Models
-    """Return what NNCF's accuracy control makes of the model `smoothed` until `validation` finds the guard held.
+def control(smoothed: Any, sample: Sequence[Encoding], metric: Metric, count: int) -> Any:  # noqa: ANN401  openvino.Models
+    """Return what NNCF's accuracy control makes of the model `smoothed` until `metric`, of `count` documents, is 1.
 
     Source: NNCF 3.4, nncf/quantization/algorithms/accuracy_control.
     """
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedAccuracyRestorerParameters
 
-    count = len(validation.encodings)
     with quiet(), contextlib.redirect_stdout(io.StringIO()):  # it draws bars
         return nncf.quantize_with_accuracy_control(
             smoothed,
             nncf.Dataset(sample),
             nncf.Dataset(list(range(count))),
-            validation,
+            metric,
             max_drop=0.0,
             advanced_quantization_parameters=openvino.parameters(alpha=-1),
             advanced_accuracy_restorer_parameters=AdvancedAccuracyRestorerParameters(
@@ -125,7 +116,7 @@ def control(smoothed: Any, sample: Sequence[Encoding], validation: _Validation) 
 
 
 def int8_products(model: Any) -> list[str]:  # noqa: ANN401  an openvino.Model
-    """Return the names of the products in `model` whose weights are int8, in the order in which they run."""
+    """Return the names of the layers in `model` whose weights are int8, in the order in which they run."""
     names = []
     for operation in model.get_ordered_ops():
         if operation.get_type_name() == "MatMul":

@@ -1,13 +1,13 @@
-"""The steps of a rescue: judge plain int8, have the products to keep chosen, judge by the test split, write."""
+"""The steps of a rescue: judge plain int8, have the float layers chosen, judge by the test split, write."""
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from qbert.selection.rescue.judging import Documents, Judge, Logits, answers, as
 from qbert.selection.rescue.native import NativeMixes
 from qbert.selection.rescue.onnxruntime import OnnxMixes
 from qbert.selection.rescue.openvino import AccuracyControl
-from qbert.selection.rescue.search import Choice, Lap, Product, Run, Search, timed
+from qbert.selection.rescue.search import Choice, Mixes, Product, Search, looked, timed
 from qbert.system import machine, sources
 from qbert.system.cache import build_folder, cache_dir, is_filled, seal
 from qbert.system.errors import InputError
@@ -29,37 +29,27 @@ from qbert.variants import VARIANTS, Variant, native, onnxruntime, openvino
 from qbert.variants.build import calibration_encodings
 from qbert.variants.native.encoder import WEIGHTS
 
-CALIBRATION_DOCUMENTS = 64  # 256 gave the same first six products (MiniLM, SST-2)
+CALIBRATION_DOCUMENTS = 64  # 256 gave the same first six layers (MiniLM, SST-2)
 REPORT = "rescue.json"
 
 
-class Rescuer(Protocol):
-    """What chooses the products of one variant of a checkpoint."""
+Rescuer = Search | AccuracyControl
+"""What chooses the float layers of one variant of a checkpoint."""
 
-    def choose(self, guard: Judge, calibration: Documents, held: Documents, plain: Logits, lap: Lap) -> Choice:
-        """Return the products to keep so that `guard` holds on `held`; `plain` are the logits in int8."""
 
-    def classifier(self, kept: Collection[str]) -> Run:
-        """Return what computes logits with the products `kept` in float: none of them, or those chosen."""
-
-    def write(self, kept: Sequence[str], folder: Path) -> None:
-        """Write the weights or the graph with the products `kept` in float to `folder`, over those of plain int8."""
+def _search(cell: Cell, mixes: Mixes) -> Search:
+    """Search among `mixes` of `cell`; the cache keeps what its layers cost on this machine."""
+    ingredients = [cell.suite.dataset.sha256, machine.identity(), sources.sha256("qbert.selection.rescue.run")]
+    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
+    return Search(mixes, cache_dir() / "prices" / f"{name_of(cell)}-{key}")
 
 
 def _native(cell: Cell) -> Rescuer:
-    mixes = NativeMixes(cell.checkpoint, cell.folder / WEIGHTS, **cell.variant.options)
-    return Search(mixes, _prices(cell))
+    return _search(cell, NativeMixes(cell.checkpoint, cell.folder / WEIGHTS, **cell.variant.options))
 
 
 def _onnxruntime(cell: Cell) -> Rescuer:
-    return Search(OnnxMixes(cell.checkpoint), _prices(cell))
-
-
-def _prices(cell: Cell) -> Path:
-    """Return the folder of the cache that keeps what the products of `cell` cost on this machine."""
-    ingredients = [cell.suite.dataset.sha256, machine.identity(), sources.sha256("qbert.selection.rescue.run")]
-    key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
-    return cache_dir() / "prices" / f"{name_of(cell)}-{key}"
+    return _search(cell, OnnxMixes(cell.checkpoint))
 
 
 def _openvino(cell: Cell) -> Rescuer:
@@ -77,13 +67,13 @@ RESCUERS: dict[Callable[..., None] | None, Callable[[Cell], Rescuer]] = {
 
 
 def can_rescue(variant: Variant) -> bool:
-    """Whether `variant` has products that can be kept."""
+    """Whether `variant` has int8 layers that can be kept in float."""
     return variant.precision.startswith("int8") and variant.export in RESCUERS
 
 
 @dataclass(frozen=True)
 class Rescued:
-    """The result: which products are kept, and what that brings and costs."""
+    """The result: which layers are kept in float, and what that brings and costs. Its fields are the record's keys."""
 
     model: str
     dataset: str
@@ -95,14 +85,14 @@ class Rescued:
     kept: tuple[str, ...]
     """In the order in which they were chosen; where nothing holds the guard, all, or what NNCF kept in the end."""
     every: int
-    """How many products there are; 0 where int8 held the guard."""
+    """The number of layers; 0 where int8 held the guard."""
     holds: bool
     precision: str
-    """Of the kept products."""
+    """Of the float layers."""
     products: tuple[Product, ...]
     """All of the model's, those worth most first; empty where int8 held the guard, or NNCF chose."""
     plain: Comparison
-    """Every product in int8, on the held-out documents."""
+    """Every layer in int8, on the held-out documents."""
     chosen: Comparison
     """With `kept`, on the held-out documents."""
     chosen_at_most: float
@@ -114,12 +104,12 @@ class Rescued:
     latency_ratio: float
     """Latency with `kept` over that of plain int8."""
     additivity: float | None
-    """Correlation of the products' summed errors with the error of drawn mixes; None without a search."""
+    """Correlation of the layers' summed errors with the error of drawn mixes; None without a search."""
     priced: str | None
-    """When the times were measured that the order of the products depends on, in words; None without a search. Runs
+    """When the times were measured that the order of the layers depends on, in words; None without a search. Runs
     with one cache use those of the first."""
     searched: tuple[dict[str, Any], ...]
-    """The numbers of kept products that the guard judged, and what it said."""
+    """The numbers of float layers that the guard judged, and what it said."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What each step took."""
 
@@ -135,7 +125,7 @@ def rescue(
     documents: int = 2_000,
     max_length: int | None = None,
 ) -> Rescued:
-    """Write `model` to the folder `output` as `variant` with as few products in float as hold the F1 drop at `limit`.
+    """Write `model` to the folder `output` as `variant` with as few layers in float as hold the F1 drop at `limit`.
 
     Held-out rows of the training split decide, or those of the file `validation`; the test split is read once, at the
     end. Where nothing holds, nothing is written.
@@ -146,7 +136,7 @@ def rescue(
     row = variants.get(variant)
     if not can_rescue(row):
         known = ", ".join(name for name, other in VARIANTS.items() if can_rescue(other))
-        raise InputError(f"variant {variant} has no products to keep: name one of {known}")
+        raise InputError(f"variant {variant} has no int8 layers to keep in float: name one of {known}")
     if is_filled(output):
         raise InputError(f"{output} exists already: remove it or name another folder")
     loaded = datasets.load(dataset)
@@ -165,22 +155,22 @@ def rescue(
     plain = guard.judge(held, plain_logits)
     clock.lap("plain")
     choice, rescuer, ratio = Choice((), 0, plain, []), None, 1.0
-    if plain.at_most > limit:
+    if not guard.holds(plain):
         calibration = ask(baseline, loaded.calibration(CALIBRATION_DOCUMENTS), "calibration")
         clock.lap("baseline")
-        say(f"{row.name} does not hold the guard: preparing the search over its products")
+        say(f"{row.name} does not hold the guard: preparing the search over its layers")
         rescuer = RESCUERS[row.export](cell)
         clock.lap("export")
         choice = rescuer.choose(guard, calibration, held, plain_logits, clock.lap)
         kept_s, plain_s = timed(rescuer.classifier, held.median, [choice.kept, ()]).T
         ratio = float(np.median(kept_s / plain_s))
         clock.lap("latency")
-    holds = choice.judged.at_most <= limit
+    holds = guard.holds(choice.judged)
     test = plain_test = None
     if holds:
         tested = ask(baseline, loaded.test, "test")
-        plain_test = guard.judge(tested, answers(cell, tested.rows, "test")).comparison
-        test = guard.judge(tested, _answers(rescuer, choice, tested)).comparison if rescuer else plain_test
+        plain_test = guard.judge(tested, answers(cell, tested.rows, "test"))
+        test = guard.judge(tested, _answers(rescuer, choice, tested)) if rescuer else plain_test
         clock.lap("test")
     rescued = Rescued(
         model=baseline.model.name,
@@ -193,16 +183,16 @@ def rescue(
         holds=holds,
         precision=_precision(cell),
         products=choice.products,
-        plain=plain.comparison,
-        plain_at_most=plain.at_most,
-        chosen=choice.judged.comparison,
-        chosen_at_most=choice.judged.at_most,
+        plain=plain,
+        plain_at_most=plain.f1_drop_at_most,
+        chosen=choice.judged,
+        chosen_at_most=choice.judged.f1_drop_at_most,
         test=test,
         plain_test=plain_test,
         latency_ratio=ratio,
         additivity=choice.additivity,
         priced=choice.priced and f"{choice.priced}; where the times are measured anew, the order can be another",
-        searched=({"kept": 0, "f1_drop": plain.comparison.f1_drop, "at_most": plain.at_most}, *choice.searched),
+        searched=(looked(0, plain), *choice.searched),
         seconds=clock.laps,
     )
     if holds:
@@ -221,7 +211,7 @@ def _answers(rescuer: Rescuer, choice: Choice, documents: Documents) -> Logits:
 
 
 def _precision(cell: Cell) -> str:
-    """Return the precision of kept products, in short."""
+    """Return the precision of float layers, in short."""
     evidence = cell.classifier.evidence
     return {"bfloat16": "bf16", "float32": "fp32"}[evidence.get("attention", evidence["precision"])]
 

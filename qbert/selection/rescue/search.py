@@ -1,8 +1,10 @@
-"""The search of runtimes that run any mix of products in int8 and in float.
+"""The search of runtimes that run any mix of layers in int8 and in float.
 
-The order is measured: a product's error is that of the logits with it alone in int8, on calibration texts; errors
-nearly add, which is measured too. Its price is the time that a call takes longer with it in float. The first products
-of that order are kept, as few as the guard needs: held-out documents decide, by bisection.
+The order is measured: a layer's error is that of the logits with it alone in int8, on calibration texts; errors
+nearly add, which is measured too. Its price is the time that a call takes longer with it in float. The first layers of
+that order are kept in float, as few as the guard needs: held-out documents decide, by bisection.
+
+Layers are the linear ones; runs and artefacts record them as `products`, and those in float as `kept`.
 """
 
 import json
@@ -19,7 +21,8 @@ import numpy.typing as npt
 from scipy import optimize
 
 from qbert.inputs.tokenizer import Encoding
-from qbert.selection.rescue.judging import Documents, Judge, Judgement, Logits, squared_errors
+from qbert.measure.accuracy import Comparison
+from qbert.selection.rescue.judging import Documents, Judge, Logits, squared_errors
 from qbert.system import machine
 from qbert.system.cache import build_kept
 from qbert.system.terminal import progress
@@ -32,12 +35,12 @@ Run = Callable[[Encoding], Logits]
 Lap = Callable[[str], None]
 """Notes the seconds since its last call for the step of that name."""
 Work = Mapping[str, tuple[float, float]]
-"""Each product's multiplications for a text, and its weights."""
+"""Each layer's multiplications for a text, and its weights."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """What int8 costs one product, and what float would."""
+    """What int8 costs one layer, and what float would."""
 
     name: str
     error: float
@@ -45,46 +48,51 @@ class Product:
     left_out: float
     """By how much the mean squared error of the logits shrinks where it alone is not int8."""
     cost_s: float
-    """By how much a call is longer where it is kept."""
+    """By how much a call is longer where it is in float."""
 
 
 @dataclass
 class Choice:
-    """The products to keep, and how that was found."""
+    """The layers to keep in float, and how that was found."""
 
     kept: tuple[str, ...]
     """In the order in which they were chosen; all where nothing holds the guard."""
     every: int
-    """How many products there are."""
-    judged: Judgement
-    """With `kept`, on all held-out documents."""
+    """The number of layers."""
+    judged: Comparison
+    """With `kept` in float, on all held-out documents."""
     searched: list[dict[str, Any]]
-    """The numbers of kept products that the guard judged, and what it said."""
+    """The numbers of float layers that the guard judged, and what it said."""
     products: tuple[Product, ...] = ()
     """All, those worth most first; empty where they were not measured."""
     additivity: float | None = None
-    """Correlation of the products' summed errors with the error of drawn mixes."""
+    """Correlation of the layers' summed errors with the error of drawn mixes."""
     priced: str | None = None
     """When the prices of `products` were measured."""
 
 
+def looked(kept: int, judged: Comparison) -> dict[str, Any]:
+    """Return what a record says of a mix with `kept` layers in float."""
+    return {"kept": kept, "f1_drop": judged.f1_drop, "at_most": judged.f1_drop_at_most}
+
+
 class Mixes(Protocol):
-    """One checkpoint in any mix of products in int8 and in float."""
+    """One checkpoint in any mix of layers in int8 and in float."""
 
     names: list[str]
-    """The products, in the order in which they run."""
+    """The layers, in the order in which they run."""
 
     def groups(self) -> list[list[str]]:
-        """Return the products whose calls take equally long, together."""
+        """Return the layers whose calls take equally long, together."""
 
     def work(self, tokens: int) -> Work:
-        """Return what each product computes for a text of that many tokens."""
+        """Return what each layer computes for a text of `tokens` tokens."""
 
     def classifier(self, kept: Collection[str]) -> Run:
-        """Return what computes logits with the products `kept` in float, until it is asked for another."""
+        """Return what computes logits with the layers `kept` in float, until it is asked for another."""
 
     def write(self, kept: Sequence[str], folder: Path) -> None:
-        """Write the weights or the graph with the products `kept` in float to `folder`, an artefact's."""
+        """Write the weights or the graph with the layers `kept` in float to `folder`, over those of plain int8."""
 
 
 def in_order(products: Sequence[Product]) -> list[Product]:
@@ -102,17 +110,14 @@ def fewest(count: int, holds: Callable[[int], bool]) -> int | None:
     fails, held = 0, count
     while held - fails > 1:
         middle = (fails + held) // 2
-        if holds(middle):
-            held = middle
-        else:
-            fails = middle
+        fails, held = (fails, middle) if holds(middle) else (middle, held)
     return held
 
 
 def prices(seconds: Mapping[str, float], work: Work) -> dict[str, float]:
-    """Return the seconds that keeping each product costs: not below 0, and smooth.
+    """Return the seconds that keeping each layer in float costs: not below 0, and smooth.
 
-    `seconds` was measured, and is noisy; `work` has a product's multiplications and weights. Time is their sum, each
+    `seconds` was measured, and is noisy; `work` has a layer's multiplications and weights. Time is their sum, each
     times a rate, which least squares find. What would cost nothing costs a thousandth of the dearest.
     """
     names = list(seconds)
@@ -143,18 +148,18 @@ class Search:
     """The search over one checkpoint's mixes."""
 
     def __init__(self, mixes: Mixes, prices: Path) -> None:
-        """Search among `mixes`; the folder `prices` keeps what products cost, so that every run orders them alike."""
+        """Search among `mixes`; the folder `prices` keeps what layers cost, so that every run orders them alike."""
         self.mixes, self.names = mixes, list(mixes.names)
         self._prices, self._priced = prices, ""
         self.classifier, self.write = mixes.classifier, mixes.write
 
     def logits(self, kept: Collection[str], encodings: Sequence[Encoding]) -> Logits:
-        """Return the logits of each encoding, `(texts, num_labels)`, with the products `kept` in float."""
+        """Return the logits of each encoding, `(texts, num_labels)`, with the layers `kept` in float."""
         run = self.mixes.classifier(kept)
         return np.concatenate([run(encoding) for encoding in encodings])
 
     def choose(self, guard: Judge, calibration: Documents, held: Documents, plain: Logits, lap: Lap) -> Choice:
-        """Return the fewest of the first products with which `guard` holds on the documents `held`.
+        """Return the fewest of the first layers with which `guard` holds on the documents `held`.
 
         `plain` are the logits in int8, which do not hold it.
         """
@@ -168,28 +173,31 @@ class Search:
 
     def _fewest(
         self, guard: Judge, names: Sequence[str], held: Documents, plain: Logits
-    ) -> tuple[int, Judgement, list[dict[str, Any]]]:
-        """Return how many of the first of `names` to keep, how that was judged, and what was on the way."""
+    ) -> tuple[int, Comparison, list[dict[str, Any]]]:
+        """Return how many of the first of `names` to keep in float, how that was judged, and what was on the way."""
         near = guard.near(held, plain)
+        encodings = [held.encodings[number] for number in near]
         searched: list[dict[str, Any]] = []
+        held_with = {len(names)}
 
         def holds(count: int) -> bool:
-            judged = near.judge(self.logits(names[:count], near.encodings))
-            searched.append({"kept": count, "f1_drop": judged.comparison.f1_drop, "at_most": judged.at_most})
+            judged = guard.judge(held, self.logits(names[:count], encodings), near)
+            searched.append(looked(count, judged))
             advance(len(searched))
-            return judged.at_most <= guard.limit
+            held_with.update([count] if guard.holds(judged) else [])
+            return guard.holds(judged)
 
         with progress("search, mix", 2 + math.ceil(math.log2(len(names)))) as advance:
-            number = fewest(len(names), holds) or len(names)
+            fewest(len(names), holds)
             # All documents confirm it: those that were not asked might have changed after all.
-            while True:
+            for number in sorted(held_with):
                 judged = guard.judge(held, self.logits(names[:number], held.encodings))
-                if judged.at_most <= guard.limit or number == len(names):
-                    return number, judged, searched
-                number += 1
+                if guard.holds(judged):
+                    break
+        return number, judged, searched
 
     def measure(self, calibration: Documents, advance: Callable[[int], None]) -> tuple[list[Product], float]:
-        """Return the products in order, and how well summed errors tell those of mixes (a correlation)."""
+        """Return the layers in order, and how well summed errors tell those of mixes (a correlation)."""
         names = self.names
 
         def error(kept: Collection[str]) -> float:
@@ -202,8 +210,7 @@ class Search:
         products = []
         for number, name in enumerate(names):
             alone = error([other for other in names if other != name]) - everything
-            left_out = nothing - error([name])
-            products.append(Product(name, max(alone, 0.0), left_out, seconds[name]))
+            products.append(Product(name, max(alone, 0.0), nothing - error([name]), seconds[name]))
             advance(2 + number)
         generator = np.random.default_rng(0)
         summed, measured = [], []
@@ -215,7 +222,7 @@ class Search:
         return in_order(products), float(np.corrcoef(summed, measured)[0, 1])
 
     def _seconds(self, encoding: Encoding) -> dict[str, float]:
-        """Return by how many seconds a call is longer where a product is kept: calls in turn, medians, by groups."""
+        """Return by how many seconds a call is longer with a layer in float: calls in turn, medians, by groups."""
 
         def measure(stage: Path) -> None:
             seconds: dict[str, float] = {}
