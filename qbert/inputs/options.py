@@ -115,7 +115,7 @@ _ALL = (
     Option(
         "f1-guard",
         "",
-        "judge the F1 drop (point) or its interval's upper end",
+        "judge the F1 drop (point), or what it surely does not exceed (interval)",
         default="point",
         key="f1_guard",
         choices=("point", "interval"),

@@ -154,11 +154,7 @@ CHOICE = variants(0) | {
     "documents": Shown("docu-\nments", lambda row, name: str(row[name] or "")),
     "flips": Shown("flips\n", lambda row, name: str(row[name]) if row["documents"] else ""),
     "f1_drop": Shown("F1\ndrop", lambda row, name: f"{row[name]:+.4f}" if row["documents"] else ""),
-    "verdict": Shown(
-        "guard\n",
-        lambda row, name: row[name] + (f" {row['chance']:.0%}" if "chance" in row and row[name] != "holds" else ""),
-        left=True,
-    ),
+    "verdict": Shown("guard\n", written, left=True),
 }
 
 

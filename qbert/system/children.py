@@ -5,8 +5,11 @@ Those of execnet and of multiprocessing's forkserver outlive a killed parent, an
 
 import contextlib
 import json
+import math
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from functools import cache
@@ -114,10 +117,15 @@ class Child:
             LostError: the child has ended, or there is no answer for `timeout_s`.
             CannotRunError, InputError, ChildError: the request fails with one of the first two, or with another error.
         """
-        if not self.pipe.poll(self.timeout_s):
-            raise self.silent()
+        with socket.socket(fileno=os.dup(self.pipe.fileno())) as end:
+            limit = struct.pack("ll", math.ceil(self.timeout_s), 0)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)  # of a child that freezes in the middle
         try:
+            if not self.pipe.poll(self.timeout_s):
+                raise self.silent()
             reply = json.loads(self.pipe.recv_bytes())
+        except BlockingIOError as error:
+            raise self.silent() from error
         except (EOFError, ConnectionResetError) as error:
             code = self.process.wait()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -127,6 +127,13 @@ def test_a_child_answers_or_an_error_says_why_not(
     assert (type(raised.value), str(raised.value)) == (error, told)
 
 
+def test_a_child_that_freezes_in_the_middle_of_an_answer_is_told() -> None:
+    with Child("the child", "-c", "import os, time; os.write(0, bytes([0, 0, 1, 0, 7])); time.sleep(600)") as child:
+        child.timeout_s = 2
+        with pytest.raises(LostError, match="the child has said nothing for 2 s"):
+            child.receive()
+
+
 def test_a_child_that_is_ended_takes_what_it_started_with_it(child: Child, wait_until: Callable[..., None]) -> None:
     started = child.ask("start")
     child.close()
