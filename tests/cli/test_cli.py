@@ -412,7 +412,7 @@ def test_warnings_about_the_dataset_reach_the_person(news: Dataset, tmp_path: Pa
         ["train", "--base", "bert-tiny", "--output", "{odd}/out"],
         ["quantize", "--model", "{plain}/model", "--variant", "int8-dynamic", "--output", "{odd}/out"],
         ["choose", "--model", "{plain}/model", "--variants", "fp32", "--output", "{odd}/out"],
-        ["rescue", "--model", "{plain}/model", "--output", "{odd}/out"],
+        ["rescue", "--model", "{plain}/model", "--max-f1-drop", "0.3", "--output", "{odd}/out"],
         ["report", "{odd}/run.json", "--output", "{odd}/page.html"],
         ["history", "{odd}/none"],
         ["-p", "{odd}", "variants"],
