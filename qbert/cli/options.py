@@ -1,6 +1,8 @@
 """Options and types that commands share, and the settings of a command."""
 
+import errno
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,32 @@ import click
 from qbert.inputs.options import COUNT, OPTIONS, counts
 from qbert.inputs.settings import DEFAULTS, Settings
 from qbert.measure.stats import MIN_EFFECT, MIN_F1_EFFECT
-from qbert.system.cache import write_file
+from qbert.system.cache import cannot_be_written, write_file
 from qbert.system.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class OutputFile(click.Path):
+    """A file to write; whether its folder is there is looked at before the work begins."""
+
+    def __init__(self) -> None:
+        """Take any file."""
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        """Return the path that `value` names."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.exists():
+            with cannot_be_written(path):
+                os.stat(f"{path.parent}{os.sep}")  # noqa: PTH116  fails where that is no folder, too
+                if not os.access(path.parent, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return path
+
+
 FILE = click.Path(path_type=Path, dir_okay=False)
+OUTPUT = OutputFile()
 
 
 class Percentage(click.ParamType):  # type: ignore[type-arg]
@@ -88,9 +111,9 @@ min_f1_effect_option = click.option(
     metavar="DROP",
     help="A smaller drop of F1 is nobody's regression.",
 )
-json_option = click.option("--json", "json_file", type=FILE, metavar="FILE", help="Write all figures to FILE.")
+json_option = click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write all figures to FILE.")
 markdown_option = click.option(
-    "--markdown", type=FILE, metavar="FILE", help="Write the table to FILE, for a pull request."
+    "--markdown", type=OUTPUT, metavar="FILE", help="Write the table to FILE, for a pull request."
 )
 
 

@@ -68,7 +68,7 @@ class BaseAndHead(click.Command):
 @options.min_effect_option
 @options.min_f1_effect_option
 @options.json_option
-@click.option("--csv", "csv_file", type=options.FILE, metavar="FILE", help="Write the rows to FILE.")
+@click.option("--csv", "csv_file", type=options.OUTPUT, metavar="FILE", help="Write the rows to FILE.")
 @options.markdown_option
 def compare(
     files: tuple[str, ...],
@@ -172,7 +172,7 @@ def _as_json(value: Any) -> Any:  # noqa: ANN401
 @click.argument("storage", type=click.Path(path_type=Path), default=Path(".benchmarks"))
 @options.min_effect_option
 @click.option(
-    "--plot", type=options.FILE, metavar="FILE", help="Draw each cell over its runs to FILE (.svg, .png, .pdf)."
+    "--plot", type=options.OUTPUT, metavar="FILE", help="Draw each cell over its runs to FILE (.svg, .png, .pdf)."
 )
 def history(storage: Path, min_effect: float, plot: Path | None) -> None:
     """Show each cell over the runs saved in STORAGE (.benchmarks): where its latency changed, and at which commit.
@@ -193,10 +193,10 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN.json...")
-@click.option("-o", "--output", type=options.FILE, metavar="FILE", help="Write the page to FILE (.html).")
+@click.option("-o", "--output", type=options.OUTPUT, metavar="FILE", help="Write the page to FILE (.html).")
 @options.markdown_option
 @click.option(
-    "--csv", "csv_file", type=options.FILE, metavar="FILE", help="Write the figures to FILE, for a spreadsheet."
+    "--csv", "csv_file", type=options.OUTPUT, metavar="FILE", help="Write the figures to FILE, for a spreadsheet."
 )
 @click.option(
     "--price",

@@ -46,6 +46,15 @@ def cache_dir() -> Path:
         ) from error
 
 
+@contextlib.contextmanager
+def cannot_be_written(path: Path) -> Iterator[None]:
+    """Raise an OSError as an InputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a file beside `path`, then rename it to `path`; devices and pipes are written directly.
 
@@ -53,20 +62,20 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         InputError: it cannot be written.
     """
     destination = stage = path
-    try:
-        destination = stage = path.resolve()
-        if not destination.exists() or destination.is_file():
-            # The suffix is kept, since it may determine the format.
-            stage = destination.with_name(f".{destination.stem}.unfinished-{secrets.token_hex(4)}{destination.suffix}")
-        write(stage)
-        if stage != destination:
-            stage.replace(destination)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
-    finally:
-        if stage != destination:
-            with contextlib.suppress(OSError):
-                stage.unlink()
+    with cannot_be_written(path):
+        try:
+            destination = stage = path.resolve()
+            if not destination.exists() or destination.is_file():
+                # The suffix is kept, since it may determine the format.
+                hidden = f".{destination.stem}.unfinished-{secrets.token_hex(4)}{destination.suffix}"
+                stage = destination.with_name(hidden)
+            write(stage)
+            if stage != destination:
+                stage.replace(destination)
+        finally:
+            if stage != destination:
+                with contextlib.suppress(OSError):
+                    stage.unlink()
 
 
 def is_filled(target: Path) -> bool:
