@@ -313,7 +313,8 @@ def test_an_interrupted_choice_is_taken_up_without_judging_anything_twice(
     assert 40 < lines < 400
     subprocess.run(command, env=environment, capture_output=True, check=False)
     answers = [json.loads(line)[0] for line in kept() if line]
-    assert len(answers) == len(set(answers)) == 400  # each text once, over both processes
+    # each text once, over both processes, and then the test split: in all documents the drop is within the limit
+    assert len(answers) == len(set(answers)) == 400 + len(news.test)
 
 
 def test_a_line_that_was_cut_off_is_computed_again(
