@@ -12,10 +12,10 @@ from msgspec import Struct
 
 from qbert.inputs import configuration
 from qbert.inputs.configuration import OUTPUTS, Configuration
-from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, matched, untrained
+from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, matched
 from qbert.inputs.tensors import Fit, Tensor, read_headers
 from qbert.inputs.tokenizer import Encoder, check_length
-from qbert.system.errors import InputError, reason
+from qbert.system.errors import InputError, reason, untrained
 from qbert.system.parse import check_name, read_json
 from qbert.system.record import RECORD, Rows
 from qbert.system.terminal import echo, quiet_transformers

@@ -10,8 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from qbert.system.errors import InputError
-
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 """The kinds of heads, as transformers names them."""
 REGRESSION: ProblemType = "regression"
@@ -20,11 +18,6 @@ MULTI_LABEL: ProblemType = "multi_label_classification"
 
 Indicators = npt.NDArray[np.bool_]
 """Which labels each document has; the shape is `(documents, num_labels)`."""
-
-
-def untrained(model: object) -> InputError:
-    """Return the error of who asks `model`, whose head was never trained, for labels."""
-    return InputError(f"{model} has no trained classification head, so its labels would be random: train it first")
 
 
 def predicted(logits: npt.NDArray[np.floating[Any]], problem_type: str) -> Indicators:

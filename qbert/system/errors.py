@@ -61,6 +61,11 @@ def lacking(error: ModuleNotFoundError, what: str, extra: str) -> InputError:
     return InputError(f"{what} needs the package {package}, which is not installed: {pip_install(extra)}")
 
 
+def untrained(model: object) -> InputError:
+    """Return the error of who asks `model`, whose head was never trained, for labels."""
+    return InputError(f"{model} has no trained classification head, so its labels would be random: train it first")
+
+
 def pip_install(*extras: str) -> str:
     """Return the command that installs this package with `extras`: from this clone, or from PyPI."""
     clone = Path(__file__).resolve().parents[2]

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qbert.inputs import labels
-from qbert.inputs.labels import untrained
-from qbert.system.errors import InputError
+from qbert.system.errors import InputError, untrained
 from qbert.variants.artefact import Artefact
 
 if TYPE_CHECKING:

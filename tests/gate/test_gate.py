@@ -29,6 +29,7 @@ from qbert.inputs.dataset import Dataset
 from qbert.inputs.settings import Limit
 from qbert.measure import accuracy
 from qbert.results import verdicts
+from qbert.system import sources
 from qbert.system.errors import InputError
 from qbert.variants import VARIANTS
 
@@ -815,6 +816,13 @@ def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
     base, head = sides_of(theirs, str(trained.folder), str(news.folder), look=fingerprints)
     assert (base["code"] == head["code"]) == same
     assert {name for name in base if base[name] != head[name]} <= {"code"}
+
+
+def test_what_a_worker_brings_along_imports_nothing_that_an_older_side_may_lack() -> None:
+    brought = re.findall(r'own_module\("(\w+)", "(\w+)"\)', Path(timing.__file__).read_text(encoding="utf-8"))
+    assert len(brought) > 2
+    for room, name in brought:
+        assert set(sources.files(f"qbert.{room}.{name}")) == {f"qbert.{room}.{name}"}
 
 
 def test_a_worker_takes_a_module_by_the_name_that_its_side_has() -> None:
