@@ -136,7 +136,7 @@ def test_a_fragile_checkpoint_answers_as_before(taught: Checkpoint, news: Datase
 
 @pytest.mark.parametrize(("variant", "name"), VARIANTS)
 def test_the_product_that_was_made_fragile_is_kept_and_no_other(
-    variant: str, name: str, arguments: Callable[..., list[str]], tmp_path: Path
+    variant: str, name: str, arguments: Callable[..., list[str]], news: Dataset, tmp_path: Path
 ) -> None:
     done = CliRunner().invoke(main, arguments(3000, "--max-f1-drop", 0.05, "--variant", variant))
     assert done.exit_code == 0, done.stderr
@@ -147,7 +147,8 @@ def test_the_product_that_was_made_fragile_is_kept_and_no_other(
     evidence = Artefact.open(tmp_path / "out").load().evidence
     assert evidence["kept_ops"] == [name]
     assert evidence["kept_precision"] == {"fp32": "float32", "bf16": "bfloat16"}[record["precision"]]
-    assert evidence["quantized_ops"] == record["every"] - 1
+    plain = variants.build(variants.get(variant), Checkpoint.open(tmp_path / "fragile"), news, 32).evidence
+    assert evidence["quantized_ops"] == plain["quantized_ops"] - 1  # some processors' attention is in int8, too
     assert max(map(len, done.stdout.splitlines()[:6])) <= 80
     answered = CliRunner().invoke(main, ["predict", "--model", str(tmp_path / "out"), "球队赢得比赛"])
     assert answered.exit_code == 0, answered.stderr
