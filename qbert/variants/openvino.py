@@ -39,6 +39,8 @@ ALPHA = ["qbert", "alpha"]
 KEPT = "kept.json"
 """Names the products that `qbert rescue` kept in float, and says in which precision."""
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+_NOT_INSTALLED: Any = None  # as an entry of sys.modules
+sys.modules.setdefault("openvino_telemetry", _NOT_INSTALLED)  # OpenVINO and NNCF, when imported, run without it
 
 
 def export(checkpoint: "Checkpoint", folder: Path) -> None:
@@ -233,13 +235,9 @@ def lacks_bf16() -> str:
 def module() -> Any:  # noqa: ANN401
     """Return the module openvino, which leaves threads on the processors that their affinity masks allow.
 
-    It is imported without telemetry: OpenVINO and NNCF run without that package.
-
     Source: hwloc's manual, "Environment Variables": where HWLOC_THISSYSTEM is 0, hwloc binds nothing. Else TBB would
     bind a thread during each call to all processors that the process might use when OpenVINO was first used.
     """
-    not_installed: Any = None  # as an entry of sys.modules
-    sys.modules.setdefault("openvino_telemetry", not_installed)
     import openvino
 
     with _FIRST_USE:
