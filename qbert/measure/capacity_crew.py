@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 PATIENCE_S = 120.0  # beside ten times the expected time: a worker that says nothing for so long is taken to hang
 FORKS = sys.platform == "linux"  # elsewhere a fork with libraries that have threads may hang
 SLOW_IMPORTS = {
-    "openvino": ("qbert.variants.openvino", "openvino"),  # the first keeps telemetry from being imported
     "torch": ("torch",),
     "transformers": ("transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
 }

@@ -91,3 +91,8 @@ def test_libraries_do_not_count_wherever_they_are_installed(team: Path, folder: 
         [sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) == {"plugin", "team.parts.unrelated"}
+
+
+def test_a_module_that_there_is_not_is_an_error_and_no_hash_of_nothing() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"no module qbert\.inputs\.tokeniser to hash"):
+        sources.sha256("qbert.inputs.dataset", "qbert.inputs.tokeniser")
