@@ -84,18 +84,27 @@ class Timer:
         return seconds
 
     def repeat(self, count: int) -> dict[str, Any]:
-        """Repeat `count` timed calls in another order; return their seconds and, if answers differ, the first two."""
+        """Repeat `count` timed calls in another order, each after a call with a new text.
+
+        Return how many times faster they were than these, and the first two answers that differ, if any.
+        """
         order = self._generator.permutation(len(self._answered))[:count]
         if (np.diff(order) > 0).all():
             order = order[::-1]
-        with one_core():
-            seconds, again = self._time(self._audited, [self._answered[number][0] for number in order])
-        first, second = np.concatenate([self._answered[number][1] for number in order]), np.concatenate(again)
-        different = audit.differing(first, second)
+        first, second, new_s, again_s = [], [], [], []
+        for number in order:
+            text, answer = self._answered[number]
+            with one_core():
+                seconds, (_, again) = self._time(self._audited, [next(self._texts), text])
+            first.append(answer)
+            second.append(again)
+            new_s.append(seconds[0])
+            again_s.append(seconds[1])
+        different = audit.differing(np.concatenate(first), np.concatenate(second))
         return {
-            "seconds": seconds,
+            "faster": float(np.median(new_s) / np.median(again_s)),
             "finite": bool(np.isfinite([first, second]).all()),
-            "differs": [audit.format_logits(answers[row]) for row in different[:1] for answers in (first, second)],
+            "differs": [audit.format_logits(answers[row][0]) for row in different[:1] for answers in (first, second)],
         }
 
     def _time(self, side: str, texts: "Sequence[Encoding]") -> "tuple[list[float], Answers]":

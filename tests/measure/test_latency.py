@@ -17,7 +17,7 @@ import pytest
 from qbert import variants
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
-from qbert.measure import accuracy, latency
+from qbert.measure import accuracy, audit, latency
 from qbert.measure import latency_worker as timing
 from qbert.measure.cells import Suite
 from qbert.system import machine
@@ -142,3 +142,24 @@ def test_timing_leaves_collector_and_cores_as_they_were() -> None:
     assert gc.isenabled()
     if cores is not None:
         assert os.sched_getaffinity(0) == cores
+
+
+busy = False  # the processor, with something else
+
+
+def slowed(encoding: Any) -> Any:
+    """Answer in 20 ms while `busy`, else in 1 ms."""
+    time.sleep(0.02 if busy else 0.001)
+    return np.array([encoding["input_ids"].sum(), 0], np.float32).reshape(1, 2)
+
+
+def test_a_neighbour_that_ends_before_the_audit_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.busy", True)
+    timer = timing.Timer()
+    timer._loaded["variant"] = {}, Classifier(slowed, {})  # noqa: SLF001  as load does
+    timer.begin("variant", [{"input_ids": np.arange(8).reshape(1, 8).tolist()}], special=[0], seed=0)
+    assert timer.block("variant", settling=1, timed=4) == pytest.approx([0.02] * 4, rel=0.5)
+    monkeypatch.setattr(f"{__name__}.busy", False)
+    found = timer.repeat(4)
+    assert (found["finite"], found["differs"]) == (True, [])
+    assert found["faster"] < audit.REMEMBERED
