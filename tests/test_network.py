@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qbert import variants
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
 
@@ -94,7 +95,9 @@ def test_conversions_and_a_long_session_look_for_no_network(
 
 @pytest.mark.slow
 def test_a_run_looks_for_no_network(traced: Traced, trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    each_runtime = {row.runtime: row.name for row in variants.select("default")}
     subject = ["--model", trained.folder, "--dataset", news.folder, "--max-lengths", 16, "--max-f1-drop", 1]
+    subject += ["--variants", ",".join(each_runtime.values())]
     quick = ["--seconds-per-cell", 0.05, "-p", "no:cacheprovider", "-q"]
     assert traced("-m", "pytest", ROOT / "bench", "-c", ROOT / "pyproject.toml", *subject, *quick) == []
     assert "Microsoft" not in kept(tmp_path)

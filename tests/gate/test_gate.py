@@ -489,7 +489,7 @@ def test_a_pair_is_the_median_of_its_abbas() -> None:
 def worker(trained: Checkpoint, news: Dataset) -> Any:
     here = sides.Side("head", sys.executable, sides.tree_here(), (str(trained.folder),), str(news.folder))
     subject = sides.Subject((16, 64), "fp32")
-    with sides.Worker(here, subject, timeout_s=60) as started:
+    with sides.Worker(here, subject, timeout_s=600) as started:
         started.send_open()
         assert started.receive() == {"models": ["tiny"], "variants": ["fp32"]}
         yield started
@@ -667,7 +667,7 @@ def test_a_commit_that_changes_nothing_that_is_run_does_not_pass(
     def refuse(*both: sides.Side) -> None:
         subject = sides.Subject((16,), "fp32")
         with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(sides.Worker(side, subject, timeout_s=60)) for side in both]
+            workers = [stack.enter_context(sides.Worker(side, subject, timeout_s=600)) for side in both]
             for worker in workers:
                 worker.send_open()
                 worker.receive()
@@ -807,7 +807,7 @@ def test_code_is_the_same_where_nothing_that_is_imported_was_edited(
     def fingerprints(*both: sides.Side) -> list[Any]:
         found = []
         for side in both:
-            with sides.Worker(side, subject, timeout_s=60, shown=True) as worker:
+            with sides.Worker(side, subject, timeout_s=600, shown=True) as worker:
                 worker.send_open()
                 assert worker.receive() == {"models": ["tiny"], "variants": ["mine"]}
                 found.append(worker.ask("fingerprints")["same"])

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
 from qbert.inputs.tokenizer import Encoding
 from qbert.system.errors import CannotRunError, InputError
-from qbert.variants import VARIANTS, Variant
+from qbert.variants import VARIANTS, Classifier, Variant
 from qbert.variants.build import CALIBRATION_DOCUMENTS
 
 HERE = [variant for variant in VARIANTS.values() if not variant.missing()]
@@ -36,8 +38,10 @@ def bound(variant: Variant) -> float:
 READ = """
 import sys, pathlib, numpy as np
 from qbert import variants
-variant, classifier = variants.load_artefact(pathlib.Path(sys.argv[1]))
-np.save(sys.argv[3], classifier(dict(np.load(sys.argv[2]))))
+for folder in map(pathlib.Path, map(str.rstrip, sys.stdin)):
+    variant, classifier = variants.load_artefact(folder)
+    np.save(folder.parent / "logits.npy", classifier(dict(np.load(folder.parent / "encoding.npz"))))
+    print("read", flush=True)
 """
 
 
@@ -107,19 +111,27 @@ def test_logits_agree_with_the_baseline_on_every_family_length_and_pair(
         assert np.abs(logits - expected).max() < bound(variant) * np.ptp(expected)
 
 
+@pytest.fixture(scope="module")
+def built(trained: Checkpoint, news: Dataset) -> Callable[[str], Classifier]:
+    """Build a variant once, as it may take a quarter of a minute."""
+    return cache(lambda name: variants.build(VARIANTS[name], trained, news, 384))
+
+
 @pytest.mark.parametrize("variant", compiled_slowly([row for row in HERE if row.precision == "fp32"]))
 def test_fp32_gives_the_baselines_logits_on_real_text_of_every_length(
-    variant: Variant, trained: Checkpoint, news: Dataset
+    variant: Variant, built: Callable[[str], Classifier], trained: Checkpoint, news: Dataset
 ) -> None:
-    baseline, classifier = (variants.build(one, trained, news, 384) for one in (VARIANTS["fp32"], variant))
+    baseline, classifier = built("fp32"), built(variant.name)
     for length in (3, 16, 128, 256, 384):
         encoding = trained.encoder.fill(news, length)
         assert np.abs(classifier(encoding) - baseline(encoding)).max() < 1e-3
 
 
 @pytest.mark.parametrize("variant", compiled_slowly(HERE))
-def test_token_types_and_mask_reach_the_model(variant: Variant, trained: Checkpoint, news: Dataset) -> None:
-    classifier = variants.build(variant, trained, news)
+def test_token_types_and_mask_reach_the_model(
+    variant: Variant, built: Callable[[str], Classifier], trained: Checkpoint
+) -> None:
+    classifier = built(variant.name)
     encoding = trained.encoder("体育新闻", "健康新闻", max_length=32)
     logits = classifier(encoding)
     tolerance = bound(variant) * np.ptp(logits)
@@ -151,8 +163,10 @@ def test_every_linear_layer_is_quantized(variant: Variant, family: Checkpoint, n
 
 
 @pytest.mark.parametrize("variant", compiled_slowly(HERE))
-def test_precision_and_threads_are_as_claimed(variant: Variant, trained: Checkpoint, news: Dataset) -> None:
-    classifier = variants.build(variant, trained, news, 384)
+def test_precision_and_threads_are_as_claimed(
+    variant: Variant, built: Callable[[str], Classifier], trained: Checkpoint, news: Dataset
+) -> None:
+    classifier = built(variant.name)
     assert classifier.evidence["threads"] == 1
     assert classifier.evidence["precision"] == ("bfloat16" if "bf16" in variant.precision else "float32")
     assert variant.runtime == "PyTorch eager" or sum(classifier.evidence["fused_ops"].values()) >= 2
@@ -164,20 +178,29 @@ def test_precision_and_threads_are_as_claimed(variant: Variant, trained: Checkpo
     assert time.process_time() - cpu < 1.2 * (time.perf_counter() - wall)
 
 
+@pytest.fixture(scope="module")
+def reader() -> Iterator[subprocess.Popen[str]]:
+    """A process that reads artefacts and has made none."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", READ], **pipes, text=True) as process:
+        yield process
+        assert process.communicate() == ("", "")
+
+
 @pytest.mark.parametrize(
     "variant", [pytest.param(row, marks=[pytest.mark.slow] * (not row.default), id=row.name) for row in HERE]
 )
-def test_an_artefact_gives_identical_logits_in_a_new_process(
-    variant: Variant, trained: Checkpoint, news: Dataset, tmp_path: Path
+def test_an_artefact_gives_identical_logits_in_another_process(
+    variant: Variant, trained: Checkpoint, news: Dataset, tmp_path: Path, reader: subprocess.Popen[str]
 ) -> None:
     encoding = trained.encoder.fill(news, 64)
     folder = tmp_path / "artefact"
     folder.mkdir()
     variants.write_artefact(variant, trained, folder, news)
     np.savez(tmp_path / "encoding.npz", **encoding)
-    arguments = [folder, tmp_path / "encoding.npz", tmp_path / "logits.npy"]
-    done = subprocess.run([sys.executable, "-c", READ, *map(str, arguments)], check=True, capture_output=True)
-    assert done.stdout + done.stderr == b""
+    reader.stdin.write(f"{folder}\n")
+    reader.stdin.flush()
+    assert reader.stdout.readline() == "read\n"
     _, here = variants.load_artefact(folder)
     assert np.array_equal(np.load(tmp_path / "logits.npy"), here(encoding))
 
