@@ -158,7 +158,7 @@ def test_a_neighbour_that_ends_before_the_audit_is_no_memory(monkeypatch: pytest
     timer = timing.Timer()
     timer._loaded["variant"] = {}, Classifier(slowed, {})  # noqa: SLF001  as load does
     timer.begin("variant", [{"input_ids": np.arange(8).reshape(1, 8).tolist()}], special=[0], seed=0)
-    assert timer.block("variant", settling=1, timed=4) == pytest.approx([0.02] * 4, rel=0.5)
+    assert min(timer.block("variant", settling=1, timed=4)) >= 0.02
     monkeypatch.setattr(f"{__name__}.busy", False)
     found = timer.repeat(4)
     assert (found["finite"], found["differs"]) == (True, [])
