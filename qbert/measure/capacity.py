@@ -102,7 +102,7 @@ class Measured:
         if price_per_hour is not None:
             figures["price_per_hour"] = price_per_hour
             if rate:
-                figures["cost_per_million"] = price_per_hour / 3600 / rate * 1e6
+                figures["cost_per_million"] = queueing.cost_per_million(price_per_hour, rate)
         return figures
 
     def interference(self) -> dict[str, float]:

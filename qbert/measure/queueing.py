@@ -1,6 +1,7 @@
 """How long requests stay that arrive when they like: an open queue before workers whose service times were measured."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,11 @@ IN_A_ROW = 50  # service times of a worker: many more than a slow moment has, an
 def capacity(services_s: Sequence[Sequence[float]]) -> float:
     """Return the requests a second that workers with these service times can take at most."""
     return float(sum(1 / np.mean(times) for times in services_s))
+
+
+def cost_per_million(price_per_hour: float, rate: Any) -> Any:  # noqa: ANN401  a number or a pandas.Series
+    """Return what a million requests cost, in the currency of the machine's price, where `rate` are served a second."""
+    return price_per_hour / 3600 / rate * 1e6
 
 
 def slowdown_at(rates: npt.ArrayLike, most: float, slowdown: float) -> Array:

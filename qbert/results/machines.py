@@ -9,6 +9,7 @@ from operator import itemgetter
 
 import pandas as pd
 
+from qbert.measure import queueing
 from qbert.results import answers, columns, summary
 from qbert.results.compare import MACHINE, differences
 from qbert.results.figures import Figure, draw, machine_bars
@@ -67,7 +68,7 @@ def check_prices(machines: Sequence[Machine], prices: Mapping[str, float]) -> No
 def _priced(runs: pd.DataFrame, price_per_hour: float) -> pd.DataFrame:
     """Return `runs` with what a million texts cost at this price, at the rate within the latency limit."""
     rate = runs["rate_within_limit"].astype(float)
-    cost = (price_per_hour / 3600 * 1e6 / rate).where(rate > 0)
+    cost = queueing.cost_per_million(price_per_hour, rate).where(rate > 0)
     return runs.assign(price_per_hour=price_per_hour, cost_per_million=cost)
 
 
