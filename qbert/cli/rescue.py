@@ -10,6 +10,7 @@ import click
 from qbert.cli import options
 from qbert.cli.options import Number
 from qbert.inputs.settings import here
+from qbert.system.errors import InputError
 from qbert.system.terminal import counted, echo
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ SHOWN = 6  # names of layers, in the sentence
 @click.option(
     "--max-f1-drop",
     type=Number(0, 1, min_open=True),
-    default=0.01,
-    show_default=True,
     metavar="DROP",
-    help="How far F1 may drop.",
+    help="How far F1 may drop.  [0.01]",
 )
 @options.output_option()
 @click.option(
@@ -65,7 +64,7 @@ def rescue(
     context: click.Context,
     model: str | None,
     dataset: str | None,
-    max_f1_drop: float,
+    max_f1_drop: float | None,
     output: Path,
     variant: str,
     validation: Path | None,
@@ -81,12 +80,16 @@ def rescue(
     """
     from qbert.results import tables
     from qbert.selection import rescue as rescuing
+    from qbert.variants.base import MAX_F1_DROP
 
-    settings = here(Path.cwd(), models=model and (model,), dataset=dataset)
+    settings = here(Path.cwd(), models=model and (model,), dataset=dataset, max_f1_drop=max_f1_drop)
+    limit = MAX_F1_DROP if settings.max_f1_drop is None else settings.max_f1_drop
+    if limit <= 0:
+        raise InputError(f"[tool.qbert] max_f1_drop is {limit:g}, and int8 needs more than 0: give --max-f1-drop")
     rescued = rescuing.rescue(
         options.one_model(settings),
         settings.dataset,
-        max_f1_drop,
+        limit,
         output,
         variant=variant,
         validation=validation,

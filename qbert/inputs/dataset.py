@@ -91,9 +91,11 @@ class Dataset:
 
         `calibration` is how many of these there are. With several labels a document's stratum is its set of labels.
         """
-        rest = self.train.drop(self.calibration(calibration).index)
-        share = min(1.0, len(self.train) / 2 / max(1, len(rest)))
-        return rest.groupby("labels" if self.multi_label else "label").sample(frac=share, random_state=0).sort_index()
+        rest = self.train.drop(self.calibration(calibration).index).sample(frac=1, random_state=0)
+        rest = rest.sort_values("labels" if self.multi_label else "label", kind="stable")
+        # Evenly over all strata, as those of one document cannot be halved.
+        taken = min(len(rest), len(self.train) // 2)
+        return rest.iloc[[place * len(rest) // taken for place in range(taken)]].sort_index()
 
     def to_choose_by(
         self, validation: Path | None, calibration: int, trained_on: str | None

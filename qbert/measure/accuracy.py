@@ -257,15 +257,13 @@ def _f1_parts(counts: npt.NDArray[np.float64], true: Indicators, predicted: Indi
 
 
 def _exchange_label(labels: Indicators) -> Indicators:
-    """Return `labels` of one document, `(num_labels,)`, with its first label replaced by the next that it lacks.
+    """Return `labels` of one document, `(num_labels,)`, all exchanged for the next that it lacks, as far as there are.
 
-    If it has no label, one is added; if it has all, one is removed.
+    If it has no label, one is added.
     """
-    first = labels.argmax()
-    later = (np.arange(len(labels)) + first) % len(labels)
-    wrong = labels.copy()
-    wrong[first] = False
-    wrong[later[~labels[later]][:1]] = True
+    later = (np.arange(len(labels)) + labels.argmax()) % len(labels)
+    wrong = np.zeros_like(labels)
+    wrong[later[~labels[later]][: max(1, labels.sum())]] = True
     return wrong
 
 

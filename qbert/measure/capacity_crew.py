@@ -203,5 +203,6 @@ def _artefact(cell: "Cell", place: Path) -> dict[str, Any]:
         "labels": cell.checkpoint.labels,
         "max_length": cell.max_length,
         "positions": cell.checkpoint.positions,
+        "split_special_tokens": tokenizer.split_special_tokens,
         "truncation_side": tokenizer.truncation_side,
     }

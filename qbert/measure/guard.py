@@ -20,11 +20,13 @@ def at_most(values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], co
 
     `values` holds the greatest that can occur, be it with a count of 0. The score test with a continuity correction
     rejects any greater mean. The variance under that mean is that of the sample with as many of the greatest value
-    mixed in as bring it there. For a share this is Wilson's bound.
+    mixed in as bring it there. For a share this is Wilson's bound. 1 where no document adds anything.
 
     Source: Newcombe 1998, "Two-sided confidence intervals for the single proportion: comparison of seven methods",
     method 4. The mixture is ours; docs/statistics.md has its error rates.
     """
+    if not values.any():
+        return 1.0  # documents without any label: they show nothing
     count, top, step = float(counts.sum()), float(values.max()), float(np.abs(values).max())
     mean, square = float(values @ counts / count), float(values**2 @ counts / count)
     if mean >= top:

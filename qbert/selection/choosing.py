@@ -137,10 +137,13 @@ class Choice:
 
     def _nothing(self) -> str:
         limit = self.wanted.max_f1_drop
-        judged = [row for row in self.rows if row.f1_drop is not None]
+        judged = [row for row in self.rows if row.f1_drop is not None and row.verdict != "cannot"]
         if not judged:
-            reasons = "; ".join(f"{row.variant} {row.why}" for row in self.rows if row.verdict == "outside")
-            return f"No variant is within the limits: {reasons}. Raise a limit, or name more variants."
+            left_out = [row for row in self.rows if row.verdict in {"outside", "cannot"}]
+            reasons = "; ".join(f"{row.variant} {row.why}" for row in left_out)
+            if any(row.verdict == "outside" for row in left_out):
+                return f"No variant is within the limits: {reasons}. Raise a limit, or name more variants."
+            return f"No variant can be judged: {reasons}. Name others."
         # What was dropped early is known less well, and is farther.
         nearest = min(judged, key=lambda row: (row.documents < self.documents, row.f1_drop))
         drop, at_most = nearest.f1_drop or 0.0, nearest.f1_drop_at_most or 0.0

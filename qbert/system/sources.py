@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-COMPILED = ("*.h", "*.cpp")
+COMPILED = ("*.h", "*.cpp", "kernels/*.h")
 """Sources that the module beside them compiles at first use."""
 LIBRARIES = {"site-packages", "dist-packages"}
 """The names of folders of installed libraries, also of those that a .pth file adds to the module path."""
@@ -28,7 +28,9 @@ def sha256(*modules: str) -> str:
     for name, path in sorted(files(*modules).items()):
         beside = sorted(file for pattern in COMPILED for file in path.parent.glob(pattern))
         for file in (path, *beside):
-            digest.update(f"{name} {file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+            digest.update(
+                f"{name} {file.relative_to(path.parent).as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode()
+            )
     return digest.hexdigest()
 
 

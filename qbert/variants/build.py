@@ -58,14 +58,16 @@ def prepare(
     """
     if variant.export is None:
         return checkpoint.folder
+    read = ["qbert.inputs.dataset"] if variant.calibrated else []
     ingredients = [
         checkpoint.sha256,
         qualified(variant.export),
         # Edited code makes it again.
-        sources.sha256(variant.export.__module__, __name__, "qbert.inputs.checkpoint"),
+        sources.sha256(variant.export.__module__, __name__, "qbert.inputs.checkpoint", *read),
         _options(variant, checkpoint, max_length),
         _calibration(variant, checkpoint, dataset),
         machine.instruction_sets(),
+        machine.hidden(),
         machine.versions(*variant.packages),
     ]
     name = f"{variant.export.__module__.rpartition('.')[2]}-{variant.export.__name__}-{_key(ingredients)}"
@@ -103,6 +105,7 @@ def _hold(variant: Variant, checkpoint: "Checkpoint", folder: Path, max_length: 
         options,
         sources.sha256(variant.load.__module__, held.__name__),
         machine.instruction_sets(),
+        machine.hidden(),
         machine.versions(*variant.to_load),
     ]
 
@@ -239,7 +242,11 @@ def _calibration(variant: Variant, checkpoint: "Checkpoint", dataset: "Dataset |
         return None
     if dataset is None:
         raise InputError(f"variant {variant.name} is calibrated on training documents: name their dataset (--dataset)")
-    return {"dataset_sha256": dataset.sha256, "documents": _documents(checkpoint)}
+    return {
+        "dataset_sha256": dataset.sha256,
+        "documents": _documents(checkpoint),
+        "max_length": checkpoint.max_length,
+    }
 
 
 def load_folder(variant: Variant, folder: Path) -> Classifier:

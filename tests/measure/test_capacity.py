@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,13 +24,14 @@ from qbert.inputs import dataset
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
 from qbert.measure import capacity, stats
-from qbert.measure.capacity_crew import FORKS, Crew
+from qbert.measure.capacity_crew import FORKS, Crew, _artefact
 from qbert.measure.capacity_worker import FINISHED, RUNNING, Board
 from qbert.measure.cells import Cell, Suite
 from qbert.system import cores
 from qbert.system.cores import Cores
 from qbert.system.errors import CannotRunError, InputError
 from qbert.variants import Variant
+from qbert.variants.artefact import Artefact
 
 INT8 = "int8-dynamic-onednn"
 HERE = cores.here()
@@ -377,3 +380,17 @@ def test_the_simulated_p99_is_found_by_driving_real_workers(cell: Cell, load: ca
         assert found.off_low < 0.15, found
         assert found.off_high > -0.15, found
         assert found.off_high - found.off_low < 0.6, "this machine is too noisy to tell"
+
+
+def test_workers_encode_as_the_checkpoint_does(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "splitting"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"split_special_tokens": True, "truncation_side": "left"})
+    )
+    cell = Suite(news, [str(folder)], max_lengths=[16]).cell("splitting", 16, "fp32")
+    given = _artefact(cell, tmp_path / "served")
+    served = Artefact(**given | {"folder": Path(given["folder"])})
+    for text in ("体育[SEP]新闻[MASK]", "体育" * 30):
+        expected = cell.encoder(text, max_length=16)["input_ids"]
+        assert np.array_equal(served.encoder(text, max_length=16)["input_ids"], expected)

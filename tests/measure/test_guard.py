@@ -38,6 +38,38 @@ def test_what_cannot_be_exceeded_is_the_bound_of_too_few_documents() -> None:
     assert guard.at_most(KINDS, np.array([0.0, 0.0, 3.0]), 0.95) == 1
 
 
+def test_documents_without_labels_show_nothing() -> None:
+    none = np.zeros((50, 3), dtype=bool)
+    values, counts = accuracy.f1_drop_parts(none, none, ~none)
+    assert guard.at_most(values, counts, 0.95) == 1
+    assert guard.at_most(-values, counts, 0.95) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_drops_of_several_labels_at_once_err_in_5_percent_at_most(*, exchanged: bool) -> None:
+    """Documents with 3 of 8 labels; the few that a variant changes lose all of them, exchanged for others or not."""
+    rng = np.random.default_rng(0)
+    true = np.zeros((60_000, 8), dtype=bool)
+    np.put_along_axis(true, rng.random(true.shape).argsort(axis=1)[:, :3], values=True, axis=1)
+    before = true ^ (rng.random(true.shape) < 0.05)
+    after = before.copy()
+    for row in np.flatnonzero(rng.random(len(true)) < 0.0025):
+        lost, others = np.flatnonzero(true[row] & before[row]), np.flatnonzero(~before[row])
+        after[row, lost] = False
+        after[row, others[: len(lost) * exchanged]] = True
+    values, counts = accuracy.f1_drop_parts(true, before, after)
+    limit = float(values @ counts / counts.sum())
+    wrong = 0
+    for _ in range(400):
+        rows = rng.integers(0, len(true), 600)
+        wrong += guard.at_most(*accuracy.f1_drop_parts(true[rows], before[rows], after[rows]), CONFIDENCE) <= limit
+    print(
+        f"\n600 documents of 3 of 8 labels, {'exchanged' if exchanged else 'lost'}, drop {limit:.4f}: {wrong / 400:.1%}"
+    )
+    assert wrong / 400 <= 1 - CONFIDENCE
+
+
 def test_the_point_is_the_drop_and_the_interval_its_bound() -> None:
     assert guard.figure(0.01, 0.02, "point") == 0.01
     assert guard.figure(0.01, 0.02, "interval") == 0.02

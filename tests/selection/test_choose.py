@@ -1,5 +1,6 @@
 """`qbert choose`: the fastest variant that holds the guard, by no more documents than it takes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -282,6 +283,24 @@ def test_what_is_held_out_is_not_calibrated_on_and_has_every_label(news: Dataset
     assert len(held_out) == pytest.approx(len(news.train) / 2, abs=5)
     assert set(held_out["label"]) == set(news.train["label"])
     assert held_out.equals(news.held_out(50))
+    share = held_out["label"].value_counts(normalize=True) - news.train["label"].value_counts(normalize=True)
+    assert share.abs().max() < 0.03
+
+
+@pytest.mark.parametrize("calibration", [0, 192])
+def test_half_is_held_out_where_every_set_of_labels_occurs_once(several: Dataset, calibration: int) -> None:
+    names = [tuple(label for label in range(9) if number >> label & 1) for number in range(500)]
+    train = pd.DataFrame({"text": map(str, range(500)), "labels": names})
+    assert len(dataclasses.replace(several, train=train).held_out(calibration)) == 250
+
+
+def test_where_nothing_can_be_judged_each_reason_is_given_and_no_limit_blamed() -> None:
+    rows = [choosing.Row("odd", f1_drop=0.1, verdict="cannot", why="answers with nan: leave it out")]
+    said = choosing.Choice(Wanted(0.01), rows, 100, "").sentence
+    assert said.startswith("No variant can be judged: odd answers with nan: leave it out. Name others.")
+    rows.append(choosing.Row("big", verdict="outside", why="takes 9 MB"))
+    said = choosing.Choice(Wanted(0.01), rows, 100, "").sentence
+    assert "within the limits: odd answers with nan: leave it out; big takes 9 MB. Raise a limit" in said
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def team(tmp_path: Path) -> Path:
     """A stranger's modules: a plugin, a package that it imports in a function, and one that nothing imports."""
     (tmp_path / "plugin.py").write_text("def load():\n    from team.parts import deep\n")
     package = tmp_path / "team" / "parts"
-    package.mkdir(parents=True)
+    (package / "kernels").mkdir(parents=True)
     (package / "deep.py").write_text("from . import deeper\n")
     (package / "deeper.py").write_text("import json, numpy\nSCALE = 1\n")
     (package / "unrelated.py").write_text("")
@@ -62,6 +62,7 @@ def team(tmp_path: Path) -> Path:
         ("team/parts/deep.py", True),
         ("team/parts/deeper.py", True),
         ("team/parts/deeper.h", True),
+        ("team/parts/kernels/deepest.h", True),
         ("team/parts/unrelated.py", False),
     ],
 )
@@ -70,6 +71,12 @@ def test_an_edit_counts_where_it_is_imported_at_any_depth(team: Path, file: str,
     with (team / file).open("a") as edited:
         edited.write("\n# edited\n")
     assert (hashed(team, "plugin") != before) == counts
+
+
+def test_every_source_of_the_kernels_counts() -> None:
+    folder = Path(sources.files("qbert.variants.native.compiler")["qbert.variants.native.compiler"]).parent
+    hashed_too = {file for pattern in sources.COMPILED for file in folder.glob(pattern)}
+    assert {path for path in folder.rglob("*") if path.suffix in (".h", ".cpp")} == hashed_too
 
 
 def test_the_place_of_the_files_does_not_count(team: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -18,6 +18,7 @@ from qbert import variants
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
 from qbert.inputs.tokenizer import Encoding
+from qbert.system import sources
 from qbert.system.errors import CannotRunError, InputError
 from qbert.variants import VARIANTS, Classifier, Variant
 from qbert.variants.build import CALIBRATION_DOCUMENTS
@@ -345,6 +346,31 @@ def test_a_calibrated_variant_wants_training_documents(trained: Checkpoint) -> N
     calibrated = dataclasses.replace(VARIANTS["bf16"], name="calibrated", calibrated=True, unsupported=lambda: "")
     with pytest.raises(InputError, match="calibrated is calibrated on training documents: name their dataset"):
         variants.build(calibrated, trained)
+
+
+def lengths(checkpoint: Checkpoint, folder: Path, *, calibration: list[Encoding]) -> None:
+    """An export that keeps only how long the texts are that it is calibrated on."""
+    (folder / "lengths.json").write_text(json.dumps([one["input_ids"].shape[1] for one in calibration]))
+
+
+def test_what_is_calibrated_is_made_again_for_other_texts_and_for_a_hidden_processor(
+    trained: Checkpoint, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = dataclasses.replace(VARIANTS["int8-openvino"], name="lengths", export=lengths)
+    shorter = Path(shutil.copytree(trained.folder, tmp_path / "shorter"))
+    record = json.loads((shorter / "qbert.json").read_text())
+    (shorter / "qbert.json").write_text(json.dumps(record | {"max_length": 8}))
+    folders = [variants.prepare(variant, Checkpoint.open(place), news) for place in (trained.folder, shorter)]
+    assert set(json.loads((folders[1] / "lengths.json").read_text())) == {8}
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    folders.append(variants.prepare(variant, trained, news))
+    monkeypatch.undo()
+    hashed: list[str] = []
+    sha256 = sources.sha256
+    monkeypatch.setattr(sources, "sha256", lambda *names: hashed.extend(names) or sha256(*names))
+    assert variants.prepare(variant, trained, news) == folders[0]
+    assert "qbert.inputs.dataset" in hashed
+    assert len(set(folders)) == 3
 
 
 def test_what_is_not_installed_is_named_with_the_command_that_brings_it() -> None:
