@@ -28,9 +28,8 @@ def sha256(*modules: str) -> str:
     for name, path in sorted(files(*modules).items()):
         beside = sorted(file for pattern in COMPILED for file in path.parent.glob(pattern))
         for file in (path, *beside):
-            digest.update(
-                f"{name} {file.relative_to(path.parent).as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode()
-            )
+            within = file.relative_to(path.parent).as_posix()
+            digest.update(f"{name} {within} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
@@ -52,6 +51,8 @@ def files(*modules: str) -> dict[str, Path]:
         if spec and spec.origin and spec.origin.endswith(".py"):
             paths[name] = Path(spec.origin)
             package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+            if not name.startswith("qbert."):
+                pending.append(name.rpartition(".")[0])  # a stranger's package may do anything when it is imported
             for module, attribute in _imports(ast.parse(paths[name].read_bytes()), package):
                 part = f"{module}.{attribute}"
                 pending.append(part if attribute and _spec(part, own) else module)
@@ -88,9 +89,9 @@ def _is_own(top: str, own: frozenset[str]) -> bool:
 def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:
     """Yield the imports in `tree`, of a module in `package`: `(module, "")`, or `(module, name)` of a `from` import."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            continue
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.If) and ast.unparse(node.test).removeprefix("typing.") == "TYPE_CHECKING":
+            yield from _imports(ast.Module(node.orelse, []), package)
+        elif isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             name = "." * node.level + (node.module or "")

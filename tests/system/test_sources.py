@@ -49,7 +49,14 @@ def team(tmp_path: Path) -> Path:
     (tmp_path / "plugin.py").write_text("def load():\n    from team.parts import deep\n")
     package = tmp_path / "team" / "parts"
     (package / "kernels").mkdir(parents=True)
-    (package / "deep.py").write_text("from . import deeper\n")
+    (package / "__init__.py").write_text("")
+    (package / "deep.py").write_text(
+        "from typing import TYPE_CHECKING\nfrom . import deeper\n"
+        "if TYPE_CHECKING:\n    from . import unrelated\nelse:\n    from . import at_run_time\n"
+        "if not TYPE_CHECKING:\n    from . import not_checking\n"
+    )
+    (package / "at_run_time.py").write_text("")
+    (package / "not_checking.py").write_text("")
     (package / "deeper.py").write_text("import json, numpy\nSCALE = 1\n")
     (package / "unrelated.py").write_text("")
     return tmp_path
@@ -63,6 +70,9 @@ def team(tmp_path: Path) -> Path:
         ("team/parts/deeper.py", True),
         ("team/parts/deeper.h", True),
         ("team/parts/kernels/deepest.h", True),
+        ("team/parts/__init__.py", True),
+        ("team/parts/at_run_time.py", True),
+        ("team/parts/not_checking.py", True),
         ("team/parts/unrelated.py", False),
     ],
 )
@@ -97,7 +107,7 @@ def test_libraries_do_not_count_wherever_they_are_installed(team: Path, folder: 
     done = subprocess.run(
         [sys.executable, "-c", script], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
-    assert set(done.stdout.split()) == {"plugin", "team.parts.unrelated"}
+    assert set(done.stdout.split()) == {"plugin", "team.parts", "team.parts.unrelated"}
 
 
 def test_a_module_that_there_is_not_is_an_error_and_no_hash_of_nothing() -> None:

@@ -348,7 +348,7 @@ def test_a_calibrated_variant_wants_training_documents(trained: Checkpoint) -> N
         variants.build(calibrated, trained)
 
 
-def lengths(checkpoint: Checkpoint, folder: Path, *, calibration: list[Encoding]) -> None:
+def lengths(_: Checkpoint, folder: Path, *, calibration: list[Encoding]) -> None:
     """An export that keeps only how long the texts are that it is calibrated on."""
     (folder / "lengths.json").write_text(json.dumps([one["input_ids"].shape[1] for one in calibration]))
 
