@@ -97,11 +97,9 @@ def _digest(folder: Path, names: Sequence[str]) -> str:
 
 
 def lacks(folder: Folder) -> bool:
-    """Whether this machine has no folder with these files."""
-    if folder.find() is not None:
-        return False
-    _found.cache_clear()  # what is absent may come
-    return True
+    """Whether this machine has no folder with these files now, whatever it had before."""
+    _found.cache_clear()
+    return folder.find() is None
 
 
 def contents(folder: Folder) -> dict[str, npt.NDArray[np.uint8]]:

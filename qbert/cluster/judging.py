@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -17,7 +16,7 @@ from qbert import variants
 from qbert.cluster import folders
 from qbert.cluster import workers as cluster
 from qbert.cluster.folders import Folder, lacks, share
-from qbert.cluster.workers import LOST, NO_WORKER_S, GoneError, likely_reason, one_process_a_core, result, workers
+from qbert.cluster.workers import LOST, GoneError, likely_reason, one_process_a_core, result, workers
 from qbert.inputs import dataset as datasets
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.measure import accuracy
@@ -198,7 +197,7 @@ class Workers:
         Raises:
             InputError: a shard cannot be classified, no worker is left, or the shards are not all documents once.
         """
-        size = shard_size(len(texts), len(workers(self.client))) if size is None else size
+        size = shard_size(len(texts), self._workers()) if size is None else size
         starts = iter(range(0, len(texts), size))
         waiting: dict[Future[Any], int] = {}
         shards: list[Shard] = []
@@ -209,8 +208,8 @@ class Workers:
                 arguments = (job, start, list(texts[start : start + size]))
                 waiting[self.client.submit(judge, *arguments, pure=False)] = start
 
-        submit(*islice(starts, IN_FLIGHT * len(workers(self.client))))
-        for future in self._finished(waiting):
+        submit(*islice(starts, IN_FLIGHT * self._workers()))
+        for future in cluster.finished(self.client, waiting, "shard"):
             shard = self._result(future, job)
             start = waiting.pop(future)
             if shard.lacking:
@@ -221,30 +220,15 @@ class Workers:
             shards.append(shard)
             judged += len(shard.logits)
             advance(judged)
-            submit(*islice(starts, max(0, IN_FLIGHT * len(workers(self.client)) - len(waiting))))
+            submit(*islice(starts, max(0, IN_FLIGHT * self._workers() - len(waiting))))
         self.notes += otherwise(job.variant, shards)
         self._note_deaths()
         logits, seconds = joined(shards, texts)
         return logits, seconds, shards[0].evidence
 
-    def _finished(self, waiting: "dict[Future[Any], int]") -> "Iterator[Future[Any]]":
-        from distributed import wait
-
-        since = time.monotonic()
-        while waiting:
-            try:
-                done = wait(list(waiting), timeout=2, return_when="FIRST_COMPLETED").done
-            except TimeoutError:
-                if workers(self.client):
-                    since = time.monotonic()
-                if time.monotonic() - since > NO_WORKER_S:
-                    raise InputError(
-                        f"no worker has been there for {NO_WORKER_S} s, with {counted(len(waiting), 'shard')} to do: "
-                        "start some, and start again"
-                    ) from None
-                continue
-            since = time.monotonic()
-            yield from done
+    def _workers(self) -> int:
+        """Return how many workers there are; at least one, which has to come."""
+        return max(1, len(workers(self.client)))
 
     def _result(self, future: "Future[Any]", job: Job) -> Shard:
         from distributed import KilledWorker

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 def run(suite: Suite, variant: str, base: str, client: "Client") -> list[Training]:
     """Return what reproduce.run does, each training made and measured by a worker; they work side by side."""
-    from distributed import as_completed
-
     dataset = folders.splits(suite.dataset)
     folders.share(client, dataset)
     found: str | Folder = base
@@ -34,9 +32,9 @@ def run(suite: Suite, variant: str, base: str, client: "Client") -> list[Trainin
     }
     results: dict[int, Training] = {}
     with progress("trainings", len(wanted)) as advance:
-        for future in as_completed(list(waiting)):
+        for future in cluster.finished(client, waiting, "training"):
             with cluster.likely_reason(client):
-                results[waiting[future]] = future.result()
+                results[waiting.pop(future)] = future.result()
             advance(len(results))
     return [results[number] for number in range(len(wanted))]
 

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 from qbert.system import cores, machine
 from qbert.system.cache import check_trusted
 from qbert.system.errors import CannotRunError, InputError, pip_install, reason
-from qbert.system.terminal import echo
+from qbert.system.terminal import counted, echo
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster
@@ -167,13 +168,18 @@ def ask(client: "Client", function: Callable[..., T], *arguments: object) -> dic
     """
     answers = client.run(function, *arguments, on_error="return")
     for address, error in sorted(answers.items()):
-        if isinstance(error, Exception) and not isinstance(error, OSError):
+        if isinstance(error, Exception) and not _is_gone(error):
             raise InputError(
                 f"the worker {address} cannot answer ({reason(error)}): it needs qbert in the same version as here"
             ) from error
-    if found := {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}:
+    if found := {address: answer for address, answer in answers.items() if not _is_gone(answer)}:
         return found
     raise GoneError("no worker has answered, since each ended or was cut off meanwhile: look at their logs")
+
+
+def _is_gone(answer: object) -> bool:
+    """Whether it is Dask's word for a worker that is gone, and not the error of a file, which has a number."""
+    return isinstance(answer, OSError) and answer.errno is None
 
 
 def workers(client: "Client") -> dict[str, Any]:
@@ -213,6 +219,31 @@ def result(client: "Client", future: "Future[Any]", *needed: str) -> Any:  # noq
             if gone := set(needed) - set(workers(client)):
                 future.cancel()
                 raise GoneError(f"the worker {' and '.join(sorted(gone))} ended meanwhile: start it again") from None
+
+
+def finished(client: "Client", waiting: "Mapping[Future[Any], object]", what: str) -> "Iterator[Future[Any]]":
+    """Yield the futures in `waiting` as they end; who takes one removes it, and may add others.
+
+    Raises:
+        InputError: there is no worker for NO_WORKER_S; `what` is what a future does.
+    """
+    from distributed import wait
+
+    since = time.monotonic()
+    while waiting:
+        try:
+            done = wait(list(waiting), timeout=LOOK_S, return_when="FIRST_COMPLETED").done
+        except TimeoutError:
+            if workers(client):
+                since = time.monotonic()
+            if time.monotonic() - since > NO_WORKER_S:
+                raise InputError(
+                    f"no worker has been there for {NO_WORKER_S} s, with {counted(len(waiting), what)} to do: "
+                    "start some, and start again"
+                ) from None
+            continue
+        since = time.monotonic()
+        yield from done
 
 
 @contextlib.contextmanager

@@ -61,21 +61,20 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    destination = stage = path
     with cannot_be_written(path):
+        if path.exists() and not path.is_file():  # before it is resolved: a pipe has no path of its own
+            write(path)
+            return
+        destination = path.resolve()
+        # The suffix is kept, since it may determine the format.
+        hidden = f".{destination.stem}.unfinished-{secrets.token_hex(4)}{destination.suffix}"
+        stage = destination.with_name(hidden)
         try:
-            destination = stage = path.resolve()
-            if not destination.exists() or destination.is_file():
-                # The suffix is kept, since it may determine the format.
-                hidden = f".{destination.stem}.unfinished-{secrets.token_hex(4)}{destination.suffix}"
-                stage = destination.with_name(hidden)
             write(stage)
-            if stage != destination:
-                stage.replace(destination)
+            stage.replace(destination)
         finally:
-            if stage != destination:
-                with contextlib.suppress(OSError):
-                    stage.unlink()
+            with contextlib.suppress(OSError):
+                stage.unlink()
 
 
 def is_filled(target: Path) -> bool:
@@ -86,7 +85,7 @@ def is_filled(target: Path) -> bool:
 def lock_of(name: str) -> FileLock:
     """Return the lock of that name, which all processes with this cache share."""
     locks = cache_dir() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    _make_folder(locks)
     return FileLock(locks / name)
 
 
@@ -112,18 +111,29 @@ def _remove_stages(target: Path) -> None:
             shutil.rmtree(stage, ignore_errors=True)
 
 
+def _make_folder(folder: Path) -> None:
+    """Make `folder`, and those above it that are missing: only this user can write to them, whatever the umask."""
+    for place in reversed([folder, *folder.parents]):
+        if not place.exists():
+            place.mkdir(mode=0o777 & ~OTHERS_WRITE, exist_ok=True)
+
+
 @contextlib.contextmanager
-def _closed_to_others() -> Iterator[None]:
-    """Create files that only this user can write to, whatever the umask: programs among them are run."""
-    umask = os.umask(OTHERS_WRITE)
-    os.umask(umask | OTHERS_WRITE)
-    try:
-        yield
-    finally:
-        os.umask(umask)
+def _closed_to_others(stage: Path) -> Iterator[None]:
+    """Make the folder `stage`, which is open to this user alone meanwhile, and afterwards not for others to write.
+
+    Programs may be among its files. The umask stays, as it is that of all threads.
+    """
+    stage.mkdir(mode=0o777 & ~OTHERS_WRITE)
+    mode = stage.stat().st_mode
+    stage.chmod(0o700)
+    yield
+    for path in stage.rglob("*"):
+        if not path.is_symlink() and path.stat().st_mode & OTHERS_WRITE:
+            path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
+    stage.chmod(mode)
 
 
-@_closed_to_others()
 def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callable[[Path], bool] = is_filled) -> Path:
     """Return `target`; where it is not `intact`, first let `build` fill an empty folder beside it and rename that.
 
@@ -139,7 +149,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
         return target
     stage = target.with_name(f".{target.name}.unfinished-{secrets.token_hex(4)}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         with locked(target):
             if intact(target):
                 return target
@@ -147,9 +157,9 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
                 say(f"{target} is damaged: making it again")
                 shutil.rmtree(target)
             _remove_stages(target)
-            stage.mkdir()
             try:
-                _build(build, stage)
+                with _closed_to_others(stage):
+                    _build(build, stage)
                 if target.is_dir():
                     target.rmdir()
                 stage.rename(target)

@@ -12,7 +12,6 @@ import socket
 import struct
 import subprocess
 import sys
-from functools import cache
 from multiprocessing import Pipe
 from typing import Any, Self
 
@@ -23,10 +22,24 @@ LOADING_S = 900.0
 """A child that sends nothing for this time while it loads a variant is taken to hang."""
 
 
-@cache
+_ends: list[int] = []
+
+
 def _read_end() -> int:
     """Return the children's end of the pipe; the other end stays open, unused, as long as this process lives."""
-    return os.pipe()[0]
+    if not _ends:
+        _ends.extend(os.pipe())
+    return _ends[0]
+
+
+def _leave_ends() -> None:
+    """Close what a fork has of its parent's pipe, which has to close with the parent; its own children get another."""
+    while _ends:
+        os.close(_ends.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_ends)
 
 
 def tied(**variables: str) -> dict[str, Any]:
@@ -107,7 +120,8 @@ class Child:
 
     def send(self, do: str, **arguments: Any) -> None:  # noqa: ANN401
         """Send a request; `receive` waits for its answer."""
-        with contextlib.suppress(OSError):  # of a child that has ended: receive tells how
+        self._limit(socket.SO_SNDTIMEO)
+        with contextlib.suppress(OSError):  # of a child that has ended or freezes: receive tells how
             self.pipe.send_bytes(json.dumps({"do": do} | arguments).encode())
 
     def receive(self) -> Any:  # noqa: ANN401
@@ -117,9 +131,7 @@ class Child:
             LostError: the child has ended, or there is no answer for `timeout_s`.
             CannotRunError, InputError, ChildError: the request fails with one of the first two, or with another error.
         """
-        with socket.socket(fileno=os.dup(self.pipe.fileno())) as end:
-            limit = struct.pack("ll", math.ceil(self.timeout_s), 0)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)  # of a child that freezes in the middle
+        self._limit(socket.SO_RCVTIMEO)
         try:
             if not self.pipe.poll(self.timeout_s):
                 raise self.silent()
@@ -134,6 +146,11 @@ class Child:
             kinds = {"CannotRunError": CannotRunError, "InputError": InputError}
             raise kinds.get(reply["kind"], ChildError)(reply["error"])
         return reply["answer"]
+
+    def _limit(self, direction: int) -> None:
+        """Let sending or receiving take no longer than `timeout_s`, as of a child that freezes in the middle."""
+        with socket.socket(fileno=os.dup(self.pipe.fileno())) as end:
+            end.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", math.ceil(self.timeout_s), 0))
 
     def silent(self) -> LostError:
         """Return the error that it does not answer."""

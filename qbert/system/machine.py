@@ -201,8 +201,9 @@ def caches() -> dict[str, str]:
     """Return the size of each cache of the first core, by level and kind; empty if the system gives none."""
     sizes = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
-        sizes[f"L{level} {kind.lower()}"] = size
+        level, kind, size = (_read(index / name) for name in ("level", "type", "size"))
+        if level and kind and size:  # ARM guests may have no sizes
+            sizes[f"L{level} {kind.lower()}"] = size
     return sizes
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -84,6 +85,8 @@ def test_files_are_sent_once_and_have_the_hash(two: Processes, tmp_path: Path) -
         for name in ("one", "other"):
             (kept,) = (two.folder / name / "cache" / "cluster").glob("*/*")
             assert (kept / "sub" / "weights").read_bytes() == (tmp_path / "sub" / "weights").read_bytes()
+        shutil.rmtree(two.folder / "one" / "cache" / "cluster")
+        assert sorted(client.run(folders.lacks, sent).values()) == [False, True]  # what a worker had does not count
         damaged = {"sub/weights": np.zeros(3, np.uint8), "empty": np.zeros(0, np.uint8)}
         wrong = replace(sent, sha256="0" * 64)
         with pytest.raises(InputError, match="arrived damaged"):

@@ -18,10 +18,11 @@ from loopback import Processes, client_of, of, other_tokenizers
 import qbert
 from qbert import variants
 from qbert.cli import main
-from qbert.cluster import folders, judging
+from qbert.cluster import folders, judging, trainings
 from qbert.cluster import workers as cluster
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset, text_rows
+from qbert.measure.cells import Suite
 from qbert.system.errors import InputError
 
 pytest.importorskip("distributed")
@@ -112,6 +113,34 @@ def test_a_worker_that_ends_while_it_is_asked_is_left_out(tmp_path: Path) -> Non
             assert list(cluster.ask(client, _end, "one").values()) == ["alive"]
             with pytest.raises(InputError, match="no worker has answered"):
                 cluster.ask(client, _end, "one, other")
+
+
+@pytest.mark.slow
+def test_a_cluster_that_has_lost_all_its_workers_is_given_up(
+    tmp_path: Path, trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
+) -> None:
+    rows = text_rows(news.test)
+    monkeypatch.setattr(cluster, "NO_WORKER_S", 1)
+    told = r"no worker has been there for 1 s, with \d+ (shards?|trainings?) to do: start some, and start again"
+    with of(tmp_path, "one") as processes, client_of(processes) as client:
+        workers = judging.Workers(client)
+        job = workers.job(variants.get("fp32"), trained, news, 64, rows[:5])
+        processes.workers["one"].kill()
+        wait_until(lambda: not cluster.workers(client))
+        with pytest.raises(InputError, match=told):
+            workers.judge(job, rows)
+        suite = Suite(news, [str(trained.folder)], max_lengths=[16], fine_tune=True)
+        monkeypatch.setattr(folders, "share", lambda *_: None)
+        with pytest.raises(InputError, match=told):
+            trainings.run(suite, "int8-dynamic-onednn", str(trained.folder), client)
+
+
+def test_only_dasks_errors_without_a_number_are_of_a_worker_that_is_gone() -> None:
+    from distributed.comm import CommClosedError
+
+    gone = [cluster._is_gone(error) for error in (CommClosedError("closed"), OSError("Timed out"))]  # noqa: SLF001
+    there = [cluster._is_gone(error) for error in (FileNotFoundError(2, "none", "size"), ValueError(), 5)]  # noqa: SLF001
+    assert (gone, there) == ([True, True], [False, False, False])
 
 
 def test_a_worker_without_qbert_is_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,41 @@ def test_whatever_is_raised_on_a_full_disk_is_said_as_that(tmp_path: Path, monke
     with pytest.raises(InputError, match=r"No space left on device.*QBERT_CACHE"):
         build_folder(tmp_path / "folder", fail)
     assert not list(tmp_path.glob("*folder*"))
+
+
+def test_what_threads_build_at_once_is_closed_to_others_and_their_umask_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path / "cache"))
+    first_ended, both = threading.Event(), threading.Barrier(2)
+
+    def first(stage: Path) -> None:
+        both.wait()
+        (stage / "file").touch()
+
+    def second(stage: Path) -> None:
+        both.wait()
+        first_ended.wait()
+        (stage / "sub").mkdir()
+        (stage / "sub" / "file").touch()
+
+    before = os.umask(0o002)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            one, other = (threads.submit(build_folder, tmp_path / fill.__name__, fill) for fill in (first, second))
+            one.result()
+            first_ended.set()
+            other.result()
+        assert os.umask(0o002) == 0o002
+    finally:
+        os.umask(before)
+    made = [tmp_path / "first", tmp_path / "second", *(tmp_path / "second").rglob("*")]
+    assert len(made) == 4
+    assert not any(path.stat().st_mode & 0o022 for path in made)
+
+
+def test_a_pipe_is_written_directly(tmp_path: Path) -> None:
+    script = "from pathlib import Path; from qbert.system.cache import write_file\n"
+    script += "write_file(Path('/dev/stdout'), lambda path: path.write_text('written'))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "written"

@@ -134,6 +134,35 @@ def test_a_child_that_freezes_in_the_middle_of_an_answer_is_told() -> None:
             child.receive()
 
 
+def test_a_child_that_reads_nothing_is_told() -> None:
+    with Child("the child", "-c", "import time; time.sleep(600)") as child:
+        child.timeout_s = 1
+        with pytest.raises(LostError, match="the child has said nothing for 1 s"):
+            child.ask("anything", text="more than a socket holds" * 100_000)
+
+
+def test_the_child_of_a_fork_ends_with_the_fork(
+    start: Start, running: Callable[[], list[str]], wait_until: Callable[..., None], tmp_path: Path
+) -> None:
+    child = SLEEPS.format(before=f"open({str(tmp_path / 'begun')!r}, 'w')")
+    parent = start(f"""
+        import os, pathlib, time
+        from qbert.system import children
+        children.run("-c", "pass")
+        if fork := os.fork():
+            while not pathlib.Path({str(tmp_path / "begun")!r}).exists():
+                time.sleep(0.1)
+            os.kill(fork, 9)
+            os.waitpid(fork, 0)
+            time.sleep(600)
+        children.run("-c", {child!r})
+    """)
+    wait_until((tmp_path / "begun").exists, 30)
+    wait_until(lambda: len(running()) == 1)
+    parent.kill()
+    parent.wait()
+
+
 def test_a_child_that_is_ended_takes_what_it_started_with_it(child: Child, wait_until: Callable[..., None]) -> None:
     started = child.ask("start")
     child.close()

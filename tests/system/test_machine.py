@@ -96,6 +96,11 @@ def test_caches_are_named_by_level_and_kind() -> None:
     assert all(name[0] == "L" and size[-1] in "KM" for name, size in machine.caches().items())
 
 
+def test_a_cache_whose_size_the_system_does_not_give_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_read", lambda path: "" if Path(path).name == "size" else "1")
+    assert machine.caches() == {}
+
+
 def test_what_disturbs_is_said_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {
         "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave",
