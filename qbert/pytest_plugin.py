@@ -233,6 +233,10 @@ def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
         return
     check_benchmarks(config.pluginmanager)
     benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
+    if benchmarks.xdist_warning and not config.option.collectonly:
+        raise pytest.UsageError(
+            "the cells are timed, and pytest-benchmark is off beside pytest-xdist: leave out --dist (or give -n 0)"
+        )
     if not (benchmarks.disabled or benchmarks.skip):
         _check_once(items)
     if config.option.benchmark_compare and not config.option.collectonly:
@@ -248,9 +252,11 @@ def _check_once(items: list[pytest.Item]) -> None:
 
     seen: dict[tuple[Any, ...], str] = {}
     for item in items:
-        if isinstance(item, pytest.Function) and PLACE in item.stash:
-            cell = item.originalname, *(item.callspec.params[name] for name in CELL)
-            if item.originalname.removeprefix("test_") in MEASURED and cell in seen:
+        kind = getattr(item, "originalname", "").removeprefix("test_")
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if kind in MEASURED and PLACE in item.stash and set(CELL) <= set(params):
+            cell = kind, *(params[name] for name in CELL)
+            if cell in seen:
                 raise pytest.UsageError(
                     f"{seen[cell]} and {item.nodeid} would measure one cell twice: leave out what repeats it (--count, "
                     "a second folder); for more samples, save several runs and name them all"
@@ -275,10 +281,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
     benchmarks = session.config.pluginmanager.getplugin("pytest-benchmark")
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
     state = _state(session.config)
-    if benchmarks and reporter and state.suite:
+    if benchmarks and reporter and state.suite and not session.config.option.collectonly:
         from qbert.results import previous
 
         last = {benchmark.fullname: benchmark for benchmark in benchmarks.benchmarks}  # of --reruns
+        for report in reporter.stats.get("skipped", []):  # after it was timed: it has no figures
+            last.pop(report.nodeid, None)
         benchmarks.benchmarks[:] = last.values()
         completed = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
         state.failed = [report.nodeid for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]

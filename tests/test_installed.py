@@ -208,6 +208,9 @@ def test_what_cannot_be_timed_says_so(run: Run, arguments: list[str], told: str)
 @pytest.mark.slow
 def test_a_teams_own_case_has_our_fixtures(run: Run, table: Path) -> None:
     (table / "test_ours.py").write_text("""
+def test_documents(qbert_documents, qbert_suite):
+    assert len(qbert_documents) <= len(qbert_suite.dataset.test)
+
 def test_tokenizing(cell, benchmark):
     benchmark.group = cell.name
     encoding = benchmark(cell.encoder, "a text of ours", max_length=cell.max_length)
@@ -215,7 +218,7 @@ def test_tokenizing(cell, benchmark):
 """)
     done = run("pytest", "test_ours.py", "--benchmark-json=run.json")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
     names = [one["name"] for one in json.loads((table / "run.json").read_text())["benchmarks"]]
     assert names == ["test_tokenizing[tiny-16-fp32]", "test_tokenizing[tiny-16-int8-dynamic-onednn]"]
     parallel = run("pytest", "test_ours.py", "-n", "2")

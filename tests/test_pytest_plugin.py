@@ -272,6 +272,32 @@ def test_a_variant_brought_along_is_marked_where_it_is_over_the_limit_or_cannot_
     assert bench(*over, "--strict-guard", cwd=few, PYTHONPATH=str(few)).returncode == 1
 
 
+ODD = """
+import numpy as np
+from qbert.variants import VARIANTS, Classifier, Variant, eager, register
+
+def load(folder):
+    right, calls = eager.load(folder), []
+    def run(encoding):
+        calls.append(encoding)
+        return right(encoding) * (np.nan if len(calls) > 30 else 1)
+    return Classifier(run, right.evidence)
+
+for name in set(VARIANTS) - {"fp32"}:
+    del VARIANTS[name]
+register(Variant("odd", "none", "fp32", load, default=True))
+"""
+
+
+def test_a_variant_that_is_left_out_in_the_middle_leaves_the_run_whole(quick: list[object], tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    arguments = [*quick, "-p", "odd", "--variants", "default", "-k", "accuracy and 16", "--benchmark-autosave"]
+    done = bench(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stdout
+    assert "1 passed, 1 skipped" in done.stdout
+    assert list(history.load(saved_runs(tmp_path))["variant"]) == ["fp32"]
+
+
 def test_a_named_variant_that_cannot_run_fails_with_a_sentence(quick: list[object], few: Path) -> None:
     named = [*quick, "-p", "few", "--variants", "fp32,broken", "-k", "latency and 16 and broken"]
     done = bench(*named, cwd=few, PYTHONPATH=str(few))
@@ -538,6 +564,7 @@ def test_models_of_one_name_are_told_apart(trained: Checkpoint, news: Dataset, t
         (["--seconds-per-cell", "inf"], "invalid positive float value: 'inf'"),
         (["--f1-guard", "hope"], "invalid choice: 'hope'"),
         (["-p", "no:benchmark"], "the cells need pytest-benchmark, and it is off"),
+        (["--dist", "loadfile"], "pytest-benchmark is off beside pytest-xdist: leave out --dist (or give -n 0)"),
         (["--benchmark-compare-fail=median:5%"], "--benchmark-compare-fail judges what --benchmark-compare compares"),
         (["--benchmark-compare", "--benchmark-compare-fail=median:x"], "Could not parse value: 'median:x'"),
     ],

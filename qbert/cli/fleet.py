@@ -6,6 +6,8 @@ from pathlib import Path
 import click
 
 from qbert.cli import options
+from qbert.system.cache import is_filled
+from qbert.system.errors import InputError
 from qbert.system.terminal import echo
 
 
@@ -33,6 +35,8 @@ def fleet(arguments: tuple[str, ...], cluster: str, output: Path) -> None:
     from qbert.results import history, machines, page
     from qbert.system.terminal import counted, progress
 
+    if is_filled(output):
+        raise InputError(f"{output} exists already: name another folder (-o)")
     here = settings.here(Path.cwd())
     with clusters.connect(cluster) as client:
         clusters.warn_of_unlike(client)

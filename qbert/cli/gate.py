@@ -137,6 +137,10 @@ def gate(
         max_seconds or (CALIBRATION_SECONDS if calibrate else None),
         timeout,
     )
+    if calibrate and markdown:
+        raise InputError(
+            "--markdown writes verdicts, and --calibrate gives none: leave one out (--json has the figures)"
+        )
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, _end))
         base, head = stack.enter_context(

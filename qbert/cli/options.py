@@ -29,10 +29,11 @@ class OutputFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
         """Return the path that `value` names."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        if not path.exists():
+        if not path.exists() or path.is_file():  # else a device or a pipe
             with cannot_be_written(path):
-                os.stat(f"{path.parent}{os.sep}")  # noqa: PTH116  fails where that is no folder, too
-                if not os.access(path.parent, os.W_OK):
+                folder = path.resolve().parent if path.exists() else path.parent
+                os.stat(f"{folder}{os.sep}")  # noqa: PTH116  fails where that is no folder, too
+                if not os.access(folder, os.W_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return path
 

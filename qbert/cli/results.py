@@ -186,6 +186,8 @@ def history(storage: Path, min_effect: float, plot: Path | None) -> None:
     for sentence in left_out:
         echo(f"left out: {sentence}", err=True)
     rows = changes.changes(table, min_effect)
+    if not rows:
+        raise InputError(f"{storage} holds no run that measured latency: save some (qbert bench --benchmark-autosave)")
     tables.show(verdicts.history(rows, runs=table["file"].nunique(), min_effect=min_effect))
     if plot:
         figures.plot_history(table, rows, plot)

@@ -98,7 +98,6 @@ def runs(
     for side in (base, head):  # their times must not be pooled
         if not set(MACHINE).isdisjoint(across) and len(names := list(dict.fromkeys(side["machine"]))) > 1:
             raise InputError(f"a side has runs of {' and '.join(names)}: name runs of one machine on each side")
-    base, head = (table.assign(order=range(len(table))) for table in (base, head))
     groups = [dict(iter(table.groupby(CELL, sort=False))) for table in (base, head)]
     keys = list(dict.fromkeys([*groups[0], *groups[1]]))
     confidence = bonferroni(CONFIDENCE, len(keys))
@@ -119,16 +118,26 @@ def runs(
             continue
         between_machines = any(is_of_another_machine(first, identity) for identity in others)
         row |= _latency(before, after, confidence, spreads.get(key), min_effect, judge=not between_machines)
-        last = [group.iloc[-1] for group in (before, after)]
+        last = [_newest(group) for group in (before, after)]
         row["f1"] = _f1(last[0], last[1], confidence, min_f1_effect)
         if between_machines or asked:
-            kept: dict[str, Any] = dict(zip(("base", "head"), (newest.get("answers") for newest in last), strict=True))
+            kept: dict[str, Any] = {"base": last[0].get("answers"), "head": last[1].get("answers")}
             have_answers = all(isinstance(one, dict) for one in kept.values())
             row["machine_flips"] = answers.compare(kept) if have_answers else None
         for name in ("disk_bytes", "peak_rss_bytes"):
             for label, newest in zip(("base", "head"), last, strict=True):
                 row[f"{label}_{name}"] = None if is_missing(newest.get(name)) else float(newest[name])
     return rows
+
+
+def _newest(group: "pd.DataFrame") -> dict[str, Any]:
+    """Return F1, answers and sizes of one cell's runs: each benchmark's from the newest run that has it."""
+    ordered = group.sort_values("when", kind="stable", na_position="first") if "when" in group else group
+    found: dict[str, Any] = {}
+    for figures in (("f1", "answers"), ("disk_bytes", "peak_rss_bytes")):
+        have = ordered[ordered[figures[0]].notna()] if figures[0] in ordered else ordered[:0]
+        found |= {name: have.iloc[-1].get(name) for name in figures if len(have)}
+    return found
 
 
 def _latency(
@@ -193,7 +202,7 @@ def _two_samples(
     return change - margin, change + margin
 
 
-def _f1(base: "pd.Series[Any]", head: "pd.Series[Any]", confidence: float, min_effect: float) -> dict[str, Any]:
+def _f1(base: Mapping[str, Any], head: Mapping[str, Any], confidence: float, min_effect: float) -> dict[str, Any]:
     """Compare the F1 of two runs; `inconclusive` if one is an older run that does not hold its answers."""
     from qbert.measure import accuracy
 

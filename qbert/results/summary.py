@@ -73,10 +73,12 @@ def refuse_mixed(runs: pd.DataFrame, *, subject: bool = True) -> None:
                 if isinstance(value, float) and math.isnan(value):  # not judged in this run
                     continue
                 known, file = seen.setdefault((scope, fact), (value, row["file"]))
-                if known != value:
-                    differs = differences({fact: known}, {fact: value}) or [
+                differs = differences({fact: known}, {fact: value})
+                if fact not in SUBJECT and known != value:
+                    differs = [
                         f"{fact}: {known:g}, {value:g}" if isinstance(value, float) else f"{fact}: {known}, {value}"
                     ]
+                if differs:
                     raise InputError(
                         f"what a report shows has to be measured alike, and {cell} is not in "
                         f"{' and '.join(dict.fromkeys([file, row['file']]))} ({'; '.join(differs)}): "

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from qbert.cli import main
+from qbert.cli.options import OUTPUT
 from qbert.inputs import training
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
@@ -288,6 +289,8 @@ def test_an_outside_module_adds_a_variant(outside: Path) -> None:
         ("evaluate --model {trained} --max-length 0", "Invalid value for '--max-length'"),
         ("evaluate --model bert-base", "has no trained classification head"),
         ("evaluate --model nowhere --json /dev/null/x", "/dev/null/x cannot be written"),  # before any work
+        ("fleet --cluster local:1 -o {trained}", "exists already: name another folder"),
+        ("gate --calibrate --markdown /dev/null", "--markdown writes verdicts, and --calibrate"),
         ("evaluate --model {artefact}", "is no checkpoint, it has no model.safetensors"),
         ("quantize --model {trained} --variant int9 --output {out}", "unknown variant 'int9'"),
         ("quantize --model {trained} --variant fp32 --output {trained}", "exists already"),
@@ -433,3 +436,16 @@ def test_a_name_that_is_no_utf8_is_told_in_a_sentence(
     assert r"caf\xe9" in done.stderr
     assert "report it" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_file_beside_which_nothing_can_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gate.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to("gate.json")
+    assert OUTPUT.convert(tmp_path / "gate.json", None, None) == tmp_path / "gate.json"
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    for name in ("gate.json", "link.json", "new.json"):
+        with pytest.raises(InputError, match=rf"{name} cannot be written \(Permission denied\)"):
+            OUTPUT.convert(tmp_path / name, None, None)
+    assert OUTPUT.convert("/dev/null", None, None) == Path("/dev/null")

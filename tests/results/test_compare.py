@@ -248,6 +248,18 @@ def test_f1_is_held_by_the_answers_of_both_runs(base: str, head: str, verdict: s
     assert f1["f1_drop"] == pytest.approx(f1["f1_baseline"] - f1["f1"])
 
 
+def test_each_figure_is_of_the_newest_run_that_has_it() -> None:
+    base = runs(0.1, f1=0.9, answers=answers("01" * 100), disk_bytes=5)
+    day = pd.Timestamp("2026-11-01")
+    judged = runs(0.1, f1=0.8, answers=answers("10" * 100), when=day)
+    older = runs(0.1, f1=0.9, answers=answers("01" * 100), disk_bytes=7, when=day - pd.Timedelta(1, "D"))
+    timed = runs(0.1, when=day + pd.Timedelta(1, "D"))
+    for head in ([judged, timed, older], [timed, older, judged], [older, judged, timed]):
+        row = held(base, pd.concat(head))
+        assert row["f1"]["verdict"] == "worse"
+        assert (row["base_disk_bytes"], row["head_disk_bytes"], row["head_peak_rss_bytes"]) == (5, 7, None)
+
+
 def test_f1_of_an_older_run_or_of_other_documents_is_not_decided() -> None:
     new = runs(0.1, f1=0.9, answers=answers("01" * 100))
     for other in (runs(0.1, f1=0.8), runs(0.1, f1=0.8, answers=answers("0000", "0000"))):

@@ -585,6 +585,13 @@ def qbert(*arguments: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+def test_a_history_without_latencies_is_a_sentence(save: Save, tmp_path: Path) -> None:
+    save(run(benchmark("accuracy")))
+    code, output = qbert("history", tmp_path / ".benchmarks")
+    assert code == 2
+    assert ".benchmarks holds no run that measured latency: save some" in " ".join(output.split())
+
+
 def test_history_keeps_machines_apart_and_names_the_commit(save: Save, tmp_path: Path) -> None:
     for day, median in enumerate(series((0.1, 8), (0.12, 8))):
         commit = f"{'b' if day < 8 else 'c'}{day:06}" * 6

@@ -250,6 +250,14 @@ def test_what_was_not_measured_alike_is_in_no_report(load: Load, changed: Any, t
     assert all(name in str(caught.value) for name in ("0.json", "1.json", "make a report of each"))
 
 
+def test_what_one_run_alone_knows_of_a_machine_does_not_part_them(load: Load) -> None:
+    runs = two_runs()
+    for content, hardware in zip(runs, ({"family": 25}, {"family": 25, "L3 unified": "32M"}), strict=True):
+        for one in content["benchmarks"]:
+            one["extra_info"]["identity"]["hardware"] = hardware
+    summary.summarize(load(*runs))
+
+
 @pytest.mark.parametrize("changed", [{"documents": 50}, {"dataset_sha256": "e" * 64}])
 def test_all_cells_of_a_report_are_of_one_dataset_and_its_documents(load: Load, changed: Any) -> None:
     runs = two_runs(**changed)
