@@ -438,6 +438,16 @@ def test_a_name_that_is_no_utf8_is_told_in_a_sentence(
     assert "Traceback" not in done.stderr
 
 
+def test_a_rescue_takes_the_limit_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[tool.qbert]\nmax_f1_drop = 0")
+    done = CliRunner().invoke(main, ["rescue", "--model", "any", "--output", "out"])
+    assert done.exit_code == 2
+    assert "[tool.qbert] max_f1_drop is 0, and int8 needs more than 0: give --max-f1-drop" in done.stderr
+    given = CliRunner().invoke(main, ["rescue", "--model", "any", "--output", "out", "--max-f1-drop", "0.01"])
+    assert "model 'any' is no folder" in given.stderr
+
+
 def test_a_file_beside_which_nothing_can_be_written_is_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
