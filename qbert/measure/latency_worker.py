@@ -84,27 +84,23 @@ class Timer:
         return seconds
 
     def repeat(self, count: int) -> dict[str, Any]:
-        """Repeat `count` timed calls in another order, each after a call with a new text.
+        """Repeat `count` timed calls, two at least, in another order, with a call with a new text between each two.
 
-        Return how many times faster they were than these, and the first two answers that differ, if any.
+        Return how many times faster they were than those, and the first two answers that differ, if any.
         """
         order = self._generator.permutation(len(self._answered))[:count]
         if (np.diff(order) > 0).all():
             order = order[::-1]
-        first, second, new_s, again_s = [], [], [], []
-        for number in order:
-            text, answer = self._answered[number]
-            with one_core():
-                seconds, (_, again) = self._time(self._audited, [next(self._texts), text])
-            first.append(answer)
-            second.append(again)
-            new_s.append(seconds[0])
-            again_s.append(seconds[1])
-        different = audit.differing(np.concatenate(first), np.concatenate(second))
+        asked = [text for number in order for text in (self._answered[number][0], next(self._texts))][:-1]
+        with one_core():
+            seconds, logits = self._time(self._audited, asked)
+        first = np.concatenate([self._answered[number][1] for number in order])
+        second = np.concatenate(logits[::2])
+        different = audit.differing(first, second)
         return {
-            "faster": float(np.median(new_s) / np.median(again_s)),
+            "faster": float(np.median(seconds[1::2]) / np.median(seconds[::2])),
             "finite": bool(np.isfinite([first, second]).all()),
-            "differs": [audit.format_logits(answers[row][0]) for row in different[:1] for answers in (first, second)],
+            "differs": [audit.format_logits(answers[row]) for row in different[:1] for answers in (first, second)],
         }
 
     def _time(self, side: str, texts: "Sequence[Encoding]") -> "tuple[list[float], Answers]":
