@@ -233,27 +233,35 @@ Answer = tuple[int, int, bool, list[float]]
 
 
 def check_answers(cell: "Cell", rows: Sequence[tuple[str, ...]], given: Sequence[Answer]) -> int:
-    """Compare the answers with those of the accuracy pass, or with one another where there is no such pass.
+    """Compare the answers with those of the accuracy pass; return how many were compared.
 
-    Return how many were compared. An untrained model has no pass: its first answer to each text stands for it.
+    An untrained model has no pass: answers under load are compared with those to the same texts that a worker gave
+    alone; where none was alone, those to the first CHECKED texts, with what this process answers.
 
     Raises:
         InputError: an answer is another one.
     """
-    expected = {text: np.array(row) for text, _, _, row in reversed(given)}
-    if cell.model.trained:
-        judged = cell.reference([rows[text] for text in expected])
-        expected = {text: judged[rows[text]] for text in expected}
-    logits = np.array([row for *_, row in given], dtype=np.float32)
-    right = np.array([expected[text] for text, *_ in given], dtype=np.float32)
+    asked, said = [text for text, *_ in given], "alone"
+    expected = {text: np.array(row) for text, _, alone, row in given if alone and not cell.model.trained}
+    if not expected:
+        texts, said = dict.fromkeys(asked), "and the accuracy pass" if cell.model.trained else "and this process"
+        chosen = [rows[text] for text in texts][: None if cell.model.trained else CHECKED]
+        judged = cell.reference(chosen)
+        expected = {text: judged[rows[text]] for text in texts if rows[text] in judged}
+    compared = [answer for answer in given if answer[0] in expected and not (said == "alone" and answer[2])]
+    logits = np.array([row for *_, row in compared], dtype=np.float32)
+    right = np.array([expected[text] for text, *_ in compared], dtype=np.float32)
     for number in audit.differing(right, logits)[:1]:
-        text, worker, alone, _ = given[number]
+        text, worker, alone, _ = compared[number]
         raise InputError(
             f"{cell.name}: worker {worker + 1} answers text {text} with {audit.format_logits(logits[number])} "
-            f"{'alone' if alone else 'while all are busy'}, and the accuracy pass with "
-            f"{audit.format_logits(right[number])}: what was served is not what was judged"
+            f"{'alone' if alone else 'while all are busy'}, {said} with {audit.format_logits(right[number])}: what was "
+            "served is not what was judged"
         )
-    return len(given)
+    return len(compared)
+
+
+CHECKED = 4  # texts of a model that nobody judges
 
 
 @functools.lru_cache(maxsize=8)

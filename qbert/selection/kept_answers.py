@@ -33,6 +33,8 @@ def name_of(cell: Cell) -> str:
         machine.instruction_sets(),
         machine.hidden(),
         machine.versions(*variant.packages),
+        # The system may not permit what the processor has.
+        cell.classifier.evidence.get("instructions") if variant.runtime == "qbert" else None,
     ]
     key = hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()[:16]
     return f"{variant.name}-{key}"

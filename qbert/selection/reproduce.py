@@ -20,6 +20,8 @@ from qbert.inputs.dataset import text_rows
 from qbert.measure.cells import Suite
 from qbert.measure.stats import CONFIDENCE
 from qbert.results import tables
+from qbert.selection.kept_answers import name_of
+from qbert.system import sources
 from qbert.system.cache import cache_dir, write_file
 from qbert.system.machine import one_core
 from qbert.system.terminal import progress
@@ -75,7 +77,7 @@ def one(suite: Suite, variant: str, max_length: int, model: str) -> Training:
     """Measure one training of `suite`, as run does."""
     documents = suite.dataset.documents(None)
     before, after = (suite.cell(model, max_length, name) for name in (BASELINE, variant))
-    identity = [cell.describe(cell.classifier.evidence)["identity"] for cell in (before, after)]
+    identity = subject(before, after)
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir() / "reproductions" / f"{key}.json"
     training = load_training(path, identity)
@@ -85,6 +87,12 @@ def one(suite: Suite, variant: str, max_length: int, model: str) -> Training:
             training = measure(before, after, documents, advance)
         save_training(path, identity, training)
     return training
+
+
+def subject(*cells: "Cell") -> list[Any]:
+    """Return all that a measurement of `cells` depends on: what they are, and the code and kernels that run."""
+    identities = [[cell.describe(cell.classifier.evidence)["identity"], name_of(cell)] for cell in cells]
+    return [*identities, sources.sha256("qbert.selection.reproduce")]
 
 
 def measure(before: "Cell", after: "Cell", documents: "pd.DataFrame", advance: Callable[[int], None]) -> Training:

@@ -382,6 +382,21 @@ def test_the_simulated_p99_is_found_by_driving_real_workers(cell: Cell, load: ca
         assert found.off_high - found.off_low < 0.6, "this machine is too noisy to tell"
 
 
+def test_what_an_untrained_model_answers_under_load_is_compared_and_counted(cell: Cell) -> None:
+    untrained = dataclasses.replace(cell, model=dataclasses.replace(cell.model, trained=False))
+    rows = [(f"text {number}",) for number in range(8)]
+    right = [untrained.text_classifier()(*row)[0].tolist() for row in rows]
+    other = [-logit for logit in right[0]]
+    two = [(0, 0, True, right[0]), (0, 0, False, right[0]), (1, 1, False, right[1])]
+    assert capacity.check_answers(untrained, rows, two) == 1, "text 1 was not asked of one alone"
+    with pytest.raises(InputError, match=r"worker 1 answers text 0 with .* while all are busy, alone with"):
+        capacity.check_answers(untrained, rows, [two[0], (0, 0, False, other)])
+    one = [(number, 0, False, right[number]) for number in range(8)]
+    assert capacity.check_answers(untrained, rows, one) == capacity.CHECKED
+    with pytest.raises(InputError, match=r"worker 1 answers text 0 with .*, and this process with"):
+        capacity.check_answers(untrained, rows, [(0, 0, False, other), *one[1:]])
+
+
 def test_workers_encode_as_the_checkpoint_does(trained: Checkpoint, news: Dataset, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained.folder, tmp_path / "splitting"))
     path = folder / "tokenizer_config.json"

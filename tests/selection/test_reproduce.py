@@ -12,7 +12,9 @@ from rich.console import Console
 from qbert.cli import main
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
+from qbert.measure.cells import Suite
 from qbert.selection import reproduce
+from qbert.system import sources
 
 ONE = reproduce.Training(*(384, 0, 0.5, 0.25, 2.0, 1.9, 2.1, 0.95, 0.94, 0.01, 0.001, 0.02, 5, 500))
 
@@ -57,6 +59,20 @@ def test_what_is_kept_is_found_for_the_same_subject_alone(tmp_path: Path) -> Non
     for damaged in ("", "[]", '{"identity": ["a"]}', '{"identity": ["a"], "training": {"x": 1}}'):
         path.write_text(damaged)
         assert reproduce.load_training(path, ["a"]) is None
+
+
+def test_a_measurement_is_of_its_code_and_of_what_it_may_use_of_the_processor(
+    trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Suite(news, [str(trained.folder)], max_lengths=[16]).cell("tiny", 16, "int8-dynamic-onednn")
+    before = reproduce.subject(cell)
+    assert reproduce.subject(cell) == before
+    assert json.loads(json.dumps(before)) == before
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert reproduce.subject(cell) != before
+    monkeypatch.undo()
+    monkeypatch.setattr(sources, "sha256", lambda *_: "edited")
+    assert reproduce.subject(cell) != before
 
 
 def test_the_table_fits_80_columns_and_has_the_published_figures() -> None:

@@ -199,6 +199,9 @@ def test_what_the_model_does_not_know_is_refused(place: Path, small: Geometry) -
                      "attention_mask": np.zeros((1, 9), dtype=np.int64)})  # fmt: skip
     with pytest.raises(ValueError, match="one text at a time"):
         encoder({"input_ids": np.ones((2, 9), dtype=np.int64)})
+    for name, tokens in (("token_type_ids", 5), ("attention_mask", 12)):
+        with pytest.raises(ValueError, match="the arrays of one encoding have one shape"):
+            encoder(encoding | {name: np.ones((1, tokens), dtype=np.int64)})
 
 
 def damages(geometry: Geometry) -> Iterator[tuple[str, dict[str, np.ndarray], dict[str, str]]]:

@@ -121,7 +121,8 @@ def _extra_flags() -> list[str]:
 def load_library(name: str = "", *, wide: bool = False) -> ctypes.CDLL:
     """Return the library of the fastest kernel that runs here, or of the kernel `name`; with floats where `wide`.
 
-    It is kept under a hash of sources, compiler and flags; of two processes that need it at once, one compiles it.
+    It is kept under a hash of sources, compiler and flags, and of the machine where you give flags; of two processes
+    that need it at once, one compiles it.
 
     Raises:
         InputError: this machine cannot run it, the compiler fails, or where it is kept is no place for programs.
@@ -138,8 +139,10 @@ def load_library(name: str = "", *, wide: bool = False) -> ctypes.CDLL:
 def _load(kernel: Kernel, options: tuple[str, ...]) -> ctypes.CDLL:
     command = compiler()
     executable = Path(command[0]).resolve().stat()
-    digest = hashlib.sha256(repr((command, executable.st_size, executable.st_mtime_ns, options)).encode())
-    for path in sorted(SOURCES.rglob("*.[ch]*")):
+    own = [*command[1:], *_extra_flags()]  # which may say -march=native
+    here = (machine.instruction_sets(), machine.hardware()) if own else ()
+    digest = hashlib.sha256(repr((command, executable.st_size, executable.st_mtime_ns, options, here)).encode())
+    for path in sorted([*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cpp")]):
         digest.update(path.read_bytes())
     folder = build_kept(
         cache_dir() / "native" / digest.hexdigest()[:16], lambda stage: _compile(kernel, options, stage)

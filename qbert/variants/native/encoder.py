@@ -191,7 +191,7 @@ class Encoder:
         """Return the logits, `(1, num_labels)`, of one encoding; padding after the text is not computed.
 
         Raises:
-            ValueError: an id is beyond the vocabulary, or there are more tokens than positions.
+            ValueError: an id is beyond the vocabulary, there are more tokens than positions, or arrays differ in shape.
         """
         ids = encoding["input_ids"]
         mask = encoding.get("attention_mask")
@@ -199,6 +199,8 @@ class Encoder:
         types = encoding.get("token_type_ids")
         if ids.shape[0] != 1 or (mask is not None and not mask[0, :tokens].all()):
             raise ValueError("one text at a time, and padding only after it")
+        if any(array is not None and array.shape != ids.shape for array in (mask, types)):
+            raise ValueError("the arrays of one encoding have one shape")
         rows = [None if row is None else np.ascontiguousarray(row[0, :tokens], dtype=np.int64) for row in (ids, types)]
         logits = np.empty((1, self.geometry.labels), dtype=np.float32)
         pointers = [None if row is None else row.ctypes.data for row in rows]
