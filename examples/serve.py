@@ -41,7 +41,7 @@ class Found(BaseModel):
 async def limit(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """Refuse what is too long before it is read."""
     length = request.headers.get("content-length", "0" if request.method == "GET" else "")
-    if not length.isdecimal():
+    if "transfer-encoding" in request.headers or not length.isdecimal():
         return JSONResponse({"detail": "say how long the request is: content-length"}, 411)
     if int(length) > MOST_BYTES:
         return JSONResponse({"detail": f"{length} bytes: send at most {MOST_BYTES}"}, 413)

@@ -68,7 +68,9 @@ def load(
         return TextClassifier.of(
             artefact, artefact.variant, classifier, max_length=max_length, max_characters=max_characters
         )
-    except (ImportError, MemoryError, OSError) as error:  # of what is around it
+    except InputError:
+        raise
+    except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:  # of what is around it
         raise InputError(f"{os.fspath(folder)} cannot be loaded here ({reason(error)})") from error
 
 
@@ -103,6 +105,8 @@ def quantize(
         raise InputError(f"{target} exists already: remove it or name another folder")
     checkpoint, loaded = models.to_serve(source, chosen, texts, max_length)
     checkpoint.check_trained(source)
+    if max_length is not None:
+        checkpoint.check_length(max_length)
     build_folder(target, lambda stage: variants.write_artefact(chosen, checkpoint, stage, loaded, max_length))
     return target
 

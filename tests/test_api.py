@@ -405,3 +405,10 @@ def test_a_bar_is_drawn_in_a_notebook() -> None:
 def test_without_a_notebook_or_a_terminal_progress_is_told_in_lines() -> None:
     with terminal.progress("cell", 3) as advance:
         assert advance.__name__ == "advance"
+
+
+def test_a_name_that_is_no_folders_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in (tmp_path / "loop", "a\0b"):
+        with pytest.raises(InputError):
+            qbert.load(name)

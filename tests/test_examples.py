@@ -54,6 +54,7 @@ BAD = [
     ({"content": b"\xff\xfe"}, 422, "JSON"),
     ({"content": b" " * ((1 << 20) + 1)}, 413, "send at most 1048576"),
     ({"content": iter([b'{"texts": ["a"]}'])}, 411, "content-length"),
+    ({"content": iter([b"{}"]), "headers": {"content-length": "2", "transfer-encoding": "chunked"}}, 411, "length"),
 ]
 
 

@@ -215,7 +215,12 @@ def _plan_workflow(planned: Plan, table: dict[str, Any]) -> None:
             "neither a model nor the dataset is a folder of this repository, so no pull request changes what the gate "
             f"compares: name yours in [tool.qbert], and under paths in {WORKFLOW}"
         )
-    branch = git("-C", str(planned.root), "symbolic-ref", "--short", "refs/remotes/origin/HEAD") or "origin/main"
+    branch = git("-C", str(planned.root), "symbolic-ref", "--short", "refs/remotes/origin/HEAD")
+    if not branch:
+        branch = git("-C", str(planned.root), "symbolic-ref", "--short", "HEAD") or "main"
+        if git("-C", str(planned.root), "rev-parse", "--verify", "--quiet", "refs/remotes/origin/main"):
+            branch = "main"
+        planned.advice.append(f"runs are saved of the branch {branch}: name another in {WORKFLOW} if that is not yours")
     text = render(
         "workflow.yml",
         about="Made by `qbert init`, and yours to change.",

@@ -5,9 +5,10 @@ import hashlib
 import io
 import sys
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,8 @@ class Dataset:
     """The hash of its three files."""
     order: tuple[int, ...] = ()
     """The ids of the labels in the order in which a model has them; empty where that is by id."""
+    ids: Mapping[str, int] = field(default_factory=dict)
+    """The id of each label by what stands in the files: its name, or the id itself."""
 
     @property
     def name(self) -> str:
@@ -143,7 +146,7 @@ class Dataset:
         if set(rows) != set(self.train):
             found, needed = (", ".join(split.columns) for split in (rows, self.train))
             raise InputError(f"{path} has the columns {found}, not {needed}: name them alike")
-        return _number_labels(self.label_names, {path: rows})[0]
+        return _number_labels(self.ids or _label_ids(self.label_names, [rows]), {path: rows})[0]
 
 
 def load(source: str | Path) -> Dataset:
@@ -164,7 +167,8 @@ def load(source: str | Path) -> Dataset:
     for name in ("text_pair", "labels"):
         if (name in train) != (name in test):
             raise InputError(f"{folder}: column {name!r} has to be in both train.csv and test.csv or in neither")
-    train, test = _number_labels(label_names, {folder / "train.csv": train, folder / "test.csv": test})
+    ids = _label_ids(label_names, [train, test])
+    train, test = _number_labels(ids, {folder / "train.csv": train, folder / "test.csv": test})
     train_labels, test_labels = (
         set(split["labels"].explode().dropna() if "labels" in split else split["label"]) for split in (train, test)
     )
@@ -175,7 +179,7 @@ def load(source: str | Path) -> Dataset:
     digest = hashlib.sha256()
     for name in FILES:
         digest.update(hashlib.sha256(contents[name]).digest())
-    return Dataset(folder.resolve(), label_names, train, test, digest.hexdigest())
+    return Dataset(folder.resolve(), label_names, train, test, digest.hexdigest(), ids=ids)
 
 
 def _shuffled(documents: pd.DataFrame) -> pd.DataFrame:
@@ -209,7 +213,14 @@ def traffic(path: Path) -> list[tuple[str, ...]]:
             if "text" not in header:
                 raise InputError(f"{path}: the column 'text' is needed, its first line has {list(header)}: {remedy}")
             columns = [name for name in ("text", "text_pair") if name in header]
-            rows = [tuple(row[name] or "" for name in columns) for row in reader]
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: more or fewer fields than the {len(header)} of the first "
+                        "line: quote a text that holds commas"
+                    )
+                rows.append(tuple(row[name] for name in columns))
         except csv.Error as error:
             raise InputError(
                 f"{path}, line {reader.line_num}: broken CSV ({error}): double the quotes inside a quoted text"
@@ -287,31 +298,36 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, index=lines, dtype=str)
 
 
-def _number_labels(label_names: tuple[str, ...], files: Mapping[Path, pd.DataFrame]) -> list[pd.DataFrame]:
-    """Return the splits in `files` with label ids; labels are read as names or as ids, whichever matches more."""
+def _label_ids(label_names: tuple[str, ...], splits: Sequence[pd.DataFrame]) -> dict[str, int]:
+    """Return the id of each label by its name or by the id itself, whichever stands in more rows of `splits`."""
     by_name = {name: label for label, name in enumerate(label_names)}
     by_id = {str(label): label for label in range(len(label_names))}
-    splits = list(files.values())
-    column = "labels" if "labels" in splits[0] else "label"
-    written = [split[column].map(_split_labels if column == "labels" else lambda field: [field]) for split in splits]
-    labels = [label for rows in written for row in rows for label in row]
-    known = max(by_name, by_id, key=lambda ids: sum(label in ids for label in labels))
-    for rows, path in zip(written, files, strict=True):
-        for line, row in rows.items():
+    labels = [label for split in splits for row in _written(split) for label in row]
+    return max(by_name, by_id, key=lambda ids: sum(label in ids for label in labels))
+
+
+def _number_labels(known: Mapping[str, int], files: Mapping[Path, pd.DataFrame]) -> list[pd.DataFrame]:
+    """Return the splits in `files` with label ids, which `known` has for what stands there."""
+    numbered = []
+    for path, split in files.items():
+        written = _written(split)
+        for line, row in written.items():
             for label in row:
                 if label not in known:
                     raise InputError(
                         f"{path}, line {line}: label {label!r} is not in label.json, which has {', '.join(known)}"
                     )
-    numbered = [rows.map(lambda row: tuple(sorted({known[label] for label in row}))) for rows in written]
-    if column == "label":
-        numbered = [rows.str[0].astype("int64") for rows in numbered]
-    return [split.assign(**{column: ids}).reset_index(drop=True) for split, ids in zip(splits, numbered, strict=True)]
+        ids = written.map(lambda row: tuple(sorted({known[label] for label in row})))
+        column = {"labels": ids} if "labels" in split else {"label": ids.str[0].astype("int64")}
+        numbered.append(split.assign(**column).reset_index(drop=True))
+    return numbered
 
 
-def _split_labels(field: str) -> list[str]:
-    """Return the labels in a field of the column `labels`, separated by |; an empty field has none."""
-    return field.split("|") if field.strip() else []
+def _written(split: pd.DataFrame) -> "pd.Series[Any]":
+    """Return the labels of each row as they stand there: those in the column `labels` are separated by |."""
+    if "labels" in split:
+        return split["labels"].map(lambda text: text.split("|") if text.strip() else [])
+    return split["label"].map(lambda text: [text])
 
 
 def _warn_of_duplicates(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -> None:

@@ -82,6 +82,7 @@ WITHOUT_QBERT = {
     "qbert.variants.openvino.load": OPENVINO,
 }
 """Code that loads an artefact without qbert, run in its folder, by the function that loads it with qbert."""
+OWN = "As the module that adds the variant does.\n"
 QBERT_ALONE = "No other library runs it: the int8 weights are in a safetensors file, in a layout that is qbert's own.\n"
 
 
@@ -108,7 +109,7 @@ With qbert (`{pip_install_released(*dict.fromkeys(EXTRAS[name] for name in neede
 
 ```python
 import qbert
-
+{f"import {record['module']}  # adds the variant{chr(10)}" if record["module"] else ""}
 classifier = qbert.load(".")
 print(classifier("...").label)
 ```
@@ -121,7 +122,7 @@ Without:
 def _without(variant: Variant, record: Mapping[str, Any]) -> str:
     template = WITHOUT_QBERT.get(qualified(variant.load))
     if template is None:
-        return QBERT_ALONE
+        return QBERT_ALONE if qualified(variant.load).startswith("qbert.") else OWN
     padding = f"enable_padding(length={record['positions']})" if variant.of_one_length else "no_padding()"
     lines = template.format(
         dtype=variant.options.get("dtype", "float32"),

@@ -294,6 +294,7 @@ def test_an_outside_module_adds_a_variant(outside: Path) -> None:
         ("evaluate --model {artefact}", "is no checkpoint, it has no model.safetensors"),
         ("quantize --model {trained} --variant int9 --output {out}", "unknown variant 'int9'"),
         ("quantize --model {trained} --variant fp32 --output {trained}", "exists already"),
+        ("quantize --model {trained} --variant fp32 --output {out} --max-length 600", "max_length 600 is beyond"),
         ("quantize --model {news} --variant fp32 --output {out}", "is no checkpoint, it has no config.json"),
         ("predict --model {artefact} --variant fp32 text", "holds the variant int8-dynamic-onednn"),
         ("predict --model {damaged} text", "is damaged"),

@@ -192,6 +192,13 @@ def test_runs_are_saved_on_the_default_branch(repository: Path, tmp_path: Path) 
     assert yaml.safe_load((tmp_path / "clone" / WORKFLOW).read_text())[True]["push"] == {"branches": ["trunk"]}
 
 
+def test_without_a_remote_the_branch_is_the_current_one_and_said(repository: Path) -> None:
+    subprocess.run(["git", "-C", repository, "checkout", "--quiet", "-b", "master"], check=True)
+    done = init(repository, "--yes")
+    assert yaml.safe_load((repository / WORKFLOW).read_text())[True]["push"] == {"branches": ["master"]}
+    assert "runs are saved of the branch master: name another" in " ".join(done.stdout.split())
+
+
 def test_without_a_terminal_nothing_is_written_unless_told(repository: Path) -> None:
     done = init(repository)
     assert done.returncode == 2

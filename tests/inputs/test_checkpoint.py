@@ -266,7 +266,7 @@ def test_json_of_another_kind_is_one_sentence(copy: Path, file: str, content: st
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("shard", ["../copy/model.safetensors", "/etc/hostname", "missing.safetensors"])
+@pytest.mark.parametrize("shard", ["../copy/other.safetensors", "/etc/hostname", "missing.safetensors"])
 def test_an_index_names_only_files_beside_it(copy: Path, shard: str) -> None:
     (copy / "model.safetensors").rename(copy / "other.safetensors")
     (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"classifier.bias": shard}}))

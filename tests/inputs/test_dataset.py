@@ -33,6 +33,16 @@ def test_names_that_are_numbers_are_told_from_ids_by_what_explains_more(write_da
     assert list(as_names.train["label"]) == list(as_ids.train["label"]) == [0, 1, 2]
 
 
+def test_labels_of_another_file_are_read_as_those_of_the_splits(write_dataset: Write, tmp_path: Path) -> None:
+    stars = '{"1": 0, "2": 1, "3": 2}'
+    by_id = dataset.load(write_dataset(train="text,label\na,0\nb,1\nc,2\n", test="text,label\nd,2\n", label=stars))
+    (tmp_path / "validation.csv").write_text("text,label\ne,1\nf,2\n")
+    assert list(by_id.read_like_train(tmp_path / "validation.csv")["label"]) == [1, 2]
+    (tmp_path / "validation.csv").write_text("text,label\ne,3\n")
+    with pytest.raises(InputError, match=r"label '3' is not in label\.json, which has 0, 1, 2"):
+        by_id.read_like_train(tmp_path / "validation.csv")
+
+
 def test_a_document_has_the_labels_between_the_bars_of_its_field_or_none(write_dataset: Write) -> None:
     names = "text,labels\na,positive|negative\nb,\nc,positive\nd,positive|positive\n"
     for split in (names, names.replace("positive", "1").replace("negative", "0")):
@@ -195,6 +205,12 @@ def test_traffic_is_lines_or_a_column_without_blank_ones(
         ("header.csv", b"text\n", "holds no text"),
         ("broken.csv", b'text\n"a\n', "broken CSV"),
         ("latin.txt", b"na\xefve\n", "line 1: not UTF-8"),
+        (
+            "comma.csv",
+            b"text\nfine\nGood film, but long\n",
+            "line 3: more or fewer fields than the 1",
+        ),
+        ("short.csv", b"id,text\n5\n", "line 2: more or fewer fields than the 2"),
     ],
 )
 def test_traffic_that_cannot_be_served_is_a_sentence(tmp_path: Path, name: str, content: bytes, told: str) -> None:

@@ -479,6 +479,9 @@ register(Variant("mine", "PyTorch eager", "fp32", load))
     out = str(outside / "out")
     qbert("-p", added_by, "quantize", "--model", str(trained.folder), "--variant", "mine", "--output", out)
     assert f"first import the module that adds it (qbert -p {named})" in qbert("predict", "--model", out, "体育")
+    said = (Path(out) / "README.md").read_text(encoding="utf-8")
+    assert ("import mine_alone  # adds the variant\n" in said) == (named == "mine_alone")
+    assert "No other library" not in said
     assert qbert("-p", added_by, "predict", "--model", out, "体育").endswith("\t体育\n")
 
 
