@@ -225,10 +225,12 @@ def test_threads_that_share_it_get_the_answers_given_alone(served: TextClassifie
         assert list(pool.map(served, texts * 20)) == alone * 20
 
 
-def test_a_multi_label_model_gives_any_number_of_labels(multi: Checkpoint, tmp_path: Path, several: Dataset) -> None:
-    served = qbert.load(qbert.quantize(multi.folder, "int8-dynamic-onednn", tmp_path / "artefact"))
+def test_a_multi_label_model_gives_any_number_of_labels(decided: Checkpoint, tmp_path: Path, several: Dataset) -> None:
+    served = qbert.load(qbert.quantize(decided.folder, "int8-dynamic-onednn", tmp_path / "artefact"))
     texts = list(several.test["text"][:20])
-    for found in served.many(texts):
+    answers = served.many(texts)
+    assert {len(found.labels) for found in answers} >= {0, 1, 2}
+    for found in answers:
         assert set(found.labels) == {name for name, score in found.scores.items() if score >= 0.5}
         assert found.label == (found.labels[0] if found.labels else None)
         assert sum(found.scores.values()) != pytest.approx(1, abs=1e-3)
