@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -97,6 +98,8 @@ def own_cache(shared: Path) -> None:
     os.environ["HF_HOME"] = str(shared / "hub")
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST") or name in names_of_a_repository()]:
         del os.environ[name]  # so that a git of a test's is not that of the hook which runs the tests
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # these tests are a job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # so that the processes that a test interrupts end
     torch.set_num_threads(1)  # trainings of small models: what runs beside them has the other cores
 
 
