@@ -335,12 +335,13 @@ def test_ctrl_c_ends_everything_at_once(
     """
     environment = os.environ | {"QBERT_CACHE": str(tmp_path / "cache")}
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=environment, stderr=subprocess.PIPE)
-    wait_until((tmp_path / "begun").exists, 120)
-    assert len(processes(f"QBERT_CACHE={tmp_path / 'cache'}")) == (5 if FORKS else 3)
-    parent.send_signal(how)
-    parent.wait(timeout=60)
-    assert parent.stderr is not None
-    parent.stderr.close()
+    try:
+        wait_until((tmp_path / "begun").exists, 120)
+        assert len(processes(f"QBERT_CACHE={tmp_path / 'cache'}")) == (5 if FORKS else 3)
+        parent.send_signal(how)
+        parent.communicate(timeout=60)
+    finally:
+        parent.kill()
     wait_until(lambda: not processes(f"QBERT_CACHE={tmp_path / 'cache'}"))
 
 
