@@ -62,7 +62,8 @@ BAD = [
 def test_a_bad_request_is_refused_with_its_reason(
     service: str, request_: dict[str, object], status: int, said: str
 ) -> None:
-    answer = httpx.post(f"{service}/classify", headers={"content-type": "application/json"}, **request_)
+    request_ = {"headers": {"content-type": "application/json"}} | request_
+    answer = httpx.post(f"{service}/classify", **request_)
     assert answer.status_code == status, answer.text
     assert said in answer.text
     assert "Traceback" not in answer.text
