@@ -438,6 +438,13 @@ def test_benchmarks_that_are_off_compare_nothing(timed_here: Run, again: Path, o
     assert "needs benchmarks, and they are off" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
+def test_collecting_compares_nothing(timed_here: Run, again: Path) -> None:
+    done = timed_here("--collect-only", "-q", *COMPARE, cwd=again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "was not run" not in done.stdout
+
+
 def test_no_previous_run_is_no_pass(timed_here: Run, tmp_path: Path) -> None:
     done = timed_here(*COMPARE, cwd=tmp_path)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
