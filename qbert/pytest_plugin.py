@@ -233,7 +233,8 @@ def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
         return
     check_benchmarks(config.pluginmanager)
     benchmarks = config.pluginmanager.getplugin("pytest-benchmark")
-    if benchmarks.xdist_warning and not config.option.collectonly:
+    timed = not (benchmarks.skip or config.option.benchmark_disable or config.option.collectonly)
+    if timed and config.getoption("dist", "no") != "no":
         raise pytest.UsageError(
             "the cells are timed, and pytest-benchmark is off beside pytest-xdist: leave out --dist (or give -n 0)"
         )

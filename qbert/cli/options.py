@@ -31,7 +31,7 @@ class OutputFile(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.exists() or path.is_file():  # else a device or a pipe
             with cannot_be_written(path):
-                folder = path.resolve().parent if path.exists() else path.parent
+                folder = path.resolve().parent
                 os.stat(f"{folder}{os.sep}")  # noqa: PTH116  fails where that is no folder, too
                 if not os.access(folder, os.W_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -241,21 +241,22 @@ def check_answers(cell: "Cell", rows: Sequence[tuple[str, ...]], given: Sequence
     Raises:
         InputError: an answer is another one.
     """
-    asked, said = [text for text, *_ in given], "alone"
-    expected = {text: np.array(row) for text, _, alone, row in given if alone and not cell.model.trained}
+    trained = cell.model.trained
+    expected = {} if trained else {text: np.array(row) for text, _, alone, row in given if alone}
+    compared, by = [answer for answer in given if not answer[2]], "alone"
     if not expected:
-        texts, said = dict.fromkeys(asked), "and the accuracy pass" if cell.model.trained else "and this process"
-        chosen = [rows[text] for text in texts][: None if cell.model.trained else CHECKED]
-        judged = cell.reference(chosen)
-        expected = {text: judged[rows[text]] for text in texts if rows[text] in judged}
-    compared = [answer for answer in given if answer[0] in expected and not (said == "alone" and answer[2])]
+        texts = list(dict.fromkeys(text for text, *_ in given))[: None if trained else CHECKED]
+        judged = cell.reference([rows[text] for text in texts])
+        expected = {text: judged[rows[text]] for text in texts}
+        compared, by = list(given), "and the accuracy pass" if trained else "and this process"
+    compared = [answer for answer in compared if answer[0] in expected]
     logits = np.array([row for *_, row in compared], dtype=np.float32)
     right = np.array([expected[text] for text, *_ in compared], dtype=np.float32)
     for number in audit.differing(right, logits)[:1]:
         text, worker, alone, _ = compared[number]
         raise InputError(
             f"{cell.name}: worker {worker + 1} answers text {text} with {audit.format_logits(logits[number])} "
-            f"{'alone' if alone else 'while all are busy'}, {said} with {audit.format_logits(right[number])}: what was "
+            f"{'alone' if alone else 'while all are busy'}, {by} with {audit.format_logits(right[number])}: what was "
             "served is not what was judged"
         )
     return len(compared)

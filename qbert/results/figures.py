@@ -82,12 +82,12 @@ def of_one_machine(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure
     if len(judged := _longest(timed[timed["f1"].notna()])):
         judged_at = f"at {judged['max_length'].iloc[0]} tokens"
         surely = judged["f1_guard"].iloc[0] == "interval"
-        by = "of what F1 surely is, by a one-sided bound that no bar shows" if surely else "of F1 itself"
+        against = "a one-sided bound of F1 that no bar shows" if surely else "F1 itself"
         add(
             *(_f1, judged, 3.4, f"F1 against latency {judged_at}"),
             lambda row: f"{row['latency_s'] * 1e3:.3g} ms, F1 {row['f1']:.4f}, {standing(row)}".removesuffix(", "),
             f"Weighted F1 against latency {judged_at}: further left and up is better. Ringed: no other variant is both "
-            f"as fast and as good. Dashed: the guard's limit, {by}. Bars: 95 % interval of the drop.",
+            f"as fast and as good. Dashed: the guard's limit, held against {against}. Bars: 95 % interval of the drop.",
         )
     if len(limited := longest[longest["share_of_limit"].notna()]):
         add(

@@ -126,12 +126,14 @@ def _closed_to_others(stage: Path) -> Iterator[None]:
     """
     stage.mkdir(mode=0o777 & ~OTHERS_WRITE)
     mode = stage.stat().st_mode
-    stage.chmod(0o700)
+    with contextlib.suppress(PermissionError):  # of a file system without modes; check_trusted looks at what is run
+        stage.chmod(0o700)
     yield
-    for path in stage.rglob("*"):
-        if not path.is_symlink() and path.stat().st_mode & OTHERS_WRITE:
-            path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
-    stage.chmod(mode)
+    with contextlib.suppress(PermissionError):
+        for path in stage.rglob("*"):
+            if not path.is_symlink() and path.stat().st_mode & OTHERS_WRITE:
+                path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
+        stage.chmod(mode)
 
 
 def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callable[[Path], bool] = is_filled) -> Path:
