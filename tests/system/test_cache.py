@@ -215,3 +215,11 @@ def test_a_pipe_is_written_directly(tmp_path: Path) -> None:
     script += "write_file(Path('/dev/stdout'), lambda path: path.write_text('written'))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout == "written"
+
+
+def test_a_file_system_without_modes_takes_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, _: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert (build_folder(tmp_path / "folder", write) / "file").read_text() == "whole"
