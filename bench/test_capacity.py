@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.own_process
+@pytest.mark.greatest_length
 @pytest.mark.also_threads
 @pytest.mark.benchmark(disable_gc=True, timer=latency.replayed)
 def test_capacity(

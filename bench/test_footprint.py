@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.own_process
+@pytest.mark.greatest_length
 def test_footprint(cell: "Cell", benchmark: Any, qbert_attempt: Callable[[], AbstractContextManager[None]]) -> None:
     """One process, on one core."""
     benchmark.group = cell.group("footprint")

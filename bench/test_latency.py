@@ -18,34 +18,32 @@ if TYPE_CHECKING:
     from qbert.measure.cells import Cell
 
 
+@pytest.mark.own_process
 @pytest.mark.benchmark(disable_gc=True, timer=latency.replayed)
 def test_latency(
     cell: "Cell",
     benchmark: Any,
-    pytestconfig: pytest.Config,
     qbert_attempt: Callable[[], AbstractContextManager[None]],
-    qbert_timers: latency.Timers,
+    qbert_time: Callable[["Cell"], latency.Timed],
 ) -> None:
-    """Time the variant in rounds of one call; baseline calls in between give a speedup under equal conditions."""
-    cell.label_benchmark(benchmark, "latency")
+    """Time the variants of one model and length by turns: a round is a call, and fp32's beside it give a speedup."""
+    benchmark.group = cell.group("latency")
     encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
-    classifier = cell.classifier
-    rounds: list[float] = []
     with qbert_attempt():
-        accuracy.check_finite(classifier(encoding), cell.name)
-        if not benchmark.disabled:
-            options = pytestconfig.option
-            timed = qbert_timers.time(
-                cell, seconds=options.qbert_seconds_per_cell, min_rounds=options.benchmark_min_rounds
-            )
-            rounds = timed.rounds
-            percentiles = accuracy.percentiles(rounds)
-            benchmark.extra_info.update(percentiles, **timed.figures(), **cell.limit(percentiles["p50_s"]))
-    seconds = iter(rounds)
+        if benchmark.disabled:
+            accuracy.check_finite(cell.classifier(encoding), cell.name)
+            timed = latency.Timed([], [], cell.classifier.evidence)
+        else:
+            timed = qbert_time(cell)
+            percentiles = accuracy.percentiles(timed.rounds)
+            limit = cell.limit(percentiles["p50_s"], timed.evidence)
+            benchmark.extra_info.update(percentiles, **timed.figures(), **limit)
+    benchmark.extra_info.update(cell.describe(timed.evidence), measured="latency")
+    seconds = iter(timed.rounds)
 
     def call() -> None:
         """Replay the seconds of the next timed call; if none are left (timing off, a profiler), make a call."""
         if latency.replayed.take(next(seconds, None)) is None:
-            classifier(encoding)
+            cell.classifier(encoding)
 
-    benchmark.pedantic(call, setup=latency.replayed.reset, rounds=max(1, len(rounds)))
+    benchmark.pedantic(call, setup=latency.replayed.reset, rounds=max(1, len(timed.rounds)))

@@ -8,7 +8,8 @@ import contextlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
     from qbert.inputs.settings import Settings
     from qbert.measure.capacity import Load
     from qbert.measure.cells import Cell, Suite
-    from qbert.measure.latency import Timers
+    from qbert.measure.latency import Timed, Timers
     from qbert.variants import Variant
 
 CASES = "qbert.bench"
 """The package of the cases; in a clone it is the folder bench/."""
+KINDS = ("latency", "accuracy", "footprint", "capacity")
+"""What the cases of this package measure, in the order in which they are run."""
+GROUPED = KINDS[:2]
+"""Those of one model and length after the other: a table of each such group appears as soon as it is whole."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,6 +71,12 @@ class State:
     settings: "Settings | None" = None
     collected: int = 0
     """How many cells were collected."""
+    running: str = ""
+    """The node id of the test that is run, or was when the run was interrupted."""
+    is_part: bool = False
+    """Whether the run was interrupted, so that only some of its cells are saved."""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """What each cell took so far, by what it measures."""
 
 
 STATE = pytest.StashKey[State]()
@@ -78,17 +89,22 @@ def _state(config: pytest.Config) -> State:
     return config.stash.setdefault(STATE, State())
 
 
+def _is_case(path: Path) -> bool:
+    """Whether `path` is in the folder of this package's cases."""
+    return path.resolve().is_relative_to((Path(__file__).parent / CASES.rpartition(".")[2]).resolve())
+
+
 def _is_of_cases(config: pytest.Config) -> bool:
     """Whether the command line names the cases of this package, so that pytest-benchmark's options apply to them."""
-    folder = (Path(__file__).parent / CASES.rpartition(".")[2]).resolve()
     paths = [str(argument).partition("::")[0] for argument in config.args]
-    return any(path.startswith(CASES) or Path(path).resolve().is_relative_to(folder) for path in paths)
+    return any(path.startswith(CASES) or _is_case(Path(path)) for path in paths)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks of cases; where this package's own cases run, check pytest-benchmark's options."""
     config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
-    config.addinivalue_line("markers", "own_process: cells of the greatest length alone, each run in its own process")
+    config.addinivalue_line("markers", "own_process: the cells run in other processes, so they are only built here")
+    config.addinivalue_line("markers", "greatest_length: cells of the greatest length alone")
     config.addinivalue_line("markers", "also_threads: beside each variant, it with each number of --threads")
     if _is_of_cases(config):
         _check_options(config)
@@ -174,20 +190,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
     from qbert import variants
 
-    trained_only, own_process = (
-        metafunc.definition.get_closest_marker(marker) is not None for marker in ("trained_models", "own_process")
+    trained_only, greatest_length = (
+        metafunc.definition.get_closest_marker(marker) is not None for marker in ("trained_models", "greatest_length")
     )
     suite = suite_of(metafunc.config)
     chosen = variants.select(settings_of(metafunc.config).variant_list)
     if metafunc.definition.get_closest_marker("also_threads"):
         chosen += _with_threads(metafunc.config, chosen)
     models = [model.name for model in suite.models.values() if model.trained or not trained_only]
-    lengths = [max(suite.max_lengths)] if own_process else suite.max_lengths
+    lengths = [max(suite.max_lengths)] if greatest_length else suite.max_lengths
     names = [variant.name for variant in chosen]
     cells = list(itertools.product(models, lengths, names))
-    if (
-        own_process
-    ):  # so that those of one runtime follow each other: qbert.measure.capacity_crew starts processes for all of them
+    if greatest_length:  # those of one runtime follow each other: capacity_crew starts processes for all of them
         cells.sort(key=lambda cell: names.index(cell[-1]))
     for model, max_length, variant in cells:
         yield pytest.param(model, max_length, variant, id=f"{model}-{max_length}-{variant}")
@@ -216,10 +230,38 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Say what is wrong before anything is run, and keep the cells in order: pytest-randomly would mix the models."""
-    cells = iter(sorted((item for item in items if PLACE in item.stash), key=lambda item: item.stash[PLACE]))
+    """Say what is wrong before anything is run, and bring the cells in order: pytest-randomly would mix the models."""
+    cells = iter(sorted((item for item in items if PLACE in item.stash), key=_order))
     items[:] = [next(cells) if PLACE in item.stash else item for item in items]
     _check_collected(config, items)
+
+
+def _order(item: pytest.Item) -> tuple[Any, ...]:
+    """Return what a session's cells are sorted by: first those of which a table appears as soon as its group is whole.
+
+    These are the latency and accuracy of one model and length after the other; a team's own cases stay as they are.
+    """
+    place, kind = item.stash[PLACE], _kind(item)
+    if not kind:
+        return len(KINDS), place
+    suite, params = suite_of(item.config), item.callspec.params  # type: ignore[attr-defined]  # of a pytest.Function
+    group = list(suite.models).index(params["model"]), suite.max_lengths.index(params["max_length"])
+    return (0, *group, KINDS.index(kind), place) if kind in GROUPED else (KINDS.index(kind), place)
+
+
+def _kind(item: pytest.Item) -> str:
+    """Return what a case of this package measures; empty for any other test."""
+    name = getattr(item, "originalname", "").removeprefix("test_")
+    # Where no cells were found, pytest makes a test without parameters.
+    is_cell = (
+        PLACE in item.stash and isinstance(item, pytest.Function) and item.callspec.params["model"] in _models(item)
+    )
+    return name if name in KINDS and is_cell and _is_case(item.path) else ""
+
+
+def _models(item: pytest.Item) -> "Collection[str]":
+    suite = _state(item.config).suite
+    return suite.models if suite else ()
 
 
 def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -265,6 +307,39 @@ def _check_once(items: list[pytest.Item]) -> None:
             seen[cell] = item.nodeid
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Show the table of a group of cells when it is whole, and what is left of the run."""
+    state, start = _state(item.config), time.monotonic()
+    state.running = item.nodeid
+    result = yield
+    state.running = ""
+    if kind := _kind(item):
+        state.seconds.setdefault(kind, []).append(time.monotonic() - start)
+        if nextitem and kind in GROUPED and _order(item)[:3] != _order(nextitem)[:3]:
+            _show_group(item)
+    return result
+
+
+def _show_group(item: pytest.Item) -> None:
+    from rich.text import Text
+
+    from qbert.results import end_of_run, tables
+
+    state, params = _state(item.config), item.callspec.params  # type: ignore[attr-defined]  # of a pytest.Function
+    of_group = [
+        result
+        for result in state.results.values()
+        if all(result["extra_info"][name] == params[name] for name in ("model", "max_length"))
+    ]
+    if not of_group:
+        return
+    item.config.pluginmanager.getplugin("terminalreporter").ensure_newline()
+    tables.show(end_of_run.group_table(of_group))
+    kinds = [kind for other in item.session.items[item.session.items.index(item) + 1 :] if (kind := _kind(other))]
+    tables.show(Text(f"\n{end_of_run.left(kinds, state.seconds)}", style="dim"))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401  pytest-xdist's
     """Set the error where a worker of pytest-xdist has cells to time."""
@@ -288,8 +363,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
         last = {benchmark.fullname: benchmark for benchmark in benchmarks.benchmarks}  # of --reruns
         for report in reporter.stats.get("skipped", []):  # after it was timed: it has no figures
             last.pop(report.nodeid, None)
+        last.pop(state.running, None)  # a test that was interrupted
         benchmarks.benchmarks[:] = last.values()
         completed = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
+        state.is_part = exitstatus == pytest.ExitCode.INTERRUPTED and bool(last)
         state.failed = [report.nodeid for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]
         state.compared, failed = previous.finish(
             benchmarks, state.previous, whole=completed, max_f1_drop=settings_of(session.config).max_f1_drop
@@ -297,8 +374,12 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
         state.failed += failed
         if failed:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if state.failed or not completed:
+        if state.failed or not (completed or state.is_part):
             state.compared += previous.leave_unsaved(benchmarks)
+        elif state.is_part:
+            from qbert.system.terminal import counted
+
+            state.compared.append(f"this run was interrupted: it has {counted(len(last), 'whole cell')}")
     result = yield
     if state.mistake and reporter and not state.suite:  # set by pytest_testnodedown
         session.exitstatus = pytest.ExitCode.USAGE_ERROR
@@ -312,7 +393,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     if state.suite:
         from qbert.system import machine
 
-        output_json["qbert"] = {"failed": state.failed, "boot": machine.boot()}
+        output_json["qbert"] = {"failed": state.failed, "part": state.is_part, "boot": machine.boot()}
 
 
 def _shown(text: str) -> str:
@@ -413,6 +494,46 @@ def qbert_timers() -> "Iterator[Timers]":
 
     with contextlib.closing(Timers()) as started:
         yield started
+
+
+@pytest.fixture
+def qbert_time(request: pytest.FixtureRequest, qbert_timers: "Timers") -> "Callable[[Cell], Timed]":
+    """Return the function that times a cell, by turns with what the session will time of its model and length."""
+    options, capture = request.config.option, request.config.pluginmanager.getplugin("capturemanager")
+
+    def time(cell: "Cell") -> "Timed":
+        from qbert import variants
+        from qbert.system.terminal import progress
+
+        selected = variants.select(settings_of(request.config).variant_list)
+        with capture.global_and_fixture_disabled():
+            qbert_timers.start(module for variant in selected for module in variant.modules)
+            group = list(_group(request.node, cell))
+            with progress(f"timing {cell.model.name}-{cell.max_length}", 100) as advance:
+                return qbert_timers.time(
+                    cell,
+                    seconds=options.qbert_seconds_per_cell,
+                    min_rounds=options.benchmark_min_rounds,
+                    group=group,
+                    advance=advance,
+                )
+
+    return time
+
+
+def _group(item: pytest.Function, cell: "Cell") -> "Iterator[Cell]":
+    """Yield the cells of the session's tests that differ from `item`, that of `cell`, in nothing but the variant.
+
+    What cannot be built is left out: its own test tells why.
+    """
+    for other in item.session.items:
+        if isinstance(other, pytest.Function) and (other.path, other.originalname) == (item.path, item.originalname):
+            params: dict[str, Any] = dict(other.callspec.params)
+            if (params["model"], params["max_length"]) == (cell.model.name, cell.max_length):
+                one = cell.suite.cell(**params)
+                with contextlib.suppress(Exception):  # of any class, as in_a_sentence
+                    _ = one.folder
+                    yield one
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -27,9 +28,13 @@ def blocks(cell, encoding):
     return [[block() for _ in range(latency.MIN_PAIRS)] for _ in range(latency.PROCESSES)]
 
 class Timers:
-    def time(self, cell, *, seconds, min_rounds):
+    def start(self, modules):
+        pass
+
+    def time(self, cell, **how):
         encoding = cell.encoder.fill(cell.suite.dataset, cell.max_length)
-        return latency.Timed(blocks(cell, encoding), [] if cell.is_baseline else blocks(cell.baseline_cell, encoding))
+        baseline_s = [] if cell.is_baseline else blocks(cell.baseline_cell, encoding)
+        return latency.Timed(blocks(cell, encoding), baseline_s, cell.classifier.evidence)
 
     def close(self):
         pass
@@ -76,7 +81,7 @@ def timed_here(quick: list[object], made: Made) -> Run:
     place = made("stopwatch", lambda folder: (folder / "stopwatch.py").write_text(STOPWATCH))
 
     def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-        return bench(*quick, "-p", "stopwatch", *arguments, cwd=cwd, PYTHONPATH=str(place))
+        return bench(*quick, "-p", "stopwatch", *arguments, cwd=cwd, PYTHONPATH=f"{place}{os.pathsep}{cwd}")
 
     return run
 
@@ -99,8 +104,9 @@ def test_the_variant_varies_fastest(saved: tuple[str, dict[str, Any]]) -> None:
     names = [benchmark["name"] for benchmark in saved[1]["benchmarks"]]
     assert names == [
         f"test_{kind}[tiny-{length}-{variant}]"
-        for kind, lengths in (("accuracy", (16, 32)), ("capacity", (32,)), ("footprint", (32,)), ("latency", (16, 32)))
+        for kinds, lengths in ((("latency", "accuracy"), (16, 32)), (("footprint",), (32,)), (("capacity",), (32,)))
         for length in lengths
+        for kind in kinds
         for variant in ("fp32", INT8)
     ]
 
@@ -131,7 +137,7 @@ def test_latency_cells_have_a_speedup_of_each_process(saved: tuple[str, dict[str
         else:
             assert len(info["process_speedups"]) == len(info["process_p50_s"]) == 3
             assert min(info["process_speedups"]) <= info["speedup"] <= max(info["process_speedups"])
-            assert info["pairs"] >= 9
+            assert info["pairs"] >= 12
             assert 1 / 4 < info["speedup"] / (info["baseline_p50_s"] / info["p50_s"]) < 4, (
                 "of one pair and of all calls"
             )
@@ -304,7 +310,8 @@ def test_a_named_variant_that_cannot_run_fails_with_a_sentence(quick: list[objec
     assert done.returncode == 1
     assert "no such operator" in done.stdout
     assert "in load" not in done.stdout
-    assert "in load" in bench(*named, cwd=few, PYTHONPATH=str(few), QBERT_TRACEBACK="1").stdout
+    shown = bench(*named, cwd=few, PYTHONPATH=str(few), QBERT_TRACEBACK="1")
+    assert "in load" in shown.stdout + shown.stderr
 
 
 def test_what_is_raised_in_collecting_is_a_sentence_unless_a_developer_asks(
@@ -500,6 +507,48 @@ def test_a_run_whose_guards_failed_is_not_saved_and_not_compared_with(timed_here
     assert "failed itself" in compared.stdout + compared.stderr
 
 
+INTERRUPT = """
+import pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    yield
+    if item.name == "test_accuracy[tiny-16-fp32]":
+        raise KeyboardInterrupt
+"""
+
+
+def test_an_interrupted_run_keeps_its_whole_cells_as_a_part(timed_here: Run, tmp_path: Path) -> None:
+    (tmp_path / "interrupt.py").write_text(INTERRUPT)
+    save = ["--benchmark-json", "part.json", "--benchmark-autosave"]
+    arguments = ["-p", "interrupt", *BOTH, *save]
+    part = timed_here(*arguments, cwd=tmp_path)
+    assert part.returncode == pytest.ExitCode.INTERRUPTED
+    assert "this run was interrupted: it has 2 whole cells" in part.stdout
+    assert "Traceback" not in part.stdout + part.stderr
+    (stored,) = (tmp_path / ".benchmarks").rglob("*.json")
+    for path in (tmp_path / "part.json", stored):
+        run = json.loads(path.read_text())
+        assert run["qbert"]["part"] is True
+        assert {one["name"] for one in run["benchmarks"]} == {
+            f"test_latency[tiny-16-{variant}]" for variant in ("fp32", INT8)
+        }
+    assert set(history.load([stored])["variant"]) == {"fp32", INT8}
+    (tmp_path / "interrupt.py").write_text("")
+    whole = timed_here(*arguments, "--benchmark-compare", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stdout
+    assert "the previous run was interrupted: only the 2 cells that it has are compared" in whole.stdout
+    assert json.loads((tmp_path / "part.json").read_text())["qbert"]["part"] is False
+
+
+def test_a_table_appears_as_soon_as_its_cells_are_whole(timed_here: Run, tmp_path: Path) -> None:
+    done = timed_here("-k", "latency or accuracy", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    first, left = (done.stdout.index(text) for text in ("tiny, 16 tokens", "4 of 8 cells after 0:"))
+    assert first < left < done.stdout.index("tiny, 32 tokens")
+    assert "left: 2 latency, 2 accuracy, about 0:" in done.stdout[left:]
+
+
 @pytest.mark.slow
 def test_disabled_benchmarks_are_a_quick_functional_pass(quick: list[object], tmp_path: Path) -> None:
     done = bench(*quick, "--benchmark-disable", "--max-f1-drop", "-1", cwd=tmp_path)
@@ -523,7 +572,7 @@ def test_cells_that_run_in_processes_of_their_own_are_in_the_order_of_their_runt
     ids = collected("--variants", "fp32,int8-dynamic", "-k", "capacity or latency", cwd=tmp_path)
     names = {kind: [name.partition("[")[2] for name in ids if kind in name] for kind in ("capacity", "latency")}
     assert [name.partition("-384-")[2] for name in names["capacity"]] == ["fp32]"] * 2 + ["int8-dynamic]"] * 2
-    assert [name[:9] for name in names["latency"]] == ["bert-tiny"] * 6 + ["bert-base"] * 6
+    assert [name[:9] for name in names["latency"]] == ["bert-base"] * 6 + ["bert-tiny"] * 6
 
 
 def collected(*arguments: object, cwd: Path) -> list[str]:
@@ -534,16 +583,15 @@ def collected(*arguments: object, cwd: Path) -> list[str]:
 
 def test_the_default_run_judges_the_trained_model_alone(tmp_path: Path) -> None:
     ids = collected("--variants", "fp32", cwd=tmp_path)
+    lengths = (128, 256, 384)
     assert ids == [
-        f"test_{kind}[{model}-{length}-fp32]"
-        for kind, models, lengths in (
-            ("accuracy", ["bert-tiny"], (128, 256, 384)),
-            ("capacity", ["bert-tiny", "bert-base"], (384,)),
-            ("footprint", ["bert-tiny", "bert-base"], (384,)),
-            ("latency", ["bert-tiny", "bert-base"], (128, 256, 384)),
-        )
-        for model in models
-        for length in lengths
+        *(f"test_latency[bert-base-{length}-fp32]" for length in lengths),
+        *(f"test_{kind}[bert-tiny-{length}-fp32]" for length in lengths for kind in ("latency", "accuracy")),
+        *(
+            f"test_{kind}[{model}-384-fp32]"
+            for kind in ("footprint", "capacity")
+            for model in ("bert-base", "bert-tiny")
+        ),
     ]
 
 

@@ -55,10 +55,14 @@ class Model:
         base = Checkpoint(Path(self.source)).sha256 if self.fine_tune else self.source
         ingredients: list[Any] = [dataset.sha256, base, self.seed]
         if self.trained:
-            recipe = training.recipe_for(self.source, len(dataset.train))
+            recipe = training.recipe_for(self.source, len(dataset.train), goes_on=self._goes_on(max_length))
             ingredients += [max_length, asdict(recipe), sources.sha256(training.__name__)]
         key = hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:16]
         return cache_dir() / "models" / key / (f"{self.name}-{max_length}" if self.trained else self.name)
+
+    def _goes_on(self, max_length: int) -> bool:
+        """Whether its checkpoint for this length is trained from that for training.SHORT tokens."""
+        return self.trained and not self.fine_tune and max_length > training.SHORT
 
     def make(self, dataset: "Dataset", max_length: int) -> Checkpoint:
         """Return its checkpoint for this dataset and length; make it where it does not exist.
@@ -75,9 +79,10 @@ class Model:
         if not self.trained:
             training.write_untrained(dataset, self.source, stage, self.seed)
             return
+        shorter = str(self.make(dataset, training.SHORT).folder) if self._goes_on(max_length) else None
         say(f"training {self.name} at {max_length} tokens on {dataset.name}, once")
         # In its own process, training can use all cores and does not change this process's threads and memory.
-        request = {"dataset": str(dataset.folder), "base": self.source, "folder": str(stage)}
+        request = {"dataset": str(dataset.folder), "base": self.source, "folder": str(stage), "shorter": shorter}
         arguments = json.dumps(request | {"max_length": max_length, "seed": self.seed})
         done = children.run("-m", training.__name__, arguments, stdout=subprocess.DEVNULL)
         if done.returncode:

@@ -99,7 +99,7 @@ _ALL = (
         "model",
         "MODEL",
         "checkpoint folder, hub id or built-in model",
-        default=("bert-tiny", "bert-base"),
+        default=("bert-base", "bert-tiny"),
         key="models",
         repeatable=True,
     ),

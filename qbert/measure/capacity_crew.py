@@ -26,11 +26,6 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 120.0  # beside ten times the expected time: a worker that says nothing for so long is taken to hang
 FORKS = sys.platform == "linux"  # elsewhere a fork with libraries that have threads may hang
-SLOW_IMPORTS = {
-    "torch": ("torch",),
-    "transformers": ("transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
-}
-"""What a package imports only when it is asked for: 5 s of a core for PyTorch's variants."""
 SET_MEANWHILE = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
 """Environment variables that pytest and PyTorch set between cells, and that change nothing in a worker."""
 _WAITING: dict[str, list[Child]] = {}
@@ -92,7 +87,7 @@ class Crew:
 
     def _start(self, cores: "Cores") -> None:
         """Start and pin the workers, or let those go on that a cell of the same runtime has left; end the others."""
-        modules = [name for package in self._cell.variant.to_load for name in SLOW_IMPORTS.get(package, (package,))]
+        modules = self._cell.variant.modules
         environment = {name: value for name, value in os.environ.items() if name not in SET_MEANWHILE}
         self._kind = json.dumps([modules, module_path(), environment])
         of_its_kind = [child for child in _WAITING.get(self._kind, []) if child.process.poll() is None]

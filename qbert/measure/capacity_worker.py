@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import gc
-import importlib
 import itertools
 import math
 import mmap
@@ -92,9 +91,7 @@ class Worker:
 
         What the fork loads is gone with it. If it ends in another way, so does this process.
         """
-        for module in modules:
-            with contextlib.suppress(Exception):  # to load it tells why
-                importlib.import_module(module)
+        worker.import_modules(modules)
         gc.collect()
         gc.freeze()  # a collection would copy the pages that both have
         if fork := os.fork():

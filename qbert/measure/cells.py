@@ -42,7 +42,7 @@ def baseline_of(model: str, dataset: Dataset, max_length: int | None = None) -> 
 
 
 class Suite:
-    """Builds what the cells of a run need, and keeps the classifiers of the current model."""
+    """Builds what the cells of a run need, and keeps the classifiers in use."""
 
     def __init__(
         self,
@@ -70,7 +70,6 @@ class Suite:
         self._failed: dict[Any, Exception] = {}
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
         self._folders: dict[tuple[Path, str, int | None], Path] = {}
-        self._current_model = ""
         self.judged: dict[tuple[str, int, str], dict[tuple[str, ...], npt.NDArray[np.float32]]] = {}
         """The logits of each document in a cell's accuracy pass, by the cell's names and the document's text."""
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
@@ -89,14 +88,12 @@ class Suite:
         return self._checkpoints[folder]
 
     def classifier(self, model: Model, max_length: int, variant: Variant) -> Classifier:
-        """Return the built classifier, and drop those of another model."""
-        if model.name != self._current_model:
-            self._classifiers.clear()
-            self._current_model = model.name
+        """Return the built classifier, and drop all others but the baseline of the same checkpoint."""
         checkpoint = self.checkpoint(model, max_length)
         folder = self.folder(checkpoint, variant, max_length)
-        key = (folder, variant.name)
+        key, baseline = (folder, variant.name), (checkpoint.folder, BASELINE)
         if key not in self._classifiers:
+            self._classifiers = {kept: value for kept, value in self._classifiers.items() if kept == baseline}
             with self._once(key), silent():  # a runtime that fails also writes to the terminal
                 self._classifiers[key] = variants.load(variant, checkpoint, folder)
         return self._classifiers[key]
@@ -272,8 +269,10 @@ class Cell:
             kept["rows"] = " ".join(map(str, documents.index))
         return kept
 
-    def limit(self, seconds: float) -> dict[str, Any]:
+    def limit(self, seconds: float, evidence: Mapping[str, Any]) -> dict[str, Any]:
         """Compare `seconds` for a full encoding with the limit of one core; return the figures for a saved run.
+
+        The `evidence` is that of the classifier that took them.
 
         The shares are of roofline.Floor's two limits, and `core` is what was measured for them.
 
@@ -283,10 +282,10 @@ class Cell:
         work = roofline.work(self.checkpoint, self.max_length)
         if not work:
             return {}
-        floor, core = self._floor(work)
+        floor, core = self._floor(work, evidence)
         if floor.own_s > seconds:  # the limit may have been measured while a neighbour slowed the core
             roofline.core.cache_clear()
-            floor, core = self._floor(work)
+            floor, core = self._floor(work, evidence)
         if floor.own_s > seconds:
             raise InputError(
                 f"{self.name} is {floor.own_s / seconds:.3g} times faster than the best that this core did, so it does "
@@ -303,9 +302,8 @@ class Cell:
             "core": asdict(core),
         }
 
-    def _floor(self, work: roofline.Work) -> tuple[roofline.Floor, roofline.Core]:
+    def _floor(self, work: roofline.Work, evidence: Mapping[str, Any]) -> tuple[roofline.Floor, roofline.Core]:
         core = roofline.core(work.shapes, work.weights, self.max_length)
-        evidence = self.classifier.evidence
         attention = str(evidence.get("attention") or evidence.get("precision", ""))
         return roofline.floor(work, core, self.variant.precision, attention), core
 

@@ -1,5 +1,7 @@
 """A process that times cells: it loads classifiers and makes blocks of calls when qbert.measure.latency asks."""
 
+import contextlib
+import ctypes
 import gc
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,55 +48,63 @@ def endless_texts(encodings: Sequence[Mapping[str, Any]], special: Sequence[int]
 
 
 class Timer:
-    """The requests that it answers; a side is `baseline` or `variant`."""
+    """The requests that it answers, each of a variant by its name."""
 
     def __init__(self) -> None:
         """Start with nothing loaded."""
-        self._loaded: dict[str, tuple[Mapping[str, Any], Classifier]] = {}
+        self._loaded: dict[str, Classifier] = {}
         self._generator = np.random.default_rng(0)
 
-    def load(self, **sides: Mapping[str, Any]) -> None:
-        """Load each side unless it is loaded, and drop all other sides."""
-        self._loaded = {side: kept for side, kept in self._loaded.items() if kept[0] == sides.get(side)}
-        gc.collect()
-        for side, loading in sides.items():
-            if side not in self._loaded:
-                self._loaded[side] = loading, worker.load(**loading)
+    def import_modules(self, modules: Sequence[str]) -> None:
+        """Import what the variants will need."""
+        worker.import_modules(modules)
 
-    def begin(self, side: str, encodings: Sequence[Mapping[str, Any]], special: Sequence[int], seed: int) -> None:
-        """Use texts from `encodings` from now on, and keep answers of `side` for the audit."""
-        self._texts, self._audited = endless_texts(encodings, special, seed), side
-        self._answered: list[tuple[Encoding, npt.NDArray[np.float32]]] = []
+    def load(self, variant: str, loading: Mapping[str, Any]) -> dict[str, Any]:
+        """Load a variant; return its evidence."""
+        self._loaded[variant] = worker.load(**loading)
+        _free()
+        return dict(self._loaded[variant].evidence)
 
-    def warm_up(self, side: str) -> float:
+    def drop(self) -> None:
+        """Drop all that is loaded."""
+        self._loaded.clear()
+        _free()
+
+    def begin(self, encodings: Sequence[Mapping[str, Any]], special: Sequence[int], seed: int) -> None:
+        """Use texts from `encodings` from now on, and keep answers for the audit."""
+        self._texts = endless_texts(encodings, special, seed)
+        self._answered: dict[str, list[tuple[Encoding, npt.NDArray[np.float32]]]] = {}
+
+    def warm_up(self, variant: str) -> float:
         """Return the seconds of a call in the steady state."""
         with one_core():
-            return worker.warm_up(lambda: worker.time_call(self._loaded[side][1], next(self._texts)))
+            return worker.warm_up(lambda: worker.time_call(self._loaded[variant], next(self._texts)))
 
-    def block(self, side: str, settling: int, timed: int) -> list[float]:
+    def block(self, variant: str, settling: int, timed: int) -> list[float]:
         """Make `settling` untimed calls, then `timed` ones; return the seconds of each of these."""
         texts = list(itertools.islice(self._texts, settling + timed))
         with one_core():
             for text in texts[:settling]:
-                self._loaded[side][1](text)
-            seconds, logits = self._time(side, texts[settling:])
-        if side == self._audited:
-            chosen = self._generator.permutation(timed)[:KEPT]
-            self._answered += [(texts[settling + number], np.array(logits[number])) for number in chosen]
+                self._loaded[variant](text)
+            seconds, logits = self._time(variant, texts[settling:])
+        answered = self._answered.setdefault(variant, [])
+        for number in self._generator.permutation(timed)[:KEPT]:
+            answered.append((texts[settling + number], np.array(logits[number])))
         return seconds
 
-    def repeat(self, count: int) -> dict[str, Any]:
+    def repeat(self, variant: str, count: int) -> dict[str, Any]:
         """Repeat `count` timed calls, two at least, in another order, with a call with a new text between each two.
 
         Return how many times faster they were than those, and the first two answers that differ, if any.
         """
-        order = self._generator.permutation(len(self._answered))[:count]
+        answered = self._answered[variant]
+        order = self._generator.permutation(len(answered))[:count]
         if (np.diff(order) > 0).all():
             order = order[::-1]
-        asked = [text for number in order for text in (self._answered[number][0], next(self._texts))][:-1]
+        asked = [text for number in order for text in (answered[number][0], next(self._texts))][:-1]
         with one_core():
-            seconds, logits = self._time(self._audited, asked)
-        first = np.concatenate([self._answered[number][1] for number in order])
+            seconds, logits = self._time(variant, asked)
+        first = np.concatenate([answered[number][1] for number in order])
         second = np.concatenate(logits[::2])
         different = audit.differing(first, second)
         return {
@@ -103,13 +113,20 @@ class Timer:
             "differs": [audit.format_logits(answers[row]) for row in different[:1] for answers in (first, second)],
         }
 
-    def _time(self, side: str, texts: "Sequence[Encoding]") -> "tuple[list[float], Answers]":
-        classifier, logits = self._loaded[side][1], []
+    def _time(self, variant: str, texts: "Sequence[Encoding]") -> "tuple[list[float], Answers]":
+        classifier, logits = self._loaded[variant], []
 
         def call(text: "Encoding") -> None:
             logits.append(classifier(text))
 
         return [worker.time_call(call, text) for text in texts], logits
+
+
+def _free() -> None:
+    """Give back to the system what is no longer needed: glibc keeps 0.6 GB of what int8-dynamic of BERT-base loads."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 if __name__ == "__main__":

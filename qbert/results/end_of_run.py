@@ -22,6 +22,34 @@ def table(results: Sequence[dict[str, Any]], dataset: str) -> "RenderableType":
     return run_tables.summary(history.cells(results), title=title, caption=CAPTION + _odds(results))
 
 
+def group_table(results: Sequence[dict[str, Any]]) -> "RenderableType":
+    """Return the table of the first `results` of a run, those of one model and length."""
+    return run_tables.summary(history.cells(results))
+
+
+TYPICAL_S = {"latency": 5.0, "accuracy": 3.0, "footprint": 12.0, "capacity": 8.0}
+"""Seconds of a cell of each kind, until the run itself has some."""
+
+
+def left(kinds: Sequence[str], seconds: Mapping[str, Sequence[float]]) -> str:
+    """Return a line on the cells that are left, given what each measures, and about how long they will take.
+
+    `seconds` has those of each cell so far.
+    """
+    done = sum(map(len, seconds.values()))
+    spent = sum(map(sum, seconds.values()))
+    means = TYPICAL_S | {kind: sum(each) / len(each) for kind, each in seconds.items()}
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in TYPICAL_S if kind in kinds)
+    return (
+        f"{done} of {done + len(kinds)} cells after {_clock(spent)}; left: {counts}, "
+        f"about {_clock(sum(means[kind] for kind in kinds))}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02d}"
+
+
 def _odds(results: Sequence[dict[str, Any]]) -> str:
     """Return a line on how often the F1 guard errs in the cell with the most flips."""
     from qbert.measure import accuracy

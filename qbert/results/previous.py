@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 from qbert.results import compare, records, run_tables, saved_run, tables
 from qbert.system import parse
 from qbert.system.errors import InputError
-from qbert.system.terminal import shown
+from qbert.system.terminal import counted, shown
 
 GROWTH = 0.05  # allowed in bytes on disk, which do not vary, and in peak memory, which varies by 1 to 2 %
 Benchmark = Mapping[str, Any]
@@ -108,6 +108,9 @@ def finish(
     sentences: list[str] = []
     failures: list[str] = []
     for run, compared in zip(runs, session.compared_mapping.values(), strict=True):
+        if run.get("qbert", {}).get("part"):
+            cells = counted(len(run["benchmarks"]), "cell")
+            sentences.append(f"the previous run was interrupted: only the {cells} that it has are compared")
         findings = compare_cells(now, run["benchmarks"] if whole else [], max_f1_drop=max_f1_drop)
         for name in findings.incomparable:
             compared.pop(name, None)

@@ -28,15 +28,15 @@ from qbert.results.tables import (
 from qbert.system.terminal import counted
 
 
-def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
-    """Return the summary of a run: a heading for each model and length, a line per variant.
+def summary(table: pd.DataFrame, *, title: str = "", caption: str = "") -> Group:
+    """Return the summary of a run, or of a part of it: a heading for each model and length, a line per variant.
 
     `table` is from history.cells.
     """
     table = in_order(at_one_pace(table, table))
     first = variants(max(len("variant"), *table.loc[~table["variant"].map(has_threads), "variant"].str.len(), 0))
     timed = table[table[["median_s", "f1"]].notna().any(axis=1)]
-    parts: list[RenderableType] = [Text(title, style="bold")]
+    parts: list[RenderableType] = [Text(title, style="bold")] if title else []
     parts += by_length(timed, first | columns.shown("terminal", "latency", "accuracy"), _heading)
     parts += by_length(
         table[table["disk_bytes"].notna()],
@@ -45,7 +45,8 @@ def summary(table: pd.DataFrame, *, title: str, caption: str) -> Group:
     )
     parts += _capacity(table[table["texts_per_s"].notna()], first)
     notes = [PACE, *pace_changes(table)] if table["latency_s"].notna().any() else []
-    return Group(*parts, Text("\n".join(["", caption, *notes]), style="dim"))
+    lines = ["", caption, *notes] if caption else []
+    return Group(*parts, *([Text("\n".join(lines), style="dim")] if lines else []))
 
 
 def _heading(model: str, max_length: int, cells: pd.DataFrame) -> Text:

@@ -167,6 +167,8 @@ class Outcome(Struct):
     """What this suite adds to a saved run."""
 
     failed: list[str] = []
+    part: bool = False
+    """Whether the run was interrupted."""
     boot: str = ""
 
 

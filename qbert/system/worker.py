@@ -15,7 +15,8 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,6 +60,8 @@ def answer_requests(handler: object) -> None:
             try:
                 reply = {"answer": getattr(handler, request.pop("do"))(**request)}
             except Exception as error:  # noqa: BLE001  of any class; the parent reports it
+                if os.environ.get("QBERT_TRACEBACK"):  # errors.TRACEBACK, which a tree may lack
+                    traceback.print_exc()
                 reply = _described(error)
             parent.send_bytes(json.dumps(reply).encode())
 
@@ -69,6 +72,13 @@ def _described(error: Exception) -> dict[str, str]:
     kind = next((name for name in classes if name in {"CannotRunError", "InputError"}), "")
     lines = [text.strip() for text in str(error).splitlines() if text.strip()] or ["no message"]
     return {"error": lines[0] if kind else f"{classes[0]}: {lines[0]}", "kind": kind}
+
+
+def import_modules(modules: Iterable[str]) -> None:
+    """Import `modules`; where one fails, loading what needs it tells why."""
+    for module in modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
 
 
 def loading(function: Callable[..., Any], folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:

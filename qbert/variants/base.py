@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CONVERTERS = ("torch", "transformers")
 """The packages that make every variant, and that run those of PyTorch eager."""
+SLOW_IMPORTS = {"transformers": ("transformers.modeling_utils", "transformers.models.auto.modeling_auto")}
+"""What a package imports only when it is asked for: 5 s of a core for PyTorch's variants."""
 MAX_F1_DROP = 0.01  # commonly accepted of quantized classifiers; the least that 500 documents can tell from 0
 
 
@@ -115,6 +117,11 @@ class Variant:
     def to_load(self) -> tuple[str, ...]:
         """The packages that loading it needs."""
         return self.packages if self.packages_to_load is None else self.packages_to_load
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that loading it imports, those that take long."""
+        return [name for package in self.to_load for name in SLOW_IMPORTS.get(package, (package,))]
 
     def missing(self, *, made: bool = False) -> str:
         """Return why it cannot run here or, unless it was `made` already, be made; empty where it can."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qbert.inputs.dataset import Dataset
 
 CALIBRATION_DOCUMENTS = 192  # NNCF's default of 300 takes longer and flips as many labels of SST-2 and MRPC
-UNTRAINED_DOCUMENTS = 24  # of random weights only the latency is of interest, not the ranges
+UNTRAINED_DOCUMENTS = 6  # of random weights only the latency is of interest, not the ranges
 
 
 def build(
@@ -263,8 +263,13 @@ def load_folder(variant: Variant, folder: Path) -> Classifier:
         raise CannotRunError(
             f"variant {variant.name} cannot run {folder} here ({reason(error)}): leave it out"
         ) from error
-    if variant.precision.startswith("int8") and not classifier.evidence.get("quantized_ops"):
+    check_evidence(variant, classifier.evidence)
+    return classifier
+
+
+def check_evidence(variant: Variant, evidence: Mapping[str, Any]) -> None:
+    """Raise InputError where `variant` claims int8 and the `evidence` of its classifier has no quantized operation."""
+    if variant.precision.startswith("int8") and not evidence.get("quantized_ops"):
         raise InputError(
             f"variant {variant.name} claims int8 and runs no quantized operation: it would only seem to be"
         )
-    return classifier

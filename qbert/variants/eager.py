@@ -108,9 +108,11 @@ def load_dynamic(folder: Path, *, engine: str, threads: int = 1) -> Classifier:
         raise InputError(f"{folder / WEIGHTS} is damaged ({error}): make it again with qbert quantize") from error
     with quiet_transformers():
         from transformers import AutoConfig, AutoModelForSequenceClassification
+        from transformers.initialization import no_init_weights
 
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+        with no_init_weights():  # random numbers for BERT-base take half of the time to load it
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     layers = {}
     try:

@@ -99,9 +99,9 @@ def _quantize(checkpoint: "Checkpoint", model: Any, calibration: Sequence[Encodi
     def logits(model: Any) -> "npt.NDArray[np.float32]":  # noqa: ANN401  an openvino.Model
         return np.concatenate([*map(runner(compile_model(model, "f32")), calibration[::3])])
 
-    # For an untrained model any alpha will do.
-    candidates = [quantize(alpha) for alpha in (ALPHAS if checkpoint.trained else ALPHAS[:1])]
-    expected = logits(model)
+    if not checkpoint.trained:
+        return quantize(ALPHAS[0])  # any will do
+    candidates, expected = [quantize(alpha) for alpha in ALPHAS], logits(model)
     return min(candidates, key=lambda candidate: float(np.abs(logits(candidate) - expected).mean()))
 
 

@@ -1,4 +1,4 @@
-"""Three processes that time a cell by turns: what they call, what is kept of it, and what happens where one is lost."""
+"""Three processes that time a group of cells: what they call, what is kept of it, what happens where one is lost."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ def test_a_process_counts_once_and_each_block_of_it() -> None:
 
 def test_rounds_are_in_the_order_they_were_made() -> None:
     timed = latency.Timed([[[1.0, 2.0], [7.0]], [[3.0, 4.0], [8.0]], [[5.0, 6.0], [9.0]]], [])
-    assert timed.rounds == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert timed.rounds == [1, 2, 7, 3, 4, 8, 5, 6, 9]
     assert timed.figures() == {"speedup": 1.0, "process_p50_s": [2.0, 4.0, 6.0], "pairs": 6}
 
 
@@ -89,7 +89,7 @@ def test_three_processes_take_turns_and_keep_the_seconds(suite: Suite, timers: l
     start = time.perf_counter()
     timed = timers.time(int8, seconds=0.5, min_rounds=5)
     taken = time.perf_counter() - start
-    assert [len(one) for one in timed.variant_s] == [len(one) for one in timed.baseline_s] == [3, 3, 3]
+    assert [len(one) for one in timed.variant_s] == [len(one) for one in timed.baseline_s] == [latency.MIN_PAIRS] * 3
     assert len({tuple(map(len, one)) for one in timed.variant_s}) == 1
     figures = timed.figures()
     assert len(figures["process_speedups"]) == len(figures["process_p50_s"]) == 3
@@ -98,6 +98,46 @@ def test_three_processes_take_turns_and_keep_the_seconds(suite: Suite, timers: l
     assert not fp32[0].baseline_s
     # Of 3 s each, of which less where the machine becomes faster after the first calls.
     assert max(sum(one.rounds) for one in fp32) > 0.5
+
+
+def test_a_group_takes_turns_and_each_of_it_is_asked_for_later(suite: Suite, timers: latency.Timers) -> None:
+    cells = [suite.cell("tiny", 16, variant) for variant in ("fp32", "int8-dynamic-onednn", "int8-dynamic")]
+    percents: list[int] = []
+    first = timers.time(cells[1], seconds=0.1, group=cells, advance=percents.append)
+    assert percents == sorted(percents)
+    assert percents[-1] == 100
+    start = time.perf_counter()
+    fp32, other = (timers.time(cell, seconds=0.1, group=cells) for cell in (cells[0], cells[2]))
+    assert time.perf_counter() - start < 0.05
+    assert first.baseline_s == other.baseline_s == fp32.variant_s
+    assert fp32.baseline_s == []
+    assert first.variant_s != other.variant_s
+    assert other.evidence["quantized_ops"] > fp32.evidence["quantized_ops"] == 0
+
+
+def test_each_round_has_a_block_of_each_in_another_order() -> None:
+    plan = latency.Plan.of({"fp32": 0.4, "int8": 0.001, "bf16": 0.03}, seconds=9.0, min_rounds=5)
+    assert plan.turns["fp32"] == {"settling": 0, "timed": 1}
+    assert plan.turns["int8"] == {"settling": 30, "timed": 50}
+    assert plan.rounds == 5  # of 0.57 s each, in three processes
+    orders = [tuple(order) for order in plan.orders(seed=0)]
+    assert len(orders) == plan.rounds
+    assert {frozenset(order) for order in orders} == {frozenset(plan.turns)}
+    assert len(set(orders)) > 1
+    assert orders != [tuple(order) for order in plan.orders(seed=1)]
+    assert latency.Plan.of({"fp32": 0.4}, seconds=0.1, min_rounds=28).rounds == 10  # in three processes: 30 calls
+
+
+def test_what_memory_is_not_meant_to_hold_at_once_takes_turns_in_parts(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("int8-dynamic-onednn", "fp32", "int8-dynamic")
+    cells = {name: suite.cell("tiny", 16, name) for name in names}
+    assert [[*part] for part in latency.parts(cells)] == [[*names]]
+    monkeypatch.setattr(latency, "PART_BYTES", 3 * cells["int8-dynamic"].disk_bytes)
+    assert [[*part] for part in latency.parts(cells)] == [[*names[:2]], [names[2]]]
+    monkeypatch.setattr(latency, "PART_BYTES", 0)
+    assert [[*part] for part in latency.parts(cells)] == [[*names[:2]], [names[2]]]
 
 
 LOST = """
@@ -117,7 +157,7 @@ def load(folder):
 
 
 @pytest.mark.slow
-def test_a_process_that_is_lost_fails_its_cell_and_the_others_end(
+def test_a_process_that_is_lost_fails_its_cell_alone_and_the_others_end(
     suite: Suite, processes: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "is_lost.py").write_text(LOST)
@@ -126,8 +166,15 @@ def test_a_process_that_is_lost_fails_its_cell_and_the_others_end(
     lost = dataclasses.replace(variants.VARIANTS["fp32"], name="lost", load=load)
     monkeypatch.setitem(variants.VARIANTS, "lost", lost)
     monkeypatch.setenv("QBERT_CACHE", str(tmp_path))
+    cells = [suite.cell("tiny", 16, name) for name in ("fp32", "lost", "int8-dynamic-onednn")]
+    with contextlib.closing(latency.Timers()) as timers:
+        first = timers.time(cells[0], seconds=0.1, group=cells)
+        with pytest.raises(InputError, match=r"^tiny-16-lost: a process that times it was killed by signal 9$"):
+            timers.time(cells[1], seconds=0.1, group=cells)
+        assert timers.time(cells[2], seconds=0.1, group=cells).baseline_s == first.variant_s
     with pytest.raises(InputError, match=r"^tiny-16-lost: a process that times it was killed by signal 9$"):
-        latency.Timers().time(suite.cell("tiny", 16, "lost"), seconds=0.1)
+        timers.time(cells[1], seconds=0.1)
+    timers.close()
     assert not processes(f"QBERT_CACHE={tmp_path}")
 
 
@@ -156,10 +203,10 @@ def slowed(encoding: Any) -> Any:
 def test_a_neighbour_that_ends_before_the_audit_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.busy", True)
     timer = timing.Timer()
-    timer._loaded["variant"] = {}, Classifier(slowed, {})  # noqa: SLF001  as load does
-    timer.begin("variant", [{"input_ids": np.arange(8).reshape(1, 8).tolist()}], special=[0], seed=0)
+    timer._loaded["variant"] = Classifier(slowed, {})  # noqa: SLF001  as load does
+    timer.begin([{"input_ids": np.arange(8).reshape(1, 8).tolist()}], special=[0], seed=0)
     assert min(timer.block("variant", settling=1, timed=4)) >= 0.02
     monkeypatch.setattr(f"{__name__}.busy", False)
-    found = timer.repeat(4)
+    found = timer.repeat("variant", 4)
     assert (found["finite"], found["differs"]) == (True, [])
     assert found["faster"] < audit.REMEMBERED

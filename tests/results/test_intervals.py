@@ -25,34 +25,41 @@ def heavy(rng: np.random.Generator, size: Any) -> Any:
     return rng.standard_t(3, size=size) / math.sqrt(3)
 
 
-def timed(rng: np.random.Generator, true: float, draw: Draw, own: Any, *, bursts: bool) -> latency.Timed:
-    """Give the blocks of a cell whose processes differ by `own` (log); a burst slows blocks that follow each other."""
-    logs = WITHIN / math.sqrt(2) * draw(rng, (PAIRS, latency.PROCESSES, 2))
-    logs[:, :, 0] += math.log(true)
-    logs[:, :, 1] -= own
-    in_time = logs.reshape(-1)
-    if bursts:
-        for _ in range(rng.poisson(0.5)):
-            start = rng.integers(len(in_time))
-            in_time[start : start + rng.integers(1, 4)] += rng.uniform(0.1, 0.6)
-    blocks = np.exp(in_time.reshape(logs.shape))
-    baseline, variant = (
-        [[[float(one)] for one in blocks[:, process, side]] for process in range(latency.PROCESSES)] for side in (0, 1)
-    )
-    return latency.Timed(variant, baseline)
+def timed(
+    rng: np.random.Generator, true: dict[str, float], own: dict[str, Any], draw: Draw, *, bursts: bool
+) -> dict[str, latency.Timed]:
+    """Give the blocks of a group, `fp32` first, whose processes differ by `own` (log) and take turns in random order.
+
+    A burst slows blocks that follow each other.
+    """
+    logs = WITHIN / math.sqrt(2) * draw(rng, (latency.PROCESSES, PAIRS, len(true)))
+    orders = rng.permuted(np.broadcast_to(np.arange(len(true)), logs.shape), axis=2)
+    in_time = np.zeros(logs.size)
+    for _ in range(rng.poisson(0.5 * len(true) / 2) if bursts else 0):  # as many for each block
+        start = rng.integers(len(in_time))
+        in_time[start : start + rng.integers(1, 4)] += rng.uniform(0.1, 0.6)
+    logs += np.take_along_axis(in_time.reshape(logs.shape), np.argsort(orders, axis=2), axis=2)
+    seconds = {
+        name: [
+            [[float(np.exp(log + own[name][process])) / true[name]] for log in logs[process, :, side]]
+            for process in range(latency.PROCESSES)
+        ]
+        for side, name in enumerate(true)
+    }
+    return {name: latency.Timed(found, seconds["fp32"]) for name, found in seconds.items() if name != "fp32"}
 
 
 def table(rng: np.random.Generator, trues: dict[str, float], places: int, draw: Draw, *, bursts: bool) -> pd.DataFrame:
     """Give the cells of a run: at each place the variants `trues`, all of one runtime, beside one fp32."""
     rows = []
     for place in range(places):
-        fp32 = BETWEEN / math.sqrt(2) * draw(rng, latency.PROCESSES)
-        for variant, true in trues.items():
-            own = BETWEEN / math.sqrt(2) * draw(rng, latency.PROCESSES) - fp32
-            found = timed(rng, true, draw, own, bursts=bursts).figures()
+        true = {"fp32": 1.0} | trues
+        own = {name: BETWEEN / math.sqrt(2) * draw(rng, latency.PROCESSES) for name in true}
+        for variant, found in timed(rng, true, own, draw, bursts=bursts).items():
             identity = {"definition": {"precision": variant.partition("-")[0], "runtime": "R"}}
             info = {"model": "m", "max_length": place, "variant": variant, "trained": True, "identity": identity}
-            rows.append({"stats": {"median": 1 / true}, "extra_info": info | {"measured": "latency"} | found})
+            info |= {"measured": "latency"} | found.figures()
+            rows.append({"stats": {"median": 1 / true[variant]}, "extra_info": info})
     return history.cells(rows)
 
 
@@ -73,7 +80,7 @@ def test_the_interval_holds_the_speedup_of_the_next_processes(places: int, draw:
         new += intervals.speedups(cells)
         pairs = np.exp(BETWEEN * draw(rng, 1) + WITHIN * draw(rng, 6)) * 2
         old.append((float(pairs.min()), float(pairs.max())))
-    assert covered(new, 2.0) >= 0.92  # of 1200 trials 0.947 to 0.962
+    assert covered(new, 2.0) >= 0.92  # of 1200 trials 0.931 to 0.958
     assert covered(old, 2.0) < 0.67  # 0.44 to 0.52
 
 
@@ -81,14 +88,14 @@ def test_the_interval_holds_the_speedup_of_the_next_processes(places: int, draw:
 def test_the_interval_over_the_best_fp32_holds_the_true_ratio(draw: Draw, *, bursts: bool) -> None:
     rng = np.random.default_rng(4)
     found = []
-    for _ in range(60):
+    for _ in range(150):
         cells = table(rng, {"fp32-other": 1.5, "int8": 3.0}, 6, draw, bursts=bursts)
         paced = pace.at_one_pace(cells, cells)
         rows = paced[paced["variant"] == "int8"]
         found += list(zip(rows["over_best_low"], rows["over_best_high"], strict=True))
         itself = paced[paced["variant"] == "fp32-other"]
         assert itself["over_best_low"].isna().all()
-    assert 0.92 <= covered(found, 2.0) <= 0.99
+    assert 0.9 <= covered(found, 2.0) <= 0.99  # of 1200 trials 0.953, and 0.942 with heavy tails
 
 
 def test_equal_variants_cannot_be_told_apart_and_others_can() -> None:
