@@ -9,7 +9,7 @@ import importlib.util
 import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,24 +244,25 @@ def _order(item: pytest.Item) -> tuple[Any, ...]:
     place, kind = item.stash[PLACE], _kind(item)
     if not kind:
         return len(KINDS), place
+    group = _group_key(item)
+    return (0, *group, KINDS.index(kind), place) if group else (KINDS.index(kind), place)
+
+
+def _group_key(item: pytest.Item) -> tuple[int, int] | None:
+    """Return the places of a case's model and length among the session's; None if it is not of GROUPED."""
+    if _kind(item) not in GROUPED:
+        return None
     suite, params = suite_of(item.config), item.callspec.params  # type: ignore[attr-defined]  # of a pytest.Function
-    group = list(suite.models).index(params["model"]), suite.max_lengths.index(params["max_length"])
-    return (0, *group, KINDS.index(kind), place) if kind in GROUPED else (KINDS.index(kind), place)
+    return list(suite.models).index(params["model"]), suite.max_lengths.index(params["max_length"])
 
 
 def _kind(item: pytest.Item) -> str:
     """Return what a case of this package measures; empty for any other test."""
-    name = getattr(item, "originalname", "").removeprefix("test_")
-    # Where no cells were found, pytest makes a test without parameters.
-    is_cell = (
-        PLACE in item.stash and isinstance(item, pytest.Function) and item.callspec.params["model"] in _models(item)
-    )
-    return name if name in KINDS and is_cell and _is_case(item.path) else ""
-
-
-def _models(item: pytest.Item) -> "Collection[str]":
-    suite = _state(item.config).suite
-    return suite.models if suite else ()
+    name, suite = getattr(item, "originalname", "").removeprefix("test_"), _state(item.config).suite
+    if name not in KINDS or PLACE not in item.stash or suite is None or not _is_case(item.path):
+        return ""
+    model = item.callspec.params["model"]  # type: ignore[attr-defined]  # of a pytest.Function
+    return name if model in suite.models else ""  # where there are no cells, pytest makes a test without parameters
 
 
 def _check_collected(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -316,7 +317,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     state.running = ""
     if kind := _kind(item):
         state.seconds.setdefault(kind, []).append(time.monotonic() - start)
-        if nextitem and kind in GROUPED and _order(item)[:3] != _order(nextitem)[:3]:
+        if kind in GROUPED and nextitem and _group_key(nextitem) != _group_key(item):
             _show_group(item)
     return result
 
@@ -467,6 +468,7 @@ def cell(
 ) -> "Cell":
     """One model, maximum length and variant, built; or, for another process, prepared to be built there."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
+    qbert_suite.drop_all_but(variant)
     own_process = request.node.get_closest_marker("own_process")
     with capture.global_and_fixture_disabled():  # so that the progress of a training is shown
         with in_a_sentence():

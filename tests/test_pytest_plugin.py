@@ -541,6 +541,14 @@ def test_an_interrupted_run_keeps_its_whole_cells_as_a_part(timed_here: Run, tmp
     assert json.loads((tmp_path / "part.json").read_text())["qbert"]["part"] is False
 
 
+def test_a_group_may_be_followed_by_another_projects_test(timed_here: Run, tmp_path: Path) -> None:
+    (tmp_path / "test_own.py").write_text("def test_own(): pass")
+    done = timed_here(tmp_path / "test_own.py", "-k", "(latency and 16) or own", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+    assert "INTERNALERROR" not in done.stdout
+
+
 def test_a_table_appears_as_soon_as_its_cells_are_whole(timed_here: Run, tmp_path: Path) -> None:
     done = timed_here("-k", "latency or accuracy", cwd=tmp_path)
     assert done.returncode == 0, done.stdout

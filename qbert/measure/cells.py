@@ -42,7 +42,7 @@ def baseline_of(model: str, dataset: Dataset, max_length: int | None = None) -> 
 
 
 class Suite:
-    """Builds what the cells of a run need, and keeps the classifiers in use."""
+    """Builds what the cells of a run need, and keeps the classifiers of the current model."""
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Suite:
         self._failed: dict[Any, Exception] = {}
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
         self._folders: dict[tuple[Path, str, int | None], Path] = {}
+        self._current_model = ""
         self.judged: dict[tuple[str, int, str], dict[tuple[str, ...], npt.NDArray[np.float32]]] = {}
         """The logits of each document in a cell's accuracy pass, by the cell's names and the document's text."""
         self._baseline_logits: dict[tuple[str, int], npt.NDArray[np.float32]] = {}
@@ -88,15 +89,22 @@ class Suite:
         return self._checkpoints[folder]
 
     def classifier(self, model: Model, max_length: int, variant: Variant) -> Classifier:
-        """Return the built classifier, and drop all others but the baseline of the same checkpoint."""
+        """Return the built classifier, and drop those of another model."""
+        if model.name != self._current_model:
+            self._classifiers.clear()
+            self._current_model = model.name
         checkpoint = self.checkpoint(model, max_length)
         folder = self.folder(checkpoint, variant, max_length)
-        key, baseline = (folder, variant.name), (checkpoint.folder, BASELINE)
+        key = (folder, variant.name)
         if key not in self._classifiers:
-            self._classifiers = {kept: value for kept, value in self._classifiers.items() if kept == baseline}
             with self._once(key), silent():  # a runtime that fails also writes to the terminal
                 self._classifiers[key] = variants.load(variant, checkpoint, folder)
         return self._classifiers[key]
+
+    def drop_all_but(self, variant: str) -> None:
+        """Drop the classifiers of other variants, except baselines: all of BERT-base need 2 GB."""
+        kept = {variant, BASELINE}
+        self._classifiers = {key: classifier for key, classifier in self._classifiers.items() if key[1] in kept}
 
     def folder(self, checkpoint: Checkpoint, variant: Variant, max_length: int) -> Path:
         """Return the folder that `variant` is loaded from; it is built and checked once per run."""
