@@ -542,8 +542,8 @@ def test_an_interrupted_run_keeps_its_whole_cells_as_a_part(timed_here: Run, tmp
 
 
 def test_a_group_may_be_followed_by_another_projects_test(timed_here: Run, tmp_path: Path) -> None:
-    (tmp_path / "test_own.py").write_text("def test_own(): pass")
-    done = timed_here(tmp_path / "test_own.py", "-k", "(latency and 16) or own", cwd=tmp_path)
+    (tmp_path / "test_own.py").write_text("def test_elsewhere(): pass")
+    done = timed_here(tmp_path / "test_own.py", "-k", "(latency and 16) or elsewhere", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
     assert "INTERNALERROR" not in done.stdout
