@@ -225,9 +225,9 @@ def test_no_variant_is_faster_than_the_limit(
         fastest = min(latency.time_call(classifier, encoding) for _ in range(30))
     for _ in range(3):  # each measures the core again
         with contextlib.suppress(InputError):
-            cell.limit(fastest)
+            cell.limit(fastest, classifier.evidence)
             break
-    figures = cell.limit(fastest)  # raises where it is faster
+    figures = cell.limit(fastest, classifier.evidence)  # raises where it is faster
     assert 0 < figures["share_of_best_limit"] <= figures["share_of_limit"] <= 1
     assert figures["floor_s"] / fastest == figures["share_of_limit"]
     assert figures["limit_definition"] == roofline.DEFINITION
