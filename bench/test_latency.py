@@ -1,8 +1,9 @@
 """The latency of one encoding of exactly `max_length` tokens in the steady state: call after call.
 
-Timed: encoding to logits, batch size 1, one thread, garbage collection off, in three processes in turn. Each call has
-an encoding that its process has not seen: of real text at first, later of random mixes of those texts' tokens.
-Not timed: tokenizing, building, loading, warming up; the baseline's calls between the rounds; the audit.
+Timed: encoding to logits, batch size 1, one thread, garbage collection off. The variants of a model and length take
+turns, in three processes, one after the other. Each call has an encoding that its process has not seen: of real text at
+first, later of random mixes of those texts' tokens.
+Not timed: tokenizing, building, loading, warming up; the audit.
 A call after a pause takes longer: bench/test_footprint.py.
 """
 
@@ -38,6 +39,8 @@ def test_latency(
             percentiles = accuracy.percentiles(timed.rounds)
             limit = cell.limit(percentiles["p50_s"], timed.evidence)
             benchmark.extra_info.update(percentiles, **timed.figures(), **limit)
+        if benchmark.cprofile:
+            cell.classifier(encoding)  # so that the profile is of a call alone
     benchmark.extra_info.update(cell.describe(timed.evidence), measured="latency")
     seconds = iter(timed.rounds)
 

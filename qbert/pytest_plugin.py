@@ -69,6 +69,7 @@ class State:
     cannot: dict[str, str] = field(default_factory=dict)
     """Why a cell was left out, by the cell's name."""
     settings: "Settings | None" = None
+    timers: "Timers | None" = None
     collected: int = 0
     """How many cells were collected."""
     running: str = ""
@@ -318,11 +319,22 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if kind := _kind(item):
         state.seconds.setdefault(kind, []).append(time.monotonic() - start)
         if kind in GROUPED and nextitem and _group_key(nextitem) != _group_key(item):
-            _show_group(item)
+            _finish_group(item)
     return result
 
 
-def _show_group(item: pytest.Item) -> None:
+def _finish_group(item: pytest.Item) -> None:
+    """Show the table of the group of `item`, unless some of it is still to come; end the timing after the last."""
+    later = item.session.items[item.session.items.index(item) + 1 :]
+    kinds = [kind for other in later if (kind := _kind(other))]
+    state, reporter = _state(item.config), item.config.pluginmanager.getplugin("terminalreporter")
+    if "latency" not in kinds and state.timers:
+        state.timers.close()  # else capacity would share its pages with these processes
+    if reporter and kinds and _group_key(item) not in map(_group_key, later):
+        _show_group(item, kinds)
+
+
+def _show_group(item: pytest.Item, kinds: list[str]) -> None:
     from rich.text import Text
 
     from qbert.results import end_of_run, tables
@@ -337,7 +349,6 @@ def _show_group(item: pytest.Item) -> None:
         return
     item.config.pluginmanager.getplugin("terminalreporter").ensure_newline()
     tables.show(end_of_run.group_table(of_group))
-    kinds = [kind for other in item.session.items[item.session.items.index(item) + 1 :] if (kind := _kind(other))]
     tables.show(Text(f"\n{end_of_run.left(kinds, state.seconds)}", style="dim"))
 
 
@@ -490,11 +501,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def qbert_timers() -> "Iterator[Timers]":
+def qbert_timers(pytestconfig: pytest.Config) -> "Iterator[Timers]":
     """Yield the processes that time latency; they end with the session."""
     from qbert.measure.latency import Timers
 
     with contextlib.closing(Timers()) as started:
+        _state(pytestconfig).timers = started
         yield started
 
 

@@ -13,7 +13,7 @@ from qbert.system.terminal import echo
 
 
 @click.command()
-@options.shared("model", multiple=True, default=DEFAULTS.models[:1])
+@options.shared("model", multiple=True, default=("bert-tiny",))
 @options.shared("dataset", default=DEFAULTS.dataset)
 @options.shared("variants", default=DEFAULTS.variants, help="Names with commas between.")
 @options.shared("max-lengths", default=",".join(map(str, DEFAULTS.max_lengths)), help="Tokens.")

@@ -42,7 +42,7 @@ def baseline_of(model: str, dataset: Dataset, max_length: int | None = None) -> 
 
 
 class Suite:
-    """Builds what the cells of a run need, and keeps the classifiers of the current model."""
+    """Builds what the cells of a run need, and keeps classifiers of the current model."""
 
     def __init__(
         self,

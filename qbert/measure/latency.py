@@ -157,22 +157,33 @@ class Timers:
         self._timed: set[str] = set()
         self._imported: set[str] = set()
         self._importing: list[Child] = []
+        self._imports = True
 
     def start(self, modules: Iterable[str]) -> None:
         """Start the processes, and let them import `modules` while this one does something else."""
         wanted = [module for module in dict.fromkeys(modules) if module not in self._imported]
         while len(self._children) < PROCESSES:
             self._children.append(Child("a process that times it", "-m", "qbert.measure.latency_worker"))
-        for child in self._children if wanted else ():
+        for child in self._children if wanted and self._imports else ():
             child.timeout_s = LOADING_S
             child.send("import_modules", modules=wanted)
             self._importing.append(child)
         self._imported.update(wanted)
 
     def _started(self) -> list[Child]:
-        """Return the processes when all have imported what they were asked to."""
-        while self._importing:
-            self._importing.pop(0).receive()
+        """Return the processes when all have imported what they were asked to.
+
+        Where that ends one, new ones import nothing before they load a variant: so it is told of the right one.
+        """
+        try:
+            while self._importing:
+                self._importing.pop(0).receive()
+            lost = any(child.process.poll() is not None for child in self._children)
+        except LostError:
+            self._imports, lost = False, True
+        if lost:
+            self.close()
+            self.start(())
         return self._children
 
     def close(self) -> None:
@@ -201,15 +212,17 @@ class Timers:
             InputError: a process fails, dies or hangs, or the variant does not do the work that is timed.
         """
         if cell.name not in self._outcomes:
-            others = [one for one in group if one.name not in self._timed]
+            others = [one for one in group if one.name not in self._timed | self._outcomes.keys()]
             cells = {one.variant.name: one for one in (cell, *others)}
             try:
-                self._outcomes = {}
                 together = parts(cells)
                 for number, part in enumerate(together):
                     share = partial(_advance, advance, number, len(together))
                     self._outcomes |= self._time(part, seconds, min_rounds, share)
-            except BaseException:  # a process is lost or interrupted: the state of the others is unknown
+            except InputError as error:
+                self.close()
+                raise type(error)(f"{cell.name}: {error}") from error
+            except BaseException:  # interrupted: the state of the processes is unknown
                 self.close()
                 raise
         outcome = self._outcomes.pop(cell.name)
@@ -231,10 +244,11 @@ class Timers:
             except _VariantError as failed:
                 if isinstance(failed.error, LostError):
                     self.close()
-                failing = cells.get(failed.variant, baseline)
-                why = type(failed.error)(f"{failing.name}: {failed.error}")
-                lost = list(cells) if failed.variant == BASELINE else [failed.variant]
-                outcomes |= {cells.pop(variant).name: why for variant in lost}
+                if failed.variant == BASELINE:  # which has to run: no variant is left out for it
+                    why = InputError(f"{baseline.name}: {failed.error}")
+                    return outcomes | {cell.name: why for cell in cells.values()}
+                cell = cells.pop(failed.variant)
+                outcomes[cell.name] = type(failed.error)(f"{cell.name}: {failed.error}")
         return outcomes
 
     def _attempt(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+import qbert.variants  # noqa: F401  before import_modules: it turns OpenVINO's telemetry off
 from qbert.measure import audit
 from qbert.system import worker
 from qbert.system.machine import one_core

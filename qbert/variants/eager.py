@@ -7,6 +7,7 @@ layer, everything else in fp32.
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # nobody can act on the warnings of the engine qnnpack
 
 WEIGHTS = "quantized.safetensors"
+_INITIALIZING = threading.Lock()
+"""no_init_weights changes the whole process: of two at once the second would restore what the first had changed."""
 
 
 def lacks_bf16() -> str:
@@ -111,7 +114,7 @@ def load_dynamic(folder: Path, *, engine: str, threads: int = 1) -> Classifier:
         from transformers.initialization import no_init_weights
 
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with no_init_weights():  # random numbers for BERT-base take half of the time to load it
+        with _INITIALIZING, no_init_weights():  # random numbers for BERT-base take half of the time to load it
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     layers = {}

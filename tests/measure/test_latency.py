@@ -178,6 +178,32 @@ def test_a_process_that_is_lost_fails_its_cell_alone_and_the_others_end(
     assert not processes(f"QBERT_CACHE={tmp_path}")
 
 
+@pytest.mark.slow
+def test_a_package_that_ends_a_process_is_not_imported_before_a_variant_needs_it(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ends_it.py").write_text("import os\nos._exit(3)")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with contextlib.closing(latency.Timers()) as timers:
+        timers.start(["ends_it"])
+        first, second = (suite.cell("tiny", 16, name) for name in ("fp32", "int8-dynamic-onednn"))
+        assert timers.time(first, seconds=0.1).rounds
+        timers.start(["ends_it"])
+        assert timers.time(second, seconds=0.1).rounds
+
+
+def test_a_lost_or_broken_baseline_leaves_no_variant_out(
+    suite: Suite, timers: latency.Timers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "is_broken.py").write_text("def load(folder): raise ValueError('no such operator')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    broken = dataclasses.replace(variants.VARIANTS["fp32"], load=importlib.import_module("is_broken").load)
+    monkeypatch.setitem(variants.VARIANTS, "fp32", broken)
+    with pytest.raises(InputError, match=r"^tiny-16-fp32: it cannot be loaded .*no such operator") as raised:
+        timers.time(suite.cell("tiny", 16, "int8-dynamic-onednn"), seconds=0.1)
+    assert raised.type is InputError
+
+
 def test_timing_leaves_collector_and_cores_as_they_were() -> None:
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     start = time.perf_counter()
