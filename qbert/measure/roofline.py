@@ -153,7 +153,7 @@ def core(shapes: Shapes, weights: int, tokens: int) -> Core:
             rates[precision][REGISTERS] = _register_rate(loop)
         for precision, kernel, (inputs, outputs), product in built:
             best = max(rates[precision].values(), default=0.0)
-            rate = _product_rate(2 * tokens * inputs * outputs, product(tokens), best)
+            rate = product_rate(2 * tokens * inputs * outputs, product(tokens), best)
             rates[precision][kernel] = max(rates[precision].get(kernel, 0.0), rate)
         return Core({name: known for name, known in rates.items() if known}, _bandwidths(weights))
 
@@ -171,7 +171,7 @@ def kernels(shapes: Shapes) -> list[tuple[str, str, tuple[int, int], Callable[[i
         ]
 
 
-def _product_rate(operations: int, call: Callable[[], Any], best: float) -> float:
+def product_rate(operations: int, call: Callable[[], Any], best: float) -> float:
     """Return the operations per second of the fastest `call`; of the first alone where that is hopeless."""
     start = time.perf_counter()
     call()

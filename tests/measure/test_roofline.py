@@ -54,6 +54,19 @@ def test_operations_of_every_family_grow_with_the_length(family: Checkpoint) -> 
     assert short.weights == long.weights
 
 
+@pytest.mark.parametrize(("best", "calls"), [(1e9, 1), (0.0, roofline.CALLS + 2)], ids=["hopeless", "only one"])
+def test_what_is_long_and_far_from_the_best_rate_is_called_once(best: float, calls: int) -> None:
+    made: list[float] = []
+
+    def call() -> None:
+        made.append(time.perf_counter())
+        time.sleep(1.2 * roofline.LONG_S)
+
+    rate = roofline.product_rate(1000, call, best)
+    assert len(made) == calls
+    assert 0 < rate <= 1000 / (1.2 * roofline.LONG_S)
+
+
 @pytest.fixture
 def sleeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Put in the place of all kernels two libraries that sleep, 10 and 20 us for each row."""

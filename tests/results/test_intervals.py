@@ -95,7 +95,8 @@ def test_the_interval_over_the_best_fp32_holds_the_true_ratio(draw: Draw, *, bur
         found += list(zip(rows["over_best_low"], rows["over_best_high"], strict=True))
         itself = paced[paced["variant"] == "fp32-other"]
         assert itself["over_best_low"].isna().all()
-    assert 0.9 <= covered(found, 2.0) <= 0.99  # of 1200 trials 0.953, and 0.942 with heavy tails
+    # Of 1200 trials 0.953; of 2100 with heavy tails and bursts 0.932: a burst that hits fp32's block is in every ratio.
+    assert (0.9 if bursts else 0.92) <= covered(found, 2.0) <= 0.99
 
 
 def test_equal_variants_cannot_be_told_apart_and_others_can() -> None:
