@@ -484,6 +484,7 @@ def cell(
     with capture.global_and_fixture_disabled():  # so that the progress of a training is shown
         with in_a_sentence():
             built = qbert_suite.cell(model, max_length, variant)
+            qbert_suite.make([built, *_group(request.node, built)])
             _ = built.checkpoint if own_process else built.baseline
         with qbert_attempt():
             _ = built.folder if own_process else built.classifier
@@ -522,7 +523,7 @@ def qbert_time(request: pytest.FixtureRequest, qbert_timers: "Timers") -> "Calla
         selected = variants.select(settings_of(request.config).variant_list)
         with capture.global_and_fixture_disabled():
             qbert_timers.start(module for variant in selected for module in variant.modules)
-            group = list(_group(request.node, cell))
+            group = [one for one in _group(request.node, cell) if _is_prepared(one)]
             with progress(f"timing {cell.model.name}-{cell.max_length}", 100) as advance:
                 return qbert_timers.time(
                     cell,
@@ -536,18 +537,21 @@ def qbert_time(request: pytest.FixtureRequest, qbert_timers: "Timers") -> "Calla
 
 
 def _group(item: pytest.Function, cell: "Cell") -> "Iterator[Cell]":
-    """Yield the cells of the session's tests that differ from `item`, that of `cell`, in nothing but the variant.
-
-    What cannot be built is left out: its own test tells why.
-    """
+    """Yield the cells of the session's tests that differ from `item`, that of `cell`, in nothing but the variant."""
     for other in item.session.items:
         if isinstance(other, pytest.Function) and (other.path, other.originalname) == (item.path, item.originalname):
             params: dict[str, Any] = dict(other.callspec.params)
             if (params["model"], params["max_length"]) == (cell.model.name, cell.max_length):
-                one = cell.suite.cell(**params)
-                with contextlib.suppress(Exception):  # of any class, as in_a_sentence
-                    _ = one.folder
-                    yield one
+                yield cell.suite.cell(**params)
+
+
+def _is_prepared(cell: "Cell") -> bool:
+    """Whether `cell` can be built, or was; if not, its own test tells why."""
+    try:
+        _ = cell.folder
+    except Exception:  # noqa: BLE001  of any class, as in_a_sentence
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,7 @@ class Suite:
         self._failed: dict[Any, Exception] = {}
         self._classifiers: dict[tuple[Path, str], Classifier] = {}
         self._folders: dict[tuple[Path, str, int | None], Path] = {}
+        self._made: set[tuple[Path, str, int]] = set()
         self._current_model = ""
         self.judged: dict[tuple[str, int, str], dict[tuple[str, ...], npt.NDArray[np.float32]]] = {}
         """The logits of each document in a cell's accuracy pass, by the cell's names and the document's text."""
@@ -113,6 +114,15 @@ class Suite:
             with self._once(key):
                 self._folders[key] = variants.prepare(variant, checkpoint, self.dataset, max_length)
         return self._folders[key]
+
+    def make(self, cells: "Sequence[Cell]") -> None:
+        """Make the missing files of `cells` of one model and length, whose checkpoint is there, on all cores."""
+        first = cells[0]
+        keys = {(first.checkpoint.folder, one.variant.name, one.max_length) for one in cells}
+        if keys - self._made:
+            self._made |= keys
+            wanted = [one.variant for one in cells]
+            variants.make_missing(wanted, first.checkpoint, self.dataset, first.max_length)
 
     @contextlib.contextmanager
     def _once(self, key: Any) -> Iterator[None]:  # noqa: ANN401  any hashable

@@ -212,7 +212,9 @@ def choose(
     documents, judged_by = loaded.to_choose_by(validation, calibration, trained_on)
     started = time.monotonic()
     _ = baseline.classifier  # an error of the model is no variant's
-    cells, rows = _built(baseline.suite.cell(baseline.model.name, baseline.max_length, variant) for variant in chosen)
+    wanted_cells = [baseline.suite.cell(baseline.model.name, baseline.max_length, variant) for variant in chosen]
+    baseline.suite.make(wanted_cells)
+    cells, rows = _built(wanted_cells)
     if not cells:
         raise InputError(f"none of {names} runs here: {'; '.join(row.why for row in rows)}")
     made = time.monotonic()

@@ -89,17 +89,21 @@ def evaluate(
     results: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         suite.checkpoint(suite.models[name], max_length).check_trained(model)  # an error of the model is no variant's
+        cells = [suite.cell(name, max_length, variant.name) for variant in chosen]
+        if workers is None:
+            suite.make(cells)
         advance = stack.enter_context(progress(chosen[0].name, len(rows) * len(chosen)))
-        for number, variant in enumerate(chosen):
-            cell = suite.cell(name, max_length, variant.name)
-            advance_here = partial(_advance, advance, number * len(rows), variant.name)
+        for number, cell in enumerate(cells):
+            advance_here = partial(_advance, advance, number * len(rows), cell.variant.name)
             try:
                 logits, seconds, described = _judge(cell, rows, workers, advance_here)
                 accuracy.check_finite(logits, cell.name)
             except CannotRunError as error:
                 if cell.is_baseline:
                     raise
-                results.append({"model": name, "max_length": max_length, "variant": variant.name, "cannot": str(error)})
+                results.append(
+                    {"model": name, "max_length": max_length, "variant": cell.variant.name, "cannot": str(error)}
+                )
                 continue
             comparison, flips = cell.judge(rows, logits)
             times = accuracy.percentiles(seconds) if len(seconds) else {}

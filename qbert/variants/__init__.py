@@ -31,6 +31,7 @@ from qbert.variants.build import (
     prepare,
     write_artefact,
 )
+from qbert.variants.build_processes import make_missing
 
 __all__ = [
     "BASELINE",
@@ -45,6 +46,7 @@ __all__ = [
     "listed",
     "load",
     "load_artefact",
+    "make_missing",
     "named",
     "prepare",
     "register",

@@ -58,29 +58,45 @@ def prepare(
     """
     if variant.export is None:
         return checkpoint.folder
+
+    def fill(stage: Path) -> None:
+        say_making(variant, checkpoint)
+        _export(variant, checkpoint, stage, dataset, max_length)
+
+    # Variants that load the same files differently share them.
+    folder = build_kept(place(variant, variant.export, checkpoint, dataset, max_length), fill)
+    if not variant.precision.startswith("int8"):  # of int8 its exporter holds the floats that it quantizes
+        _hold(variant, checkpoint, folder, max_length)
+    return folder
+
+
+def say_making(variant: Variant, checkpoint: "Checkpoint") -> None:
+    """Print that `variant` is being made of `checkpoint`."""
+    say(f"making {variant.name} of {checkpoint.folder.name}, once")
+
+
+def place(
+    variant: Variant,
+    export: Callable[..., None],
+    checkpoint: "Checkpoint",
+    dataset: "Dataset | None",
+    max_length: int | None,
+) -> Path:
+    """Return the folder of the cache for what `export`, that of `variant`, makes."""
     read = ["qbert.inputs.dataset"] if variant.calibrated else []
     ingredients = [
         checkpoint.sha256,
-        qualified(variant.export),
+        qualified(export),
         # Edited code makes it again.
-        sources.sha256(variant.export.__module__, __name__, "qbert.inputs.checkpoint", *read),
+        sources.sha256(export.__module__, __name__, "qbert.inputs.checkpoint", *read),
         _options(variant, checkpoint, max_length),
         _calibration(variant, checkpoint, dataset),
         machine.instruction_sets(),
         machine.hidden(),
         machine.versions(*variant.packages),
     ]
-    name = f"{variant.export.__module__.rpartition('.')[2]}-{variant.export.__name__}-{_key(ingredients)}"
-
-    def fill(stage: Path) -> None:
-        say(f"making {variant.name} of {checkpoint.folder.name}, once")
-        _export(variant, checkpoint, stage, dataset, max_length)
-
-    # Variants that load the same files differently share them.
-    folder = build_kept(cache_dir() / "variants" / name, fill)
-    if not variant.precision.startswith("int8"):  # of int8 its exporter holds the floats that it quantizes
-        _hold(variant, checkpoint, folder, max_length)
-    return folder
+    name = f"{export.__module__.rpartition('.')[2]}-{export.__name__}-{_key(ingredients)}"
+    return cache_dir() / "variants" / name
 
 
 def _key(ingredients: list[Any]) -> str:
@@ -153,7 +169,7 @@ def write_artefact(
         "inputs": checkpoint.encoder.inputs,
         "labels": checkpoint.labels,
         "max_length": max_length or checkpoint.max_length,
-        "module": _own_module(variant),
+        "module": own_module(variant),
         "problem_type": checkpoint.problem_type,
         "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
         "split_special_tokens": checkpoint.encoder.tokenizer.split_special_tokens,
@@ -197,7 +213,7 @@ def _name_labels(path: Path, checkpoint: "Checkpoint") -> None:
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _own_module(variant: Variant) -> str:
+def own_module(variant: Variant) -> str:
     """Return the module of a user's own `variant`, which probably registers it; empty where it is qbert's."""
     modules = [function.__module__ for function in (variant.load, variant.export) if function]
     return next((name for name in modules if not name.startswith("qbert.")), "")

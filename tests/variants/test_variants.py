@@ -20,7 +20,7 @@ from qbert.inputs.dataset import Dataset
 from qbert.inputs.tokenizer import Encoding
 from qbert.system import sources
 from qbert.system.errors import CannotRunError, InputError
-from qbert.variants import VARIANTS, Classifier, Variant
+from qbert.variants import VARIANTS, Classifier, Variant, build_processes
 from qbert.variants.build import CALIBRATION_DOCUMENTS
 
 HERE = [variant for variant in VARIANTS.values() if not variant.missing()]
@@ -371,6 +371,43 @@ def test_what_is_calibrated_is_made_again_for_other_texts_and_for_a_hidden_proce
     assert variants.prepare(variant, trained, news) == folders[0]
     assert "qbert.inputs.dataset" in hashed
     assert len(set(folders)) == 3
+
+
+def test_processes_make_what_is_missing_of_a_large_checkpoint_and_leave_out_what_cannot_be_made(
+    trained: Checkpoint,
+    news: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path / "cache"))
+    decoder = changed(trained, tmp_path / "decoder", is_decoder=True)
+    rows = [VARIANTS[name] for name in ("fp32", "fp32-onnxruntime", "fp32-openvino", "int8-dynamic-onednn")]
+    build_processes.make_missing(rows, decoder, news)
+    assert not (tmp_path / "cache").exists()  # it is small
+    monkeypatch.setattr(build_processes, "LARGE_BYTES", 0)
+    build_processes.make_missing([rows[1]], decoder, news)
+    assert not (tmp_path / "cache").exists()  # one alone
+    build_processes.make_missing(rows, decoder, news)
+    said = capsys.readouterr().err
+    monkeypatch.setattr(sys.modules["qbert.variants.build"], "_export", None)  # nothing is made from here on
+    made = [variants.prepare(row, decoder, news).name for row in rows[2:]]
+    assert [name.partition("-")[0] for name in made] == ["openvino", "eager"]
+    with pytest.raises(CannotRunError, match="fp32-onnxruntime does not compute what PyTorch's fp32 does"):
+        variants.prepare(rows[1], decoder, news)
+    assert not capsys.readouterr().err
+    assert {line.split()[1] for line in said.splitlines() if line} == {row.name for row in rows[1:]}
+
+
+def test_processes_that_die_while_they_make_variants_leave_them_to_this_one(
+    trained: Checkpoint, news: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QBERT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build_processes, "LARGE_BYTES", 0)
+    monkeypatch.setattr(build_processes, "WORKER", "no.such.module")
+    rows = [VARIANTS[name] for name in ("fp32-openvino", "int8-dynamic-onednn")]
+    build_processes.make_missing(rows, trained, news)
+    assert not list((tmp_path / "cache").glob("variants/*"))
 
 
 def test_what_is_not_installed_is_named_with_the_command_that_brings_it() -> None:
