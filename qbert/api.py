@@ -82,6 +82,7 @@ def quantize(
     *,
     dataset: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
+    kernels: Sequence[str] = (),
 ) -> Path:
     """Write a model as one variant to the folder `output`, which `load` reads, and return its path.
 
@@ -91,6 +92,8 @@ def quantize(
         output: the folder to write.
         dataset: folder of the dataset that a calibrated variant sees, or a built-in model learns.
         max_length: tokens at which texts are cut off; default: the length at which the model was trained.
+        kernels: of `int8-native`, each by its name (docs/native.md): where one of these runs, processes share the
+            weights although no cache can be written.
 
     Raises:
         InputError: something cannot be used, the variant cannot run here, or `output` exists already.
@@ -103,11 +106,13 @@ def quantize(
     chosen = variants.get(variant)
     if is_filled(target):
         raise InputError(f"{target} exists already: remove it or name another folder")
+    if kernels and chosen.pack is None:
+        raise InputError(f"variant {variant} has no kernels of ours to pack weights for: leave out --for (kernels)")
     checkpoint, loaded = models.to_serve(source, chosen, texts, max_length)
     checkpoint.check_trained(source)
     if max_length is not None:
         checkpoint.check_length(max_length)
-    build_folder(target, lambda stage: variants.write_artefact(chosen, checkpoint, stage, loaded, max_length))
+    build_folder(target, lambda stage: variants.write_artefact(chosen, checkpoint, stage, loaded, max_length, kernels))
     return target
 
 

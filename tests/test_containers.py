@@ -1,6 +1,8 @@
 """What serves raises an InputError for all that may be wrong around it: homes, users, file systems, limits."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -167,6 +169,91 @@ def test_an_artefact_that_may_not_be_read_is_an_input_error(
     from qbert.system import cache
 
     folder = artefact("int8-dynamic-onednn")
-    monkeypatch.setattr(cache, "_sha256", broken(PermissionError(13, "Permission denied", str(folder / "config.json"))))
+    monkeypatch.setattr(
+        cache, "file_sha256", broken(PermissionError(13, "Permission denied", str(folder / "config.json")))
+    )
     with pytest.raises(InputError, match=r"cannot be loaded here \(.*Permission denied: .*config.json'\)"):
         qbert.load(folder)
+
+
+IN_THE_IMAGE = """
+set -e
+mount --bind . .
+cd "$PWD"
+for folder in {python} /lib /lib64 /usr/lib; do
+  [ -e "$folder" ] || continue
+  mkdir -p ".$folder"
+  mount --bind "$folder" ".$folder"
+  mount -o remount,bind,ro ".$folder"
+done
+mount -t proc none proc
+{runs}
+mount -o remount,bind,ro .
+{serves}
+"""
+
+
+def recipe() -> list[tuple[str, str]]:
+    """The instructions of the Dockerfile in docs/serving.md, and their arguments."""
+    text = (Path(__file__).parents[1] / "docs/serving.md").read_text(encoding="utf-8")
+    block = text.partition("```dockerfile\n")[2].partition("```")[0]
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in block.splitlines())]
+
+
+def installed(name: str, into: Path, seen: set[str]) -> None:
+    """Copy what pip installs of `name` without extras, and what that needs."""
+    from importlib import metadata
+
+    from packaging.requirements import Requirement
+
+    distribution = metadata.distribution(name)
+    seen.add(name)
+    for file in distribution.files or ():
+        source = Path(str(distribution.locate_file(file)))
+        if ".." not in file.parts and source.is_file() and "__pycache__" not in file.parts:
+            (into / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, into / file)
+    for text in distribution.requires or ():
+        requirement = Requirement(text)
+        if requirement.name not in seen and (not requirement.marker or requirement.marker.evaluate({"extra": ""})):
+            installed(requirement.name, into, seen)
+
+
+@IS_ROOT
+@NATIVE
+@pytest.mark.slow
+@pytest.mark.parametrize("brings", [False, True], ids=["packed by the image", "packed for a kernel"])
+def test_the_recipe_serves_from_a_read_only_root_without_a_compiler(
+    trained: Checkpoint, tmp_path: Path, *, brings: bool
+) -> None:
+    library = compiler.load_library()
+    root = tmp_path / "root"
+    for folder in ("bin", "proc", "site", "tmp"):
+        (root / folder).mkdir(parents=True)
+    for program in ("sh", "chmod", "env"):
+        shutil.copy(str(shutil.which(program)), root / "bin" / program)
+    (root / "bin/python").symlink_to(Path(sys.base_prefix) / "bin/python3")
+    installed("pytest-qbert", root / "site", set())
+    shutil.copytree(Path(qbert.__file__).parent, root / "site/qbert", dirs_exist_ok=True)
+    brought = root / "site/qbert/variants/native/libraries"
+    brought.mkdir()
+    shutil.copy(library.file, brought / f"{library.kernel.name}.so")
+    kernels = [library.kernel.name] if brings else []
+    qbert.quantize(trained.folder, "int8-native", root / "model", kernels=kernels)
+    steps = recipe()
+    (variables,) = (rest for word, rest in steps if word == "ENV")
+    (user,) = (rest for word, rest in steps if word == "USER")
+    (command,) = (rest for word, rest in steps if word == "CMD")
+    inside = f"/bin/env -i PATH=/bin PYTHONPATH=/site PYTHONHOME={sys.base_prefix} {variables}"
+    runs = [f"chroot . {inside} sh -c {shlex.quote(rest)}" for word, rest in steps if word == "RUN"]
+    script = IN_THE_IMAGE.format(
+        python=sys.base_prefix,
+        runs="" if brings else "\n".join(runs[1:]),  # the first has installed the package
+        serves=f"chroot --userspec={user}:{user} . {inside} {shlex.join(json.loads(command))}",
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], cwd=root, input="体育新闻\n", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{qbert.load(root / 'model')('体育新闻').label}\n"
+    assert [*(root / "cache").rglob("*.packed")] == [] if brings else len([*(root / "cache").rglob("*.packed")]) == 1

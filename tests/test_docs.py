@@ -34,7 +34,7 @@ PAGES = [
 
 LONGEST_README = 130  # lines: what a person reads in one go
 FIRST_SCREEN = 25  # lines
-LANGUAGES = {"sh", "toml", "python", "csv"}
+LANGUAGES = {"sh", "toml", "python", "csv", "dockerfile"}
 OTHERS = {"", "bash", "curl", "pre-commit", "python", "uvicorn"}
 """Programs, and lines of settings alone, that nothing is known of here."""
 SEPARATORS = {"&&", "|", ";"}
@@ -265,6 +265,9 @@ def test_pytest_understands_every_command(parsed: Parsed) -> None:
     assert all(parsed.mistakes)
 
 
+BUILDERS = ("auditwheel", "build", "hatchling", "twine")
+
+
 def test_pip_would_find_every_requirement() -> None:
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     for where, args, _ in written("pip"):
@@ -273,7 +276,9 @@ def test_pip_would_find_every_requirement() -> None:
             if argument.startswith(("-", "https://")):
                 continue
             requirement = Requirement(re.sub(r"^\.(?=\[)", "pytest-qbert", argument))
-            assert requirement.name in {"pytest-qbert", "torch", "onnxruntime", "openvino", "tokenizers"}, where
+            assert requirement.name in {"pytest-qbert", "torch", "onnxruntime", "openvino", "tokenizers", *BUILDERS}, (
+                where
+            )
             assert requirement.extras <= extras, f"{where}: {argument}"
 
 

@@ -44,14 +44,14 @@ int main(int, char** arguments) {
   std::ifstream file(arguments[1], std::ios::binary);
   qbert::Geometry geometry;
   file.read(reinterpret_cast<char*>(&geometry), sizeof geometry);
-  void* encoder = qbert_new(&geometry);
+  void* encoder = qbert_new(&geometry, nullptr, 0);
   bool made = encoder && set(qbert_set_embeddings, encoder, file);
   for (std::int64_t layer = 0; made && layer < geometry.layers; ++layer) made = set(qbert_add_layer, encoder, file);
   if (!made || !set(qbert_set_head, encoder, file)) return 1;
   while (const std::int64_t tokens = number(file)) {
     const auto ids = values<std::int64_t>(file, tokens), types = values<std::int64_t>(file, number(file) ? tokens : 0);
     std::vector<float> logits(geometry.labels);
-    if (!qbert_run(encoder, ids.data(), types.empty() ? nullptr : types.data(), tokens, logits.data())) return 2;
+    if (qbert_run(encoder, ids.data(), types.empty() ? nullptr : types.data(), tokens, logits.data()) != 1) return 2;
     for (const float logit : logits) std::printf("%.9g ", logit);
     std::printf("\n");
   }

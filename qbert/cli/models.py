@@ -132,7 +132,21 @@ def evaluate(
 @options.output_option()
 @_served_dataset
 @_served_length
-def quantize(model: str | None, variant: str, output: Path, dataset: str | None, max_length: int | None) -> None:
+@click.option(
+    "--for",
+    "kernels",
+    multiple=True,
+    metavar="KERNEL",
+    help="Pack int8-native's weights for KERNEL, as avx2, so that processes share them; also more than once.",
+)
+def quantize(
+    model: str | None,
+    variant: str,
+    output: Path,
+    dataset: str | None,
+    max_length: int | None,
+    kernels: tuple[str, ...],
+) -> None:
     """Write MODEL as one variant to a folder that `qbert predict` and `qbert.load` read.
 
     The defaults of MODEL and the dataset are in pyproject.toml, [tool.qbert].
@@ -141,7 +155,7 @@ def quantize(model: str | None, variant: str, output: Path, dataset: str | None,
 
     settings = here(Path.cwd(), models=model and (model,), dataset=dataset)
     dataset = None if settings.dataset == DEFAULTS.dataset and dataset is None else settings.dataset
-    api.quantize(options.one_model(settings), variant, output, dataset=dataset, max_length=max_length)
+    api.quantize(options.one_model(settings), variant, output, dataset=dataset, max_length=max_length, kernels=kernels)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     echo(f"{output}: {variant}, {size / 1e6:.1f} MB")
 

@@ -23,6 +23,7 @@ from qbert.system import machine, worker
 from qbert.system.errors import InputError
 from qbert.system.terminal import silent
 from qbert.variants import BASELINE, Classifier, Variant
+from qbert.variants.build_processes import make_missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +123,7 @@ class Suite:
         if keys - self._made:
             self._made |= keys
             wanted = [one.variant for one in cells]
-            variants.make_missing(wanted, first.checkpoint, self.dataset, first.max_length)
+            make_missing(wanted, first.checkpoint, self.dataset, first.max_length)
 
     @contextlib.contextmanager
     def _once(self, key: Any) -> Iterator[None]:  # noqa: ANN401  any hashable

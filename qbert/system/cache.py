@@ -8,19 +8,21 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-
-import platformdirs
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from qbert.system.errors import InputError
 from qbert.system.parse import check_name
 from qbert.system.terminal import say
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 MANIFEST = "files.sha256"
 SILENT_S = 2  # of waiting for another process before a message says so; most builds take longer
 OTHERS_WRITE = 0o022  # the bits of a file's mode with which its group or everybody may write to it
+READ = 0o444
 FULL = 1 << 20  # a disk with fewer free bytes counts as full
 CANNOT_WRITE = {
     getattr(errno, name)
@@ -32,16 +34,22 @@ CANNOT_WRITE = {
 }
 
 
+class PlaceError(InputError):
+    """A folder cannot be written, or others can write to it."""
+
+
 def cache_dir() -> Path:
     """Return the folder that keeps trained built-in models and quantized variants (`QBERT_CACHE`).
 
     Raises:
-        InputError: it is not named, and this user has no home.
+        PlaceError: it is not named, and this user has no home.
     """
+    import platformdirs
+
     try:
         return Path(os.environ.get("QBERT_CACHE") or platformdirs.user_cache_dir("qbert"))
     except RuntimeError as error:  # HOME is not set, and the user's id has no name
-        raise InputError(
+        raise PlaceError(
             "this user has no home folder (HOME) in which to keep what is made: name a folder for it (QBERT_CACHE)"
         ) from error
 
@@ -82,8 +90,10 @@ def is_filled(target: Path) -> bool:
     return target.exists() and not (target.is_dir() and not any(target.iterdir()))
 
 
-def lock_of(name: str) -> FileLock:
+def lock_of(name: str) -> "FileLock":
     """Return the lock of that name, which all processes with this cache share."""
+    from filelock import FileLock  # 30 ms, which what is in the cache already does without
+
     locks = cache_dir() / "locks"
     _make_folder(locks)
     return FileLock(locks / name)
@@ -92,6 +102,8 @@ def lock_of(name: str) -> FileLock:
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the lock of `target`; lock files are never removed, so they are in the cache, not in users' folders."""
+    from filelock import Timeout
+
     lock = lock_of(hashlib.sha256(str(target).encode()).hexdigest()[:32])
     try:
         lock.acquire(timeout=SILENT_S)
@@ -122,7 +134,8 @@ def _make_folder(folder: Path) -> None:
 def _closed_to_others(stage: Path) -> Iterator[None]:
     """Make the folder `stage`, which is open to this user alone meanwhile, and afterwards not for others to write.
 
-    Programs may be among its files. The umask stays, as it is that of all threads.
+    Programs may be among its files. Who may read the folder may then read its files, some of which libraries close to
+    others. The umask stays, as it is that of all threads.
     """
     stage.mkdir(mode=0o777 & ~OTHERS_WRITE)
     mode = stage.stat().st_mode
@@ -131,8 +144,8 @@ def _closed_to_others(stage: Path) -> Iterator[None]:
     yield
     with contextlib.suppress(PermissionError):
         for path in stage.rglob("*"):
-            if not path.is_symlink() and path.stat().st_mode & OTHERS_WRITE:
-                path.chmod(path.stat().st_mode & ~OTHERS_WRITE)
+            if not path.is_symlink():
+                path.chmod((path.stat().st_mode | mode & READ) & ~OTHERS_WRITE)
         stage.chmod(mode)
 
 
@@ -143,7 +156,8 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
     one left beside it. Each build has a stage of its own, so a build that was thought dead disturbs no other.
 
     Raises:
-        InputError: the place cannot be written to, is full, or has a name that is no UTF-8.
+        PlaceError: the place cannot be written to, or is full.
+        InputError: it has a name that is no UTF-8.
     """
     target = target.resolve()
     check_name(target)
@@ -170,7 +184,7 @@ def build_folder(target: Path, build: Callable[[Path], None], *, intact: Callabl
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
-        raise InputError(
+        raise PlaceError(
             f"{error.filename or target} cannot be written ({error.strerror}): "
             "name another place (QBERT_CACHE names the cache)"
         ) from error
@@ -192,27 +206,36 @@ def seal(folder: Path) -> None:
     (folder / MANIFEST).write_text(_manifest(folder), encoding="utf-8")
 
 
-def check_files(folder: Path) -> None:
+def listed(folder: Path) -> dict[str, str]:
+    """Return the checksum of each file in `folder` that `seal` listed; none where there is no list."""
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def check_files(folder: Path, only: str = "", leave_out: Collection[str] = ()) -> None:
     """Check that the files in `folder` are as `seal` listed them; files that it did not list are ignored.
+
+    Where `only` is given, no other file is checked; those of `leave_out` are not.
 
     Raises:
         InputError: one is missing or was changed, or there is no list.
     """
     again = "make it again with qbert quantize"
-    try:
-        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        lines = []
-    if not lines:
+    checksums = listed(folder)
+    if not checksums:
         raise InputError(
             f"{folder} has no list of checksums ({MANIFEST}): {again}, or load it unchecked (--no-verify; verify=False)"
         )
-    for line in lines:
-        digest, _, name = line.partition("  ")
+    for name, digest in checksums.items():
+        if name in leave_out or only not in {"", name}:
+            continue
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing, and {MANIFEST} beside it lists it: {again}")
-        if _sha256(path) != digest:
+        if file_sha256(path) != digest:
             raise InputError(f"{path} is damaged (its checksum is not that in {MANIFEST}): {again}")
 
 
@@ -226,10 +249,11 @@ def _is_sealed(folder: Path) -> bool:
 def _manifest(folder: Path) -> str:
     """Return a line for each file below `folder`, in the format of sha256sum."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST]
-    return "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    return "".join(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the checksum of the file `path`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -240,7 +264,7 @@ def check_trusted(path: Path) -> None:
     It checks a file and its folder, or a folder and all in it, and the folders above within the cache.
 
     Raises:
-        InputError: one of these is another user's, or others can write to it.
+        PlaceError: one of these is another user's, or others can write to it.
     """
     if sys.platform == "win32":  # permissions are not in the mode there
         return
@@ -252,13 +276,13 @@ def check_trusted(path: Path) -> None:
         except FileNotFoundError:  # removed meanwhile, or a broken link
             continue
         if status.st_uid not in {os.geteuid(), 0}:
-            raise InputError(
+            raise PlaceError(
                 f"{place} decides what is run here and belongs to another user (id {status.st_uid}): "
                 "take it over with chown, or name a cache of your own (QBERT_CACHE)"
             )
         if status.st_mode & OTHERS_WRITE:
             top = cache if above else folder
-            raise InputError(f"{place} decides what is run here and others can write to it: chmod -R go-w {top}")
+            raise PlaceError(f"{place} decides what is run here and others can write to it: chmod -R go-w {top}")
 
 
 def _build(build: Callable[[Path], None], stage: Path) -> None:

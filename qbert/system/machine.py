@@ -1,7 +1,6 @@
 """The processor and the installed libraries: the part of a measurement's identity that is in no file."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -32,6 +31,8 @@ INSTRUCTION_SETS = {name: name for name in (*_X86, "asimd", "asimddp", "i8mm", "
 def instruction_sets() -> tuple[str, ...]:
     """Return this processor's INSTRUCTION_SETS, sorted."""
     cpuinfo = Path("/proc/cpuinfo")
+    if sys.platform == "linux" and platform.machine() == "aarch64":
+        return tuple(sorted(arm_sets(*map(_auxiliary, (16, 26)))))  # cpuinfo is the host's where ARM is emulated
     if cpuinfo.is_file():  # 0.1 s faster than py-cpuinfo
         lines = cpuinfo.read_text().splitlines()
         flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
@@ -42,6 +43,24 @@ def instruction_sets() -> tuple[str, ...]:
 
         flags = py_cpuinfo.get_cpu_info().get("flags", [])
     return tuple(sorted({INSTRUCTION_SETS[flag] for flag in flags if flag in INSTRUCTION_SETS}))
+
+
+def arm_sets(capabilities: int, more: int) -> list[str]:
+    """Return the INSTRUCTION_SETS by Linux's AT_HWCAP and AT_HWCAP2.
+
+    Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst and uapi/asm/hwcap.h.
+    """
+    bits = {"asimd": capabilities >> 1, "asimddp": capabilities >> 20, "i8mm": more >> 13, "bf16": more >> 14}
+    return [name for name, bit in bits.items() if bit & 1]
+
+
+def _auxiliary(kind: int) -> int:
+    """Return that entry of what the system has told this process at its start."""
+    import ctypes
+
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
+    return int(getauxval(kind))
 
 
 def apple_flags(lines: str) -> list[str]:
@@ -95,11 +114,13 @@ def processor() -> str:
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of Python and of all LIBRARIES and `packages` that are installed."""
+    from importlib import metadata  # 20 ms
+
     installed = {"python": platform.python_version()}
     for name in (*LIBRARIES, *packages):
         try:
-            installed["qbert" if name == DISTRIBUTION else name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            installed["qbert" if name == DISTRIBUTION else name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             continue
     return installed
 

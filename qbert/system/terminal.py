@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING
 
-import click
-
 from qbert.system.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +37,8 @@ def shown(text: str) -> str:
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print a line of `text`, which may come from data, to standard output or standard error."""
+    import click
+
     click.echo(shown(text), err=err)
 
 

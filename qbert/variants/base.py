@@ -3,7 +3,7 @@
 import importlib.util
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ from qbert.system import forks
 from qbert.system.errors import EXTRAS, pip_install
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy.typing as npt
 
     from qbert.inputs.tokenizer import Encoding
@@ -89,6 +91,10 @@ class Variant:
     """The packages that loading it needs; None: the same as `packages`."""
     needs: str = "nothing more"
     """What it needs of the machine, in words."""
+    pack: "Callable[[Path, Sequence[str]], None] | None" = None
+    """`pack(folder, kernels)`: add to what `export` wrote what `load` reads where the kernels of these names run."""
+    unread: Callable[..., Collection[str]] = lambda _: ()
+    """`unread(folder, **options)`: the files there that `load` would not read now, so they need no check."""
     unsupported: Callable[[], str] = lambda: ""
     """Returns why this machine cannot run it; empty where it can. It is fast: it does not import the runtime."""
     unmakeable: Callable[[], str] = lambda: ""

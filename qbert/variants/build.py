@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,10 +149,11 @@ def write_artefact(
     folder: Path,
     dataset: "Dataset | None" = None,
     max_length: int | None = None,
+    kernels: Sequence[str] = (),
 ) -> None:
     """Fill the empty `folder` with weights or graph, tokenizer, record and README of `variant`.
 
-    What the cache has already is copied, not made again.
+    What the cache has already is copied, not made again. The `kernels` are those of Variant.pack.
 
     Raises:
         InputError: it cannot be made, or its tokenizer would encode otherwise than the checkpoint's.
@@ -162,6 +163,8 @@ def write_artefact(
         _export(variant, checkpoint, folder, dataset, max_length)
     else:
         shutil.copytree(prepare(variant, checkpoint, dataset, max_length), folder, dirs_exist_ok=True)
+    if kernels and variant.pack:
+        variant.pack(folder, kernels)
     record = {
         "calibration": calibration,
         "checkpoint_sha256": checkpoint.sha256,

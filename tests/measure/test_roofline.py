@@ -216,13 +216,13 @@ def cases() -> Iterator[Any]:
     """Every variant with the model `trained`, and the default ones with `wide`; what takes longer is slow."""
     for row in (row for row in variants.VARIANTS.values() if not row.missing()):
         compiled = [pytest.mark.exhaustive] if row.runtime == "TorchInductor" else []
-        yield pytest.param("trained", row.name, marks=compiled or [pytest.mark.slow] * row.calibrated)
+        for length in (16, 128):
+            yield pytest.param("trained", row.name, length, marks=compiled or [pytest.mark.slow] * row.calibrated)
         if row.default or compiled:
-            yield pytest.param("wide", row.name, marks=compiled or [pytest.mark.slow])
+            yield pytest.param("wide", row.name, 128, marks=compiled or [pytest.mark.slow])
 
 
-@pytest.mark.parametrize("length", [16, 128])
-@pytest.mark.parametrize(("model", "name"), cases())
+@pytest.mark.parametrize(("model", "name", "length"), cases())
 def test_no_variant_is_faster_than_the_limit(
     model: str, name: str, length: int, news: Dataset, request: pytest.FixtureRequest
 ) -> None:

@@ -11,6 +11,12 @@ import pytest
 from qbert.system import machine
 
 
+def test_what_linux_tells_a_process_on_arm_names_its_instruction_sets() -> None:
+    assert machine.arm_sets(0x119FFF, 0x0) == ["asimd", "asimddp"]  # a Neoverse N1
+    assert machine.arm_sets(1 << 1, 1 << 13 | 1 << 14) == ["asimd", "i8mm", "bf16"]
+    assert machine.arm_sets(0, 0) == []
+
+
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's list of flags")
 def test_instruction_sets_are_the_processors() -> None:
     import cpuinfo

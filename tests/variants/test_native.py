@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from qbert.system import machine
 from qbert.system.errors import InputError
 from qbert.variants import VARIANTS, native
 from qbert.variants.artefact import Artefact
-from qbert.variants.native import compiler, convert
+from qbert.variants.native import compiler, convert, targets
 from qbert.variants.native.encoder import ACTIVATIONS, HEAD_ACTIVATIONS, WEIGHTS, Encoder, Geometry, Kept
 
 pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
@@ -76,7 +77,7 @@ def some(geometry: Geometry, share: float, seed: int) -> list[str]:
 
 def expected_of(geometry: Geometry, tensors: dict[str, np.ndarray], encoding: dict[str, np.ndarray]) -> np.ndarray:
     instructions = compiler.load_library().qbert_instructions().decode().split()
-    wide = compiler.WIDE in os.environ.get("QBERT_CXXFLAGS", "") + os.environ.get("QBERT_EMULATED", "")
+    wide = targets.WIDE in os.environ.get("QBERT_CXXFLAGS", "") + os.environ.get("QBERT_EMULATED", "")
     return reference(geometry, tensors, encoding, instructions, wide=wide)
 
 
@@ -354,12 +355,35 @@ def test_a_compiler_that_fails_is_one_sentence(fresh: pytest.MonkeyPatch, tmp_pa
     assert not [path for path in (tmp_path / "native").iterdir() if path.is_dir()]
 
 
+def test_what_a_wheel_brings_runs_without_a_compiler_unless_flags_are_given(
+    fresh: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiled = compiler.load_library()
+    assert compiled.made.startswith("compiled here, ")
+    fresh.setattr(targets, "LIBRARIES", tmp_path / "brought")
+    (tmp_path / "brought").mkdir()
+    shutil.copy(compiled.file, targets.shipped(compiled.kernel))
+    fresh.setenv("PATH", "")
+    fresh.setenv("QBERT_CACHE", "/dev/null/none")
+    fresh.delenv("CXX", raising=False)
+    fresh.setattr(compiler, "PACKAGE", "no_such_package")
+    for function in (compiler.compiler, compiler.load_library):
+        function.cache_clear()
+    library = compiler.load_library()
+    assert library.file == tmp_path / "brought" / f"{compiled.kernel.name}{targets.SUFFIX}"
+    assert library.made.startswith("brought by the wheel, ")
+    fresh.setenv("QBERT_CXXFLAGS", "-O1")
+    compiler.load_library.cache_clear()
+    with pytest.raises(InputError, match=r"no C\+\+ compiler"):
+        compiler.load_library()
+
+
 def test_without_a_compiler_or_the_instructions_the_reason_is_told(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh.setenv("PATH", str(tmp_path))
     for name in ("CXX", "QBERT_ISA"):
         fresh.delenv(name, raising=False)
     fresh.setattr(compiler, "PACKAGE", "no_such_package")
-    with pytest.raises(InputError, match=r"no C\+\+ compiler: install g\+\+ or clang\+\+, or pip install"):
+    with pytest.raises(InputError, match=r"no C\+\+ compiler: install g\+\+ or clang\+\+, or qbert from a wheel"):
         variants.get("int8-native")
     fresh.setattr(machine, "instruction_sets", lambda: ("asimd",))
     with pytest.raises(InputError, match="written for processors with AVX2 or ARM's dot products, on Linux or macOS"):

@@ -5,8 +5,8 @@ tells whether 16-bit floats hold what lies between products, `encoder` runs them
 here. Each header explains its own part; docs/native.md lists them.
 """
 
-from qbert.variants.native.compiler import unsupported
+from qbert.variants.native.compiler import made_by, unsupported
 from qbert.variants.native.convert import export, export_calibrated
-from qbert.variants.native.encoder import load
+from qbert.variants.native.encoder import load, pack, unread
 
-__all__ = ["export", "export_calibrated", "load", "unsupported"]
+__all__ = ["export", "export_calibrated", "load", "made_by", "pack", "unread", "unsupported"]

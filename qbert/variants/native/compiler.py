@@ -1,4 +1,4 @@
-"""Compile the C++ sources here for this processor at first use, and keep the library in the cache."""
+"""Load a kernel's library: the wheel's, or what is compiled of the C++ sources at first use and kept in the cache."""
 
 import ctypes
 import hashlib
@@ -10,63 +10,18 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from qbert.system import machine
 from qbert.system.cache import build_kept, cache_dir, check_trusted
-from qbert.system.errors import CannotRunError, InputError, pip_install, reason
+from qbert.system.errors import CannotRunError, InputError, reason
 from qbert.system.terminal import say
+from qbert.variants.native.targets import AVX2, FLAGS, KERNELS, LIBRARIES, SOURCES, SUFFIX, Kernel, chosen, shipped
 
-SOURCES = Path(__file__).parent
-LIBRARY = "native.dylib" if sys.platform == "darwin" else "native.so"
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", "-shared")
-AVX2 = ("-mavx2", "-mfma", "-mf16c")
-"""On every x86 processor: those of AVX2 all have FMA and F16C."""
-AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
-DOTPROD = "-march=armv8.2-a+dotprod"
+LIBRARY = f"native{SUFFIX}"
 TWIN = "-DQBERT_TWIN"
 """Among the flags of `QBERT_CXXFLAGS`: plain C++ instead of a kernel's instructions, to test it on any processor."""
-WIDE = "-DQBERT_WIDE"
-"""Floats instead of halves between two products (rows.h)."""
 PACKAGE = "ziglang"
-"""A C++ compiler that pip installs: the extra `native`."""
-
-
-class Kernel(NamedTuple):
-    """An instruction set that the sources are compiled for."""
-
-    name: str
-    header: str
-    """Its file in `kernels/`."""
-    struct: str
-    """In that file: the products that are used."""
-    flags: tuple[str, ...]
-    needs: frozenset[str]
-    """Those of `machine.INSTRUCTION_SETS` that the processor must have."""
-
-
-KERNELS = (
-    Kernel(
-        "amx",
-        "amx.h",
-        "Amx",
-        (*AVX512, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
-        frozenset({"amx_int8", "amx_bf16", "avx512_vnni", "avx512_bf16"}),
-    ),
-    Kernel(
-        "avx512_bf16",
-        "avx512_vnni.h",
-        "Avx512VnniBf16",
-        (*AVX512, "-mavx512bf16"),
-        frozenset({"avx512_vnni", "avx512_bf16"}),
-    ),
-    Kernel("avx512_vnni", "avx512_vnni.h", "Avx512Vnni", AVX512, frozenset({"avx512_vnni"})),
-    Kernel("avx_vnni", "avx_vnni.h", "AvxVnni", ("-mavxvnni",), frozenset({"avx_vnni"})),
-    Kernel("avx2", "avx2.h", "Avx2", (), frozenset({"avx2"})),
-    Kernel("neon_i8mm", "neon_i8mm.h", "NeonI8mm", (f"{DOTPROD}+i8mm",), frozenset({"asimddp", "i8mm"})),
-    Kernel("neon_dotprod", "neon_dotprod.h", "NeonDotprod", (DOTPROD,), frozenset({"asimddp"})),
-)
-"""From the fastest to the slowest, of x86 and then of ARM."""
+"""A C++ compiler that pip installs."""
 
 
 def kernels(name: str = "") -> list[Kernel]:
@@ -89,7 +44,14 @@ def unsupported(name: str = "") -> str:
         return f"it is written for processors with {wanted}, on Linux or macOS"
     if not kernels(name):
         return f"this processor does not have {name}"
-    return "" if compiler() else f"no C++ compiler: install g++ or clang++, or {pip_install('native')}"
+    if compiler() or _brought(kernels(name)[0]):
+        return ""
+    return "no C++ compiler: install g++ or clang++, or qbert from a wheel, which brings what one would compile"
+
+
+def made_by() -> str:
+    """Return what makes the libraries: the wheel, which has brought them, or a compiler."""
+    return "the wheel's libraries" if any(LIBRARIES.glob(f"*{SUFFIX}")) else "a C++ compiler"
 
 
 @cache
@@ -102,27 +64,36 @@ def compiler() -> tuple[str, ...]:
     return (sys.executable, "-m", PACKAGE, "c++") if importlib.util.find_spec(PACKAGE) else ()
 
 
-def flags(kernel: Kernel, *, wide: bool = False) -> tuple[str, ...]:
-    """Return the flags for `kernel`, then those of `QBERT_CXXFLAGS` (sanitizers, plain C++)."""
-    instructions = (*(AVX2 if machine.is_x86() else ()), *(() if TWIN in _extra_flags() else kernel.flags))
-    return (*FLAGS, *instructions, *chosen(kernel), *([WIDE] if wide else ()), *_extra_flags())
-
-
-def chosen(kernel: Kernel) -> tuple[str, ...]:
-    """Return the flags that make native.cpp use `kernel`."""
-    return f"-DQBERT_KERNEL={kernel.struct}", "-include", str(SOURCES / "kernels" / kernel.header)
+def flags(kernel: Kernel, *, wide: bool = False, twin: bool = False) -> tuple[str, ...]:
+    """Return the flags for `kernel`, as plain C++ if `twin`, then those of `QBERT_CXXFLAGS` (sanitizers, plain C++)."""
+    plain = twin or TWIN in _extra_flags()
+    instructions = (*(AVX2 if machine.is_x86() else ()), *(() if plain else kernel.flags))
+    slow = ("-O1", TWIN) if twin else ()  # it only packs, and takes minutes to optimize
+    return *FLAGS, *instructions, *chosen(kernel, wide=wide), *slow, *_extra_flags()
 
 
 def _extra_flags() -> list[str]:
     return shlex.split(os.environ.get("QBERT_CXXFLAGS", ""))
 
 
+class Library(ctypes.CDLL):
+    """A loaded library."""
+
+    file: Path
+    kernel: Kernel
+    wide: bool
+    sources_sha256: str
+    """The hash of what it was compiled from and, where you give flags, of these."""
+    made: str
+    """Where and by what it was compiled."""
+
+
 @cache
-def load_library(name: str = "", *, wide: bool = False) -> ctypes.CDLL:
+def load_library(name: str = "", *, wide: bool = False) -> Library:
     """Return the library of the fastest kernel that runs here, or of the kernel `name`; with floats where `wide`.
 
-    It is kept under a hash of sources, compiler and flags, and of the machine where you give flags; of two processes
-    that need it at once, one compiles it.
+    What is compiled is kept under a hash of sources, compiler and flags, and of the machine where you give flags; of
+    two processes that need it at once, one compiles it.
 
     Raises:
         InputError: this machine cannot run it, the compiler fails, or where it is kept is no place for programs.
@@ -130,32 +101,68 @@ def load_library(name: str = "", *, wide: bool = False) -> ctypes.CDLL:
     if why := unsupported(name):
         raise InputError(f"qbert's native library cannot be made here: {why}")
     for kernel in kernels(name):
-        library = _load(kernel, flags(kernel, wide=wide))
+        library = _load(kernel, wide=wide)
         if library.qbert_permitted():
             return library
     raise InputError(f"this system does not let a process use {kernel.name}: set QBERT_ISA to a lesser one")
 
 
-def _load(kernel: Kernel, options: tuple[str, ...]) -> ctypes.CDLL:
+def sources_sha256() -> str:
+    """Return the hash of the C++ sources, and of `QBERT_CXXFLAGS`."""
+    digest = hashlib.sha256(repr(_extra_flags()).encode())
+    for path in sorted([*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cpp")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def load_to_pack(name: str, *, wide: bool) -> Library:
+    """Return a library that packs weights for the kernel `name`, which this processor need not run: then as plain C++.
+
+    Raises:
+        InputError: no kernel has that name, or there is no compiler where one is needed.
+    """
+    kernel = next((kernel for kernel in KERNELS if kernel.name == name), None)
+    if kernel is None:
+        raise InputError(f"no kernel is called {name!r}: there are {', '.join(kernel.name for kernel in KERNELS)}")
+    if kernel.needs <= set(machine.instruction_sets()):
+        return _load(kernel, wide=wide)
+    if not compiler():
+        raise InputError(f"to pack for {name}, which this processor does not have, takes a C++ compiler: install g++")
+    return _load(kernel, wide=wide, twin=True)
+
+
+def _brought(kernel: Kernel, *, wide: bool = False) -> Path | None:
+    """Return the library that a wheel brought for `kernel`; None in a clone, and where you give flags."""
+    file = shipped(kernel, wide=wide)
+    return file if file.exists() and not _extra_flags() else None
+
+
+def _load(kernel: Kernel, *, wide: bool, twin: bool = False) -> Library:
+    brought = None if twin else _brought(kernel, wide=wide)
+    file = brought or _compiled(kernel, flags(kernel, wide=wide, twin=twin))
+    try:
+        library = _declare(Library(str(file)))
+    except OSError as error:
+        remedy = "install the sdist" if brought else "if it is mounted noexec, name another place (QBERT_CACHE)"
+        where = f"{file}" if brought else f"what is compiled in {cache_dir()}"
+        raise CannotRunError(f"int8-native cannot run {where} ({reason(error)}): {remedy}") from error
+    library.file, library.kernel, library.wide, library.sources_sha256 = file, kernel, wide, sources_sha256()
+    by = library.qbert_compiler().decode().partition(" (")[0]
+    library.made = f"{'brought by the wheel' if brought else 'compiled here'}, {by}"
+    return library
+
+
+def _compiled(kernel: Kernel, options: tuple[str, ...]) -> Path:
+    """Return the library, compiled now unless the cache has it."""
     command = compiler()
     executable = Path(command[0]).resolve().stat()
     own = [*command[1:], *_extra_flags()]  # which may say -march=native
     here = (machine.instruction_sets(), machine.hardware()) if own else ()
-    digest = hashlib.sha256(repr((command, executable.st_size, executable.st_mtime_ns, options, here)).encode())
-    for path in sorted([*SOURCES.rglob("*.h"), *SOURCES.rglob("*.cpp")]):
-        digest.update(path.read_bytes())
-    folder = build_kept(
-        cache_dir() / "native" / digest.hexdigest()[:16], lambda stage: _compile(kernel, options, stage)
-    )
+    parts = command, executable.st_size, executable.st_mtime_ns, options, here, sources_sha256()
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+    folder = build_kept(cache_dir() / "native" / digest[:16], lambda stage: _compile(kernel, options, stage))
     check_trusted(folder)
-    try:
-        library = ctypes.CDLL(str(folder / LIBRARY))
-    except OSError as error:
-        raise CannotRunError(
-            f"int8-native cannot run what is compiled in {cache_dir()} ({reason(error)}): if it is mounted noexec, "
-            "name another place (QBERT_CACHE)"
-        ) from error
-    return _declare(library)
+    return folder / LIBRARY
 
 
 def _compile(kernel: Kernel, options: tuple[str, ...], folder: Path) -> None:
@@ -174,18 +181,20 @@ def _compile(kernel: Kernel, options: tuple[str, ...], folder: Path) -> None:
         )
 
 
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+def _declare(library: Library) -> Library:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     for name, result, arguments in (
         ("instructions", ctypes.c_char_p, ()),
         ("permitted", ctypes.c_bool, ()),
-        ("new", pointer, (pointer,)),
+        ("compiler", ctypes.c_char_p, ()),
+        ("new", pointer, (pointer, pointer, number)),
         ("delete", None, (pointer,)),
         ("set_embeddings", ctypes.c_bool, (pointer, pointer)),
         ("add_layer", ctypes.c_bool, (pointer, pointer)),
         ("set_head", ctypes.c_bool, (pointer, pointer)),
+        ("weights", ctypes.c_bool, (pointer, number, pointer, pointer)),
         ("keep", ctypes.c_bool, (pointer, number, number, ctypes.c_bool)),
-        ("run", ctypes.c_bool, (pointer, pointer, pointer, number, pointer)),
+        ("run", ctypes.c_int, (pointer, pointer, pointer, number, pointer)),
         ("register_loop", number, (ctypes.c_int, number)),
         ("read_bytes", number, (pointer, number)),
         ("product_new", pointer, (number, number, number)),

@@ -11,6 +11,7 @@
 //     query, attention, output, up, down           x      .    .    .
 #pragma once
 
+#include <optional>
 #include <vector>
 
 namespace qbert {
@@ -52,36 +53,21 @@ enum HeadActivation { kHeadTanh, kHeadGelu, kHeadRelu };
 
 class Encoder {
  public:
-  explicit Encoder(const Geometry& geometry)
+  // Weights are packed by the setters or, where they are `mapped`, taken from there.
+  Encoder(const Geometry& geometry, const void* mapped, std::size_t size)
       : geometry_(geometry),
-        attention_(arena_, int(geometry.positions), int(geometry.hidden / geometry.heads)) {
-    const std::size_t widest = std::max({geometry_.hidden, geometry_.intermediate, geometry_.embedding});
-    constexpr std::size_t kRows = std::max(Int8Linear::Product::kRows, KeptLinear::Product::kRows);
-    const std::size_t rows = round_up(geometry_.positions, kRows) + 1;
-    stride_ = row_numbers(geometry_.hidden);
-    wide_stride_ = row_numbers(geometry_.intermediate);
-    hidden_ = arena_.allocate<float>(rows * stride_);
-    added_ = arena_.allocate<Between>(rows * stride_);
-    context_ = arena_.allocate<Between>(rows * stride_);
-    qkv_stride_ = Attending::row_elements(int(geometry_.hidden));
-    for (auto*& qkv : qkv_) qkv = arena_.allocate<Attending::Element>(rows * qkv_stride_);
-    wide_ = arena_.allocate<Between>(rows * wide_stride_);
-    row_ = arena_.allocate<float>(row_numbers(widest));
-    error_ = arena_.allocate<float>(row_numbers(widest));
-    rows_.bytes = quantized(rows, std::max(geometry_.hidden, geometry_.embedding));
-    wide_rows_.bytes = quantized(rows, geometry_.intermediate);
-    rows_.numbers = wide_rows_.numbers = {arena_.allocate<KeptLinear::Element>(rows * row_numbers(widest)),
-                                          row_numbers(widest)};  // used by turns; not touched if all products are int8
-    scratch_ = arena_.allocate<std::int32_t>(
-        std::max(Int8Linear::Product::scratch_size(rows), KeptLinear::Product::scratch_size(rows)));
-  }
+        weights_(mapped, size),
+        stride_(row_numbers(geometry.hidden)),
+        qkv_stride_(Attending::row_elements(int(geometry.hidden))),
+        wide_stride_(row_numbers(geometry.intermediate)) {}
 
-  // The setters copy or pack the tensors, which may be freed afterwards.
+  // The setters copy or pack the tensors, which may be freed afterwards. Where weights are mapped, a pointer tells only whether
+  // there is such a tensor.
   void set_embeddings(const EmbeddingTensors* tensors) {
     const std::size_t size = geometry_.embedding;
-    auto* words = arena_.allocate<std::uint16_t>(geometry_.vocabulary * size);
-    std::memcpy(words, tensors->words, geometry_.vocabulary * size * sizeof(std::uint16_t));
-    words_ = words;
+    const std::size_t count = geometry_.vocabulary * size;
+    words_ = weights_.make<std::uint16_t>(
+        count, [&](std::uint16_t* words) { std::memcpy(words, tensors->words, count * sizeof(std::uint16_t)); });
     positions_ = padded_copy(tensors->positions, geometry_.positions + geometry_.padding + 1, size);
     types_ = padded_copy(tensors->types, geometry_.types, size);
     norm_[kWeight] = padded_copy(tensors->norm_weight, 1, size), norm_[kBias] = padded_copy(tensors->norm_bias, 1, size);
@@ -107,6 +93,8 @@ class Encoder {
     labels_[kBias] = padded_copy(tensors->labels_bias, 1, geometry_.labels);
   }
 
+  const Weights& weights() const { return weights_; }
+
   // Run the product of that number in LayerTensors in float, or in int8, from now on; of layer -1, the projection of
   // embeddings. Returns whether it has that precision.
   bool keep(std::int64_t layer, std::int64_t product, bool keeps) {
@@ -127,6 +115,7 @@ class Encoder {
   }
 
   void run(const std::int64_t* ids, const std::int64_t* types, int tokens, float* logits) {
+    reserve(tokens);
     [[maybe_unused]] const Kernel::Session session;
     embed(ids, types, tokens);
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
@@ -147,6 +136,32 @@ class Encoder {
     Linear products[kProducts];
     const float *attention_norm_weight, *attention_norm_bias, *norm_weight, *norm_bias;
   };
+
+  // Make room for the work on `tokens`, in steps: few texts need room for as many as the model has positions.
+  void reserve(int tokens) {
+    if (tokens <= capacity_) return;
+    const std::size_t capacity = std::min<std::size_t>(round_up(tokens, 64), geometry_.positions);
+    capacity_ = 0;  // where memory ends below
+    Arena& arena = arena_.emplace();
+    attention_.emplace(arena, int(capacity), int(geometry_.hidden / geometry_.heads));
+    const std::size_t widest = std::max({geometry_.hidden, geometry_.intermediate, geometry_.embedding});
+    constexpr std::size_t kRows = std::max(Int8Linear::Product::kRows, KeptLinear::Product::kRows);
+    const std::size_t rows = round_up(capacity, kRows) + 1;
+    hidden_ = arena.allocate<float>(rows * stride_);
+    added_ = arena.allocate<Between>(rows * stride_);
+    context_ = arena.allocate<Between>(rows * stride_);
+    for (auto*& qkv : qkv_) qkv = arena.allocate<typename Attending::Element>(rows * qkv_stride_);
+    wide_ = arena.allocate<Between>(rows * wide_stride_);
+    row_ = arena.allocate<float>(row_numbers(widest));
+    error_ = arena.allocate<float>(row_numbers(widest));
+    rows_.bytes = quantized(rows, std::max(geometry_.hidden, geometry_.embedding));
+    wide_rows_.bytes = quantized(rows, geometry_.intermediate);
+    rows_.numbers = wide_rows_.numbers = {arena.allocate<KeptLinear::Element>(rows * row_numbers(widest)),
+                                          row_numbers(widest)};  // used by turns; not touched if all products are int8
+    scratch_ = arena.allocate<std::int32_t>(
+        std::max(Int8Linear::Product::scratch_size(rows), KeptLinear::Product::scratch_size(rows)));
+    capacity_ = int(capacity);
+  }
 
   // What a layer's first products read.
   static Wanted wanted_by(const Layer& layer) {
@@ -200,7 +215,7 @@ class Encoder {
       });
     }
     const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate), heads = int(geometry_.heads);
-    attention_.run(qkv_[0], qkv_[1], qkv_[2], qkv_stride_, tokens, queries, heads, hidden / heads, context_, stride_);
+    attention_->run(qkv_[0], qkv_[1], qkv_[2], qkv_stride_, tokens, queries, heads, hidden / heads, context_, stride_);
     const auto add = [this](int token, int column, const auto& values) {
       store_between(added_ + token * stride_ + column, each(held, values));
     };
@@ -227,7 +242,7 @@ class Encoder {
   // Add the first `tokens` rows of added_ to hidden_, normalize the sums, and make the rows that are `wanted` of them.
   void normalize(int tokens, const float* weight, const float* bias, Wanted wanted) {
     const int hidden = int(geometry_.hidden);
-    by_rows(tokens, [=, this](int t, auto rows) {
+    by_rows(tokens, [=](int t, auto rows) {
       float* row = hidden_ + t * stride_;
       const auto range = qbert::normalize<rows()>(row, stride_, added_ + t * stride_, stride_, hidden, weight, bias,
                                                   epsilon());
@@ -282,33 +297,35 @@ class Encoder {
 
   // Copy `count` rows of `size` numbers, each followed by zeros up to a whole vector.
   const float* padded_copy(const float* rows, std::size_t count, std::size_t size) {
-    auto* to = arena_.allocate<float>(count * padded(size));
-    for (std::size_t row = 0; row < count; ++row) {
-      std::memcpy(to + row * padded(size), rows + row * size, size * sizeof(float));
-    }
-    return to;
+    return weights_.make<float>(count * padded(size), [&](float* to) {
+      for (std::size_t row = 0; row < count; ++row) {
+        std::memcpy(to + row * padded(size), rows + row * size, size * sizeof(float));
+      }
+    });
   }
 
   Linear linear(const LinearTensors& tensors, std::int64_t outputs, std::int64_t inputs, float factor = 1) {
-    return {arena_, tensors, int(outputs), int(inputs), factor};
+    return {weights_, tensors, int(outputs), int(inputs), factor};
   }
 
   Quantized quantized(std::size_t rows, std::size_t size) {
     // The stride is no multiple of 4096 bytes: else all rows of a tile would compete for the same lines of the L1 cache.
     const std::size_t stride = round_up(size, 64) + 64;
-    return {arena_.allocate<std::uint8_t>(rows * stride), stride, arena_.allocate<float>(rows),
-            arena_.allocate<float>(rows), error_};
+    return {arena_->allocate<std::uint8_t>(rows * stride), stride, arena_->allocate<float>(rows),
+            arena_->allocate<float>(rows), error_};
   }
 
   Geometry geometry_;
-  Arena arena_;
-  Attending attention_;
+  Weights weights_;
   std::size_t stride_, qkv_stride_, wide_stride_;
   const std::uint16_t* words_ = nullptr;  // bf16
   const float *positions_ = nullptr, *types_ = nullptr;
   const float *norm_[2] = {}, *dense_[2] = {}, *labels_[2] = {};  // at kWeight and kBias
   std::vector<Linear> projection_;  // of embeddings to the layers' width; empty where they have it
   std::vector<Layer> layers_;
+  int capacity_ = 0;  // tokens that there is room for in what follows
+  std::optional<Arena> arena_;
+  std::optional<Attending> attention_;
   float *hidden_, *row_, *error_;  // row_: an embedding to be projected
   Between *added_, *context_, *wide_;  // added_: what a product adds to hidden_; wide_: after the product `up`
   Attending::Element* qkv_[3];  // queries, keys, values

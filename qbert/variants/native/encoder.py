@@ -1,19 +1,23 @@
 """The file of quantized weights, and the encoder that runs them: numpy and safetensors, no torch."""
 
 import ctypes
+import itertools
 import json
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 
 from qbert.inputs.tokenizer import Encoding
+from qbert.system.cache import file_sha256
 from qbert.system.errors import InputError, reason
 from qbert.variants.base import Classifier
-from qbert.variants.native.compiler import load_library
+from qbert.variants.native import packed
+from qbert.variants.native.compiler import Library, load_library, load_to_pack
 
 WEIGHTS = "native.safetensors"
 FORMAT = "2"
@@ -26,6 +30,9 @@ PRODUCTS = ("query", "key", "value", "output", "up", "down")
 PROJECTION = "embeddings.project"
 LARGEST_SIZE = 1 << 20  # of any in a geometry
 EXPONENT = np.uint16(0x7F80)  # of a bf16; all ones in infinity and nan
+DAMAGE = OSError, SafetensorError, ValueError, KeyError, TypeError
+"""What reading a damaged file raises."""
+PRESENT = 1  # in place of the address of a tensor that is not read
 WIDEST = 1 << 16  # inputs of a product: sums of more products of 255 * 127 could overflow 32 bits
 
 Kept = Collection[str] | None
@@ -125,29 +132,38 @@ class Geometry(ctypes.Structure):
 class Encoder:
     """A loaded encoder: token ids in, logits out. One call at a time: all calls use the same memory."""
 
-    def __init__(self, path: Path, kernel: str = "") -> None:
-        """Read the weights in `path`, for the fastest kernel here or the kernel of that name (compiler.py).
+    weights = packed.IN_MEMORY
+    """Where the weights are."""
+
+    def __init__(self, path: Path, kernel: str = "", *, library: Library | None = None, share: bool = False) -> None:
+        """Read the weights in `path`, for the fastest kernel here, the kernel of that name, or the given `library`.
+
+        Where they are to be shared, they are mapped from a file (packed.py), if they can be.
 
         Raises:
             InputError: the file is damaged, or `export` did not write it.
         """
-        from safetensors import SafetensorError
-
-        damage = OSError, SafetensorError, ValueError, KeyError, TypeError
         try:
             self.geometry, self.stored, wide = header(path)
-        except damage as error:
+        except DAMAGE as error:
             raise _damaged(path, error) from error
         self.kept = frozenset(self.stored or ())
         """The products that are not int8."""
-        self.native = load_library(kernel, wide=wide)
+        self.native = library or load_library(kernel, wide=wide)
+        self._mapped: packed.Mapped | None = None
+        if share:
+            self._mapped, self.weights = packed.shared(
+                path, self.native, lambda content: Encoder(path, library=self.native).append_to(content)
+            )
         try:
             self._read(path)
-        except damage as error:
-            raise _damaged(path, error) from error
+        except DAMAGE as error:
+            raise _damaged(self._mapped.file if self._mapped else path, error) from error
 
     def _read(self, path: Path) -> None:
-        handle = self.native.qbert_new(ctypes.byref(self.geometry))
+        content = self._mapped and self._mapped.content
+        mapped = (None, 0) if content is None else (content.ctypes.data, content.nbytes)
+        handle = self.native.qbert_new(ctypes.byref(self.geometry), *mapped)
         if not handle:
             raise MemoryError
         self._handle = handle
@@ -155,11 +171,22 @@ class Encoder:
         groups = list(self.geometry.groups(self.stored))
         setters = ["set_embeddings", *["add_layer"] * self.geometry.layers, "set_head"]
         for group, setter in zip(groups, setters, strict=True):
-            tensors = _tensors(path, group)
-            addresses = (None if tensor is None else tensor.ctypes.data for tensor in tensors)
-            pointers = (ctypes.c_void_p * len(tensors))(*addresses)
+            if content is None:
+                tensors = _tensors(path, group)
+                addresses = [None if tensor is None else tensor.ctypes.data for tensor in tensors]
+            else:
+                addresses = [PRESENT if what else None for what in group.values()]
+            pointers = (ctypes.c_void_p * len(addresses))(*addresses)
             if not getattr(self.native, f"qbert_{setter}")(handle, pointers):
-                raise MemoryError
+                raise MemoryError if content is None else ValueError(f"{content.nbytes} bytes of weights")
+
+    def append_to(self, content: bytearray) -> None:
+        """Append the weights as they were packed for the kernel."""
+        start, size = ctypes.c_void_p(), ctypes.c_int64()
+        for number in itertools.count():
+            if not self.native.qbert_weights(self._handle, number, ctypes.byref(start), ctypes.byref(size)):
+                return
+            content += (ctypes.c_uint8 * size.value).from_address(start.value or 0)
 
     @property
     def instructions(self) -> list[str]:
@@ -204,7 +231,10 @@ class Encoder:
         rows = [None if row is None else np.ascontiguousarray(row[0, :tokens], dtype=np.int64) for row in (ids, types)]
         logits = np.empty((1, self.geometry.labels), dtype=np.float32)
         pointers = [None if row is None else row.ctypes.data for row in rows]
-        if not self.native.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data):
+        done = self.native.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data)
+        if done < 0:
+            raise MemoryError
+        if not done:
             sizes = self.geometry
             raise ValueError(
                 f"{tokens} tokens with ids from {ids.min()} to {ids.max()}: this model has {sizes.positions} "
@@ -266,13 +296,34 @@ def _tensors(path: Path, group: Specification) -> list[npt.NDArray[Any] | None]:
     return list(tensors.values())
 
 
+def pack(folder: Path, kernels: Sequence[str]) -> None:
+    """Write the weights in `folder` once more for each of the `kernels`, so that processes there map and share them.
+
+    Raises:
+        InputError: no kernel has that name, or there is no compiler where one is needed.
+    """
+    path = folder / WEIGHTS
+    for kernel in kernels:
+        library = load_to_pack(kernel, wide=header(path)[2])
+        packed.write(folder, library, file_sha256(path), Encoder(path, library=library).append_to)
+
+
+def unread(folder: Path, kernel: str = "") -> tuple[str, ...]:
+    """Return the files in `folder` that `load` does not read, and that did not change since they were read last."""
+    try:
+        wide = header(folder / WEIGHTS)[2]
+    except DAMAGE:  # load tells
+        return ()
+    return (WEIGHTS,) if packed.unread(folder / WEIGHTS, load_library(kernel, wide=wide)) else ()
+
+
 def load(folder: Path, kernel: str = "") -> Classifier:
     """Return the encoder whose weights `export` wrote to `folder`, run by `kernel` or the fastest that there is here.
 
     Raises:
         InputError: the weights are damaged or of another format, or the library cannot be compiled.
     """
-    encoder = Encoder(folder / WEIGHTS, kernel)
+    encoder = Encoder(folder / WEIGHTS, kernel, share=True)
     layers = encoder.geometry.layers
     return Classifier.counted(
         encoder,
@@ -280,9 +331,11 @@ def load(folder: Path, kernel: str = "") -> Classifier:
             "attention": encoder.floats,
             "fused_ops": {"Attention": layers, "BiasGelu": layers, "SkipLayerNormalization": 2 * layers},
             "instructions": encoder.instructions,
+            "library": encoder.native.made,
             **({"kept_ops": sorted(encoder.kept), "kept_precision": encoder.floats} if encoder.kept else {}),
             "precision": "float32",
             "quantized_ops": len(encoder.geometry.products().keys() - encoder.kept),
             "threads": 1,
+            "weights": encoder.weights,
         },
     )

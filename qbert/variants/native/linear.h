@@ -29,22 +29,22 @@ struct Int8Linear {
   const float *step, *sums, *bias;
 
   // Pack `outputs` by `inputs` weights; the outputs are multiplied by `factor`.
-  Int8Linear(Arena& arena, const std::int8_t* weights, const float* steps, const float* biases, int outputs, int inputs,
+  Int8Linear(Weights& memory, const std::int8_t* weights, const float* steps, const float* biases, int outputs, int inputs,
          float factor = 1)
       : panels(outputs, int(round_up(inputs, 4)) / 4) {
-    auto* to = arena.allocate<std::uint32_t>(panels.size());
-    pack(weights, inputs, inputs, panels, to);
-    packed = to;
+    packed = memory.make<std::uint32_t>(panels.size(),
+                                        [&](std::uint32_t* to) { pack(weights, inputs, inputs, panels, to); });
     const std::size_t whole = round_up(outputs, Product::kColumns);
-    auto* numbers = arena.allocate<float>(3 * whole);
-    for (int n = 0; n < outputs; ++n) {
-      long sum = 0;
-      for (int k = 0; k < inputs; ++k) sum += weights[std::size_t(n) * inputs + k];
-      numbers[n] = steps[n] * factor;
-      numbers[whole + n] = float(sum * double(steps[n]) * factor);
-      numbers[2 * whole + n] = biases[n] * factor;
-    }
-    step = numbers, sums = numbers + whole, bias = numbers + 2 * whole;
+    step = memory.make<float>(3 * whole, [&](float* numbers) {
+      for (int n = 0; n < outputs; ++n) {
+        long sum = 0;
+        for (int k = 0; k < inputs; ++k) sum += weights[std::size_t(n) * inputs + k];
+        numbers[n] = steps[n] * factor;
+        numbers[whole + n] = float(sum * double(steps[n]) * factor);
+        numbers[2 * whole + n] = biases[n] * factor;
+      }
+    });
+    sums = step + whole, bias = step + 2 * whole;
   }
 
   template <class Write>
@@ -98,20 +98,20 @@ struct KeptLinear {
   float factor;
 
   // Pack `outputs` by `inputs` weights; the outputs are multiplied by `factor`.
-  KeptLinear(Arena& arena, const std::uint16_t* weights, const float* biases, int outputs, int inputs, float factor = 1)
+  KeptLinear(Weights& memory, const std::uint16_t* weights, const float* biases, int outputs, int inputs, float factor = 1)
       : panels(outputs, (inputs + Dot::kGroup - 1) / Dot::kGroup), factor(factor) {
-    auto* to = arena.allocate<std::uint32_t>(panels.size());
-    if constexpr (Dot::kGroup == 2) {
-      pack(weights, 2 * inputs, 2 * inputs, panels, to);
-    } else {
-      std::vector<std::uint32_t> widened(weights, weights + std::size_t(outputs) * inputs);
-      for (auto& bits : widened) bits <<= 16;
-      pack(widened.data(), 4 * inputs, 4 * inputs, panels, to);
-    }
-    packed = to;
-    auto* numbers = arena.allocate<float>(round_up(outputs, Product::kColumns));
-    for (int n = 0; n < outputs; ++n) numbers[n] = biases[n] * factor;
-    bias = numbers;
+    packed = memory.make<std::uint32_t>(panels.size(), [&](std::uint32_t* to) {
+      if constexpr (Dot::kGroup == 2) {
+        pack(weights, 2 * inputs, 2 * inputs, panels, to);
+      } else {
+        std::vector<std::uint32_t> widened(weights, weights + std::size_t(outputs) * inputs);
+        for (auto& bits : widened) bits <<= 16;
+        pack(widened.data(), 4 * inputs, 4 * inputs, panels, to);
+      }
+    });
+    bias = memory.make<float>(round_up(outputs, Product::kColumns), [&](float* numbers) {
+      for (int n = 0; n < outputs; ++n) numbers[n] = biases[n] * factor;
+    });
   }
 
   template <class Write>
@@ -150,9 +150,9 @@ struct Wanted {
 // A product that has one precision or both, and runs in one.
 class Linear {
  public:
-  Linear(Arena& arena, const LinearTensors& tensors, int outputs, int inputs, float factor = 1) {
-    if (tensors.weights) int8_.emplace(arena, tensors.weights, tensors.steps, tensors.biases, outputs, inputs, factor);
-    if (tensors.kept) kept_.emplace(arena, tensors.kept, tensors.biases, outputs, inputs, factor);
+  Linear(Weights& memory, const LinearTensors& tensors, int outputs, int inputs, float factor = 1) {
+    if (tensors.weights) int8_.emplace(memory, tensors.weights, tensors.steps, tensors.biases, outputs, inputs, factor);
+    if (tensors.kept) kept_.emplace(memory, tensors.kept, tensors.biases, outputs, inputs, factor);
     keeps_ = !int8_;
   }
 

@@ -9,12 +9,20 @@
 #pragma GCC visibility push(default)
 extern "C" {
 
+// What compiled this library.
+#if defined(__clang__)
+const char* qbert_compiler() { return __VERSION__; }
+#else
+const char* qbert_compiler() { return "GCC " __VERSION__; }
+#endif
+
 // The instruction sets that are used, and whether the system lets this process use them.
 const char* qbert_instructions() { return qbert::Kernel::kInstructions; }
 bool qbert_permitted() { return qbert::Kernel::permitted(); }
 
-void* qbert_new(const qbert::Geometry* geometry) try {
-  return new qbert::Encoder(*geometry);
+// The weights of the new encoder are at `mapped`, `size` bytes that qbert_weights told, or if that is null to be set.
+void* qbert_new(const qbert::Geometry* geometry, const void* mapped, std::int64_t size) try {
+  return new qbert::Encoder(*geometry, mapped, std::size_t(size));
 } catch (...) {
   return nullptr;
 }
@@ -37,9 +45,17 @@ bool qbert_add_layer(void* encoder, const qbert::LayerTensors* tensors) try {
 
 bool qbert_set_head(void* encoder, const qbert::HeadTensors* tensors) try {
   static_cast<qbert::Encoder*>(encoder)->set_head(tensors);
-  return true;
+  return static_cast<qbert::Encoder*>(encoder)->weights().all_taken();
 } catch (...) {
   return false;
+}
+
+// Tell where a part of the weights is that were set, and its bytes; false where there is no such part.
+bool qbert_weights(const void* encoder, std::int64_t number, const void** start, std::int64_t* size) {
+  const auto& pieces = static_cast<const qbert::Encoder*>(encoder)->weights().pieces();
+  if (number < 0 || number >= std::int64_t(pieces.size())) return false;
+  *start = pieces[number].start, *size = std::int64_t(pieces[number].size);
+  return true;
 }
 
 bool qbert_keep(void* encoder, std::int64_t layer, std::int64_t product, bool keeps) {
@@ -61,13 +77,14 @@ void* qbert_product_new(std::int64_t tokens, std::int64_t inputs, std::int64_t o
 void qbert_product_run(const void* product) { static_cast<const qbert::HotProduct*>(product)->run(); }
 void qbert_product_delete(void* product) { delete static_cast<qbert::HotProduct*>(product); }
 
-bool qbert_run(void* encoder, const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens, float* logits) try {
+// 1: the logits are written; 0: the encoder does not accept this text; -1: there is not enough memory.
+int qbert_run(void* encoder, const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens, float* logits) try {
   auto& model = *static_cast<qbert::Encoder*>(encoder);
-  if (!model.accepts(ids, types, tokens)) return false;
+  if (!model.accepts(ids, types, tokens)) return 0;
   model.run(ids, types, int(tokens), logits);
-  return true;
+  return 1;
 } catch (...) {
-  return false;
+  return -1;
 }
 }
 #pragma GCC visibility pop

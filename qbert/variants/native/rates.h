@@ -44,7 +44,7 @@ class HotProduct {
         stride_(round_up(outputs, 32) + 32),
         weights_(std::size_t(inputs) * outputs),
         numbers_(outputs),
-        linear_(arena_, weights_.data(), numbers_.data(), numbers_.data(), outputs, inputs) {
+        linear_(packed_, weights_.data(), numbers_.data(), numbers_.data(), outputs, inputs) {
     const std::size_t rows = round_up(tokens, Kernel::Int8::kRows) + 1, stride = round_up(inputs, 64) + 64;
     rows_ = {arena_.allocate<std::uint8_t>(rows * stride), stride, arena_.allocate<float>(rows),
              arena_.allocate<float>(rows), nullptr};
@@ -65,6 +65,7 @@ class HotProduct {
   std::vector<std::int8_t> weights_;
   std::vector<float> numbers_;
   Arena arena_;
+  Weights packed_;
   Int8Linear linear_;
   Quantized rows_;
   std::int32_t* scratch_;

@@ -57,8 +57,12 @@ struct Fp32Dot {
   static constexpr bool kByLane = false;
   static constexpr bool kPrefetch = false;
   static void add(Floats& sum, Ints row, Ints column) {
+#if defined(__clang__)
+    sum = __builtin_elementwise_fma(Floats(row), Floats(column), sum);
+#else
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = std::fma(Floats(row)[i], Floats(column)[i], sum[i]),
               asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(row), "x"(column)));
+#endif
   }
   template <std::size_t N>
   static void write(Element* to, const Several<Floats, N>& values) {

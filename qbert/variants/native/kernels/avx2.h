@@ -21,6 +21,12 @@ struct Int8Dot {  // four unsigned bytes below 128 by four signed bytes, exact
   static constexpr bool kPrefetch = true;  // its columns are weights, read once in a run
   static void add(Ints& sum, Ints row, Ints column) {
     using Shorts [[gnu::vector_size(32)]] = std::int16_t;
+#if defined(__clang__)  // it reads columns from memory in the instruction; of assembly it would first copy them to the stack
+    using Chars [[gnu::vector_size(32)]] = char;
+    QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = twin::dot_int8(sum[i], row[i], column[i]),
+              sum += Ints(__builtin_ia32_pmaddwd256(Shorts(__builtin_ia32_pmaddubsw256(Chars(row), Chars(column))),
+                                                    1 - Shorts{})));
+#else
     // One piece of assembly, as if it were one instruction: else GCC 12 computes some products early and keeps them in memory.
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = twin::dot_int8(sum[i], row[i], column[i]), {
       Shorts products;
@@ -30,6 +36,7 @@ struct Int8Dot {  // four unsigned bytes below 128 by four signed bytes, exact
           : "+x"(sum), "=&x"(products)
           : "x"(row), "xm"(column), "x"(1 - Shorts{}));
     });
+#endif
   }
 };
 
