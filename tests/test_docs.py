@@ -265,7 +265,7 @@ def test_pytest_understands_every_command(parsed: Parsed) -> None:
     assert all(parsed.mistakes)
 
 
-BUILDERS = ("auditwheel", "build", "hatchling", "twine")
+BUILDERS = ("auditwheel", "build", "hatchling", "twine", "ziglang")
 
 
 def test_pip_would_find_every_requirement() -> None:
