@@ -106,8 +106,10 @@ def quantize(
     chosen = variants.get(variant)
     if is_filled(target):
         raise InputError(f"{target} exists already: remove it or name another folder")
-    if kernels and chosen.pack is None:
+    if kernels and not chosen.kernels:
         raise InputError(f"variant {variant} has no kernels of ours to pack weights for: leave out --for (kernels)")
+    if unknown := set(kernels) - set(chosen.kernels):
+        raise InputError(f"no kernel is called {min(unknown)!r} (--for): there are {', '.join(chosen.kernels)}")
     checkpoint, loaded = models.to_serve(source, chosen, texts, max_length)
     checkpoint.check_trained(source)
     if max_length is not None:

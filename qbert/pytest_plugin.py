@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -538,11 +538,13 @@ def qbert_time(request: pytest.FixtureRequest, qbert_timers: "Timers") -> "Calla
 
 def _group(item: pytest.Function, cell: "Cell") -> "Iterator[Cell]":
     """Yield the cells of the session's tests that differ from `item`, that of `cell`, in nothing but the variant."""
+    from qbert import variants
+
     for other in item.session.items:
         if isinstance(other, pytest.Function) and (other.path, other.originalname) == (item.path, item.originalname):
-            params: dict[str, Any] = dict(other.callspec.params)
+            params = other.callspec.params
             if (params["model"], params["max_length"]) == (cell.model.name, cell.max_length):
-                yield cell.suite.cell(**params)
+                yield replace(cell, variant=variants.get(str(params["variant"])))
 
 
 def _is_prepared(cell: "Cell") -> bool:

@@ -248,7 +248,7 @@ def test_the_recipe_serves_from_a_read_only_root_without_a_compiler(
     runs = [f"chroot . {inside} sh -c {shlex.quote(rest)}" for word, rest in steps if word == "RUN"]
     script = IN_THE_IMAGE.format(
         python=sys.base_prefix,
-        runs="" if brings else "\n".join(runs[1:]),  # the first has installed the package
+        runs="\n".join(runs[1:]),  # the first has installed the package
         serves=f"chroot --userspec={user}:{user} . {inside} {shlex.join(json.loads(command))}",
     )
     done = subprocess.run(

@@ -70,6 +70,8 @@ class WheelHook(BuildHookInterface[Any]):
 def compiled(platform: Platform, folder: Path) -> list[Path]:
     """Return the libraries of `platform`, compiled into `folder` by a process on each core."""
     targets = _targets()
+    if unknown := {kernel.name for kernel in targets.KERNELS} ^ {*X86, *ARM}:
+        sys.exit(f"tools/wheels.py and targets.py do not know the same kernels: {unknown}")
     jobs = [(kernel, wide) for kernel in targets.KERNELS if kernel.name in platform.kernels for wide in (False, True)]
 
     def compile_one(kernel: Any, wide: bool) -> Path:  # noqa: FBT001  targets.Kernel
@@ -117,6 +119,8 @@ def expected(name: str) -> set[str]:
 
 def main(folder: Path) -> None:
     """Build the sdist and the wheels into `folder`, and check them."""
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"{folder} is not empty: name another folder")
     build = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
     subprocess.run([*build, "--sdist"], check=True)
     for name in PLATFORMS:
@@ -126,7 +130,10 @@ def main(folder: Path) -> None:
         if brought != expected(name):
             sys.exit(f"{wheel} brings {sorted(brought ^ expected(name))} too many or too few")
         if name.startswith("manylinux"):
-            subprocess.run([sys.executable, "-m", "auditwheel", "show", str(wheel)], check=True)
+            audit = [sys.executable, "-m", "auditwheel", "show", str(wheel)]
+            found = subprocess.run(audit, check=True, capture_output=True, text=True).stdout
+            if f'platform tag: "{name}"' not in " ".join(found.split()):
+                sys.exit(f"{wheel} is no {name}: {found}")
     subprocess.run(
         [sys.executable, "-m", "twine", "check", "--strict", *map(str, folder.glob("pytest_qbert-*"))], check=True
     )

@@ -258,8 +258,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_trusted(path: Path) -> None:
-    """Check that only this user and root can have written `path`, from which programs are about to be run.
+def check_trusted(path: Path, does: str = "decides what is run here") -> None:
+    """Check that only this user and root can have written `path`, which `does` what messages say.
 
     It checks a file and its folder, or a folder and all in it, and the folders above within the cache.
 
@@ -277,12 +277,12 @@ def check_trusted(path: Path) -> None:
             continue
         if status.st_uid not in {os.geteuid(), 0}:
             raise PlaceError(
-                f"{place} decides what is run here and belongs to another user (id {status.st_uid}): "
+                f"{place} {does} and belongs to another user (id {status.st_uid}): "
                 "take it over with chown, or name a cache of your own (QBERT_CACHE)"
             )
         if status.st_mode & OTHERS_WRITE:
             top = cache if above else folder
-            raise PlaceError(f"{place} decides what is run here and others can write to it: chmod -R go-w {top}")
+            raise PlaceError(f"{place} {does} and others can write to it: chmod -R go-w {top}")
 
 
 def _build(build: Callable[[Path], None], stage: Path) -> None:

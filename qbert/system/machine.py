@@ -36,8 +36,9 @@ def instruction_sets() -> tuple[str, ...]:
     if cpuinfo.is_file():  # 0.1 s faster than py-cpuinfo
         lines = cpuinfo.read_text().splitlines()
         flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    elif sys.platform == "darwin" and platform.machine() == "arm64":
-        flags = apple_flags(_output("sysctl", "hw.optional"))
+    elif sys.platform == "darwin":
+        lines = _output("sysctl", "hw.optional", "machdep.cpu.features", "machdep.cpu.leaf7_features")
+        flags = [*apple_flags(lines), *intel_mac_flags(lines)]
     else:
         import cpuinfo as py_cpuinfo
 
@@ -69,6 +70,18 @@ def apple_flags(lines: str) -> list[str]:
     The names are those of Apple's page "Determining instruction set characteristics".
     """
     return [name for name, _, value in (line.partition(": ") for line in lines.splitlines()) if value == "1"]
+
+
+def intel_mac_flags(lines: str) -> list[str]:
+    """Return what `lines`, the output of `sysctl machdep.cpu`, say that the Intel processor of a Mac has."""
+    values = [value for name, _, value in (line.partition(": ") for line in lines.splitlines()) if "features" in name]
+    return " ".join(values).lower().split()
+
+
+def available_bytes() -> int:
+    """Return how much memory programs can still take; a great number where the system does not tell."""
+    lines = _read("/proc/meminfo").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 1 << 62)
 
 
 HIDING = ("QBERT_ISA", "QBERT_CXXFLAGS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")

@@ -91,10 +91,14 @@ class Variant:
     """The packages that loading it needs; None: the same as `packages`."""
     needs: str = "nothing more"
     """What it needs of the machine, in words."""
+    kernels: tuple[str, ...] = ()
+    """The kernels of our own that `pack` knows."""
     pack: "Callable[[Path, Sequence[str]], None] | None" = None
     """`pack(folder, kernels)`: add to what `export` wrote what `load` reads where the kernels of these names run."""
     unread: Callable[..., Collection[str]] = lambda _: ()
-    """`unread(folder, **options)`: the files there that `load` would not read now, so they need no check."""
+    """`unread(folder, **options)`: the files there that `load` would not read now, so they need no check. Of another
+    module than `load` it counts for nothing.
+    """
     unsupported: Callable[[], str] = lambda: ""
     """Returns why this machine cannot run it; empty where it can. It is fast: it does not import the runtime."""
     unmakeable: Callable[[], str] = lambda: ""

@@ -65,6 +65,8 @@ def prepare(
 
     # Variants that load the same files differently share them.
     folder = build_kept(place(variant, variant.export, checkpoint, dataset, max_length), fill)
+    if variant.kernels:
+        load_folder(variant, folder)  # what the first load makes is made now, where nothing is measured
     if not variant.precision.startswith("int8"):  # of int8 its exporter holds the floats that it quantizes
         _hold(variant, checkpoint, folder, max_length)
     return folder

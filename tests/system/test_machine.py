@@ -1,6 +1,7 @@
 """What is said of this processor is what the system says."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,18 @@ from pathlib import Path
 import pytest
 
 from qbert.system import machine
+
+
+def test_a_macs_intel_processor_names_its_instruction_sets() -> None:
+    lines = "hw.optional.avx2_0: 1\nmachdep.cpu.features: FPU FMA\nmachdep.cpu.leaf7_features: AVX2 AVX512F AVX512VNNI"
+    found = {machine.INSTRUCTION_SETS.get(flag) for flag in machine.intel_mac_flags(lines)}
+    assert found - {None} == {"avx2", "avx512f", "avx512_vnni"}
+    assert machine.intel_mac_flags("hw.optional.arm.FEAT_I8MM: 1") == []
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="Linux's")
+def test_memory_that_is_available_is_some_of_the_machines() -> None:
+    assert 1 << 20 < machine.available_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_what_linux_tells_a_process_on_arm_names_its_instruction_sets() -> None:

@@ -72,7 +72,7 @@ def sanitizers() -> str:
 either_width = pytest.mark.parametrize("width", ["", WIDE], ids=["halves", "floats"])
 
 
-ALSO_FLOATS = ("avx2", "neon_dotprod")  # their sources are those of the others
+ALSO_FLOATS = ("amx", "avx512_vnni", "avx2", "neon_i8mm")  # of kernels that share most of a file, one
 
 
 @pytest.mark.slow

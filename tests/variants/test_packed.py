@@ -135,6 +135,41 @@ def test_where_the_disk_is_full_the_weights_are_in_memory(artefact: Path, tmp_pa
     assert where(artefact) == "mapped from the cache"
 
 
+@pytest.mark.parametrize("change", [b'"activation":0', b'"heads":2'])
+def test_sizes_that_were_changed_after_the_weights_were_packed_are_refused(artefact: Path, change: bytes) -> None:
+    scores(artefact)
+    file = artefact / WEIGHTS
+    before, content = file.stat(), file.read_bytes().replace(b'\\"', b'"', 0)
+    plain = change.replace(b'"', b'\\"')
+    key = plain if plain in content else plain.replace(b":", b": ")
+    assert content.count(key) == 1
+    file.write_bytes(content.replace(key, key[:-1] + b"1"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match="is damaged"):
+        scores(artefact)
+
+
+@pytest.mark.parametrize("fails", ["others", "cut"])
+def test_damaged_weights_that_nobody_checked_are_refused_where_the_packed_ones_fail(
+    artefact: Path, tmp_path: Path, fails: str
+) -> None:
+    scores(artefact)
+    file, before = artefact / WEIGHTS, (artefact / WEIGHTS).stat()
+    flip(file, -1)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if fails == "others":
+        in_the_cache(tmp_path).chmod(0o666)
+    else:
+        flip(in_the_cache(tmp_path), HEADER + 1)
+    with pytest.raises(InputError, match="is damaged"):
+        scores(artefact)
+
+
+def test_kernels_named_twice_are_packed_once(trained: Checkpoint, kernel: Kernel, tmp_path: Path) -> None:
+    folder = qbert.quantize(trained.folder, "int8-native", tmp_path / "twice", kernels=[kernel.name, kernel.name])
+    assert len([*folder.glob("*.packed")]) == 1
+
+
 @pytest.mark.skipif(os.name != "posix", reason="modes")
 def test_what_others_can_write_is_not_mapped(artefact: Path, tmp_path: Path) -> None:
     expected = scores(artefact)
@@ -189,8 +224,6 @@ def test_damaged_weights_are_not_packed(artefact: Path, tmp_path: Path) -> None:
 
 def test_a_file_of_another_kernel_is_not_used(artefact: Path, packed: Path, kernel: Kernel) -> None:
     other = next(one for one in KERNELS if one.name != kernel.name)
-    with pytest.raises(InputError, match="no kernel is called"):
-        native.pack(packed, ["sse9"])
     file = packed / f"{kernel.name}.packed"
     content = file.read_bytes()
     try:
@@ -231,7 +264,7 @@ def test_plain_code_packs_for_a_processor_what_its_own_kernel_packs(
 def test_only_kernels_of_ours_have_packed_weights(trained: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"variant int8-dynamic-onednn has no kernels .*: leave out --for"):
         qbert.quantize(trained.folder, "int8-dynamic-onednn", tmp_path / "x", kernels=["avx2"])
-    with pytest.raises(InputError, match="no kernel is called 'sse9': there are amx, avx512_bf16"):
+    with pytest.raises(InputError, match=r"no kernel is called 'sse9' \(--for\): there are amx, avx512_bf16"):
         qbert.quantize(trained.folder, "int8-native", tmp_path / "x", kernels=["sse9"])
     assert not (tmp_path / "x").exists()
 

@@ -8,5 +8,8 @@ here. Each header explains its own part; docs/native.md lists them.
 from qbert.variants.native.compiler import made_by, unsupported
 from qbert.variants.native.convert import export, export_calibrated
 from qbert.variants.native.encoder import load, pack, unread
+from qbert.variants.native.targets import KERNELS
 
-__all__ = ["export", "export_calibrated", "load", "made_by", "pack", "unread", "unsupported"]
+KERNEL_NAMES = tuple(kernel.name for kernel in KERNELS)
+
+__all__ = ["KERNEL_NAMES", "export", "export_calibrated", "load", "made_by", "pack", "unread", "unsupported"]

@@ -46,12 +46,13 @@ def unsupported(name: str = "") -> str:
         return f"this processor does not have {name}"
     if compiler() or _brought(kernels(name)[0]):
         return ""
-    return "no C++ compiler: install g++ or clang++, or qbert from a wheel, which brings what one would compile"
+    remedy = "leave out QBERT_CXXFLAGS" if _extra_flags() else "qbert from a wheel, which brings what one would compile"
+    return f"no C++ compiler: install g++ or clang++, or {remedy}"
 
 
 def made_by() -> str:
     """Return what makes the libraries: the wheel, which has brought them, or a compiler."""
-    return "the wheel's libraries" if any(LIBRARIES.glob(f"*{SUFFIX}")) else "a C++ compiler"
+    return "the wheel's libraries" if any(LIBRARIES.glob(f"*{SUFFIX}")) and not _extra_flags() else "a C++ compiler"
 
 
 @cache
@@ -119,11 +120,9 @@ def load_to_pack(name: str, *, wide: bool) -> Library:
     """Return a library that packs weights for the kernel `name`, which this processor need not run: then as plain C++.
 
     Raises:
-        InputError: no kernel has that name, or there is no compiler where one is needed.
+        InputError: there is no compiler, and it takes one.
     """
-    kernel = next((kernel for kernel in KERNELS if kernel.name == name), None)
-    if kernel is None:
-        raise InputError(f"no kernel is called {name!r}: there are {', '.join(kernel.name for kernel in KERNELS)}")
+    kernel = next(kernel for kernel in KERNELS if kernel.name == name)
     if kernel.needs <= set(machine.instruction_sets()):
         return _load(kernel, wide=wide)
     if not compiler():

@@ -150,18 +150,18 @@ class Encoder:
         self.kept = frozenset(self.stored or ())
         """The products that are not int8."""
         self.native = library or load_library(kernel, wide=wide)
-        self._mapped: packed.Mapped | None = None
+        self._mapped, read = None, path
         if share:
-            self._mapped, self.weights = packed.shared(
-                path, self.native, lambda content: Encoder(path, library=self.native).append_to(content)
+            self._mapped, read, self.weights = packed.shared(
+                path, self.native, lambda: Encoder(path, library=self.native).pieces()
             )
         try:
             self._read(path)
         except DAMAGE as error:
-            raise _damaged(self._mapped.file if self._mapped else path, error) from error
+            raise _damaged(read, error) from error
 
     def _read(self, path: Path) -> None:
-        content = self._mapped and self._mapped.content
+        content = self._mapped
         mapped = (None, 0) if content is None else (content.ctypes.data, content.nbytes)
         handle = self.native.qbert_new(ctypes.byref(self.geometry), *mapped)
         if not handle:
@@ -180,13 +180,13 @@ class Encoder:
             if not getattr(self.native, f"qbert_{setter}")(handle, pointers):
                 raise MemoryError if content is None else ValueError(f"{content.nbytes} bytes of weights")
 
-    def append_to(self, content: bytearray) -> None:
-        """Append the weights as they were packed for the kernel."""
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the weights as they were packed for the kernel, in parts that are to be copied at once."""
         start, size = ctypes.c_void_p(), ctypes.c_int64()
         for number in itertools.count():
             if not self.native.qbert_weights(self._handle, number, ctypes.byref(start), ctypes.byref(size)):
                 return
-            content += (ctypes.c_uint8 * size.value).from_address(start.value or 0)
+            yield memoryview((ctypes.c_uint8 * size.value).from_address(start.value or 0))
 
     @property
     def instructions(self) -> list[str]:
@@ -300,21 +300,21 @@ def pack(folder: Path, kernels: Sequence[str]) -> None:
     """Write the weights in `folder` once more for each of the `kernels`, so that processes there map and share them.
 
     Raises:
-        InputError: no kernel has that name, or there is no compiler where one is needed.
+        InputError: there is no compiler, and it takes one.
     """
     path = folder / WEIGHTS
-    for kernel in kernels:
+    for kernel in dict.fromkeys(kernels):
         library = load_to_pack(kernel, wide=header(path)[2])
-        packed.write(folder, library, file_sha256(path), Encoder(path, library=library).append_to)
+        packed.write(path, file_sha256(path), library, Encoder(path, library=library).pieces, folder)
 
 
 def unread(folder: Path, kernel: str = "") -> tuple[str, ...]:
-    """Return the files in `folder` that `load` does not read, and that did not change since they were read last."""
+    """Return the files in `folder` of which `load` reads nothing that is not checked otherwise."""
     try:
         wide = header(folder / WEIGHTS)[2]
     except DAMAGE:  # load tells
         return ()
-    return (WEIGHTS,) if packed.unread(folder / WEIGHTS, load_library(kernel, wide=wide)) else ()
+    return (WEIGHTS,) if packed.is_unread(folder / WEIGHTS, load_library(kernel, wide=wide)) else ()
 
 
 def load(folder: Path, kernel: str = "") -> Classifier:

@@ -8,9 +8,8 @@ import contextlib
 import hashlib
 import json
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,18 +19,13 @@ from qbert.variants.native.compiler import Library
 
 HEADER = 4096
 """A page, so that what follows is aligned."""
+CHUNK = 16 << 20
+"""The file is written in pieces of this size, so that Linux keeps it in large pages where it can."""
 IN_MEMORY = "in memory"
 
 Bytes = npt.NDArray[np.uint8]
-Append = Callable[[bytearray], None]
-"""Appends the packed weights, as Encoder.append_to does."""
-
-
-class Mapped(NamedTuple):
-    """Packed weights."""
-
-    file: Path
-    content: Bytes
+Pieces = Callable[[], Iterable[memoryview]]
+"""The packed weights, as Encoder.pieces."""
 
 
 def name(library: Library) -> str:
@@ -39,96 +33,97 @@ def name(library: Library) -> str:
     return f"{library.kernel.name}.packed"
 
 
-def identity(checksum: str, library: Library) -> str:
-    """Return what identifies the weights whose file has that `checksum`, packed for `library`.
+def write(weights: Path, checksum: str, library: Library, pieces: Pieces, folder: Path) -> None:
+    """Write `weights`, a file with that `checksum`, packed as `pieces`, to the file in `folder` that is mapped.
 
-    Whatever may change the layout is part of it.
+    Nobody is to change it while others map it.
     """
-    parts = [checksum, library.kernel.name, library.wide, library.sources_sha256]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def write(folder: Path, library: Library, checksum: str, append: Append) -> None:
-    """Write the weights whose file has that `checksum`, packed by `append`, to the file in `folder` that is mapped.
-
-    Nobody is to change it while others map it. It is written at once: so Linux keeps it in large pages where it can.
-    """
-    content = bytearray(json.dumps({"packed": identity(checksum, library)}).encode().ljust(HEADER))
-    append(content)
     path = folder / name(library)
-    path.write_bytes(content)
+    content = bytearray(_header(weights, checksum, library))
+    with path.open("xb") as file:
+        for piece in pieces():
+            content += piece
+            whole = len(content) // CHUNK * CHUNK
+            file.write(content[:whole])
+            del content[:whole]
+        file.write(content)
     path.chmod(0o444)
 
 
-def found(weights: Path, library: Library) -> Mapped | None:
-    """Return the packed `weights` that are beside them, with a checksum, or in the cache; None where neither is."""
-    identified = _identity(weights, library)
-    for file in _places(weights, library, identified) if identified else ():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            mapped = _map(file)
-            if json.loads(bytes(mapped.content[:HEADER]))["packed"] == identified:
-                return Mapped(file, mapped.content[HEADER:])
-    return None
+def is_unread(weights: Path, library: Library) -> bool:
+    """Whether `weights` need not be read, nor checked: they are packed, and have not changed since then."""
+    checksum = listed(weights.parent).get(weights.name, "")
+    with contextlib.suppress(PlaceError):
+        for file in (weights.with_name(name(library)), _folder(checksum, library) / name(library)):
+            if _mapped(file, weights, checksum, library) is not None:
+                return weights.stat().st_mtime_ns <= file.stat().st_mtime_ns
+    return False
 
 
-def unread(weights: Path, library: Library) -> bool:
-    """Whether `weights` need not be read: they are packed, and did not change since then."""
-    mapped = found(weights, library)
-    return mapped is not None and weights.stat().st_mtime_ns <= mapped.file.stat().st_mtime_ns
+def shared(weights: Path, library: Library, pieces: Pieces) -> tuple[Bytes | None, Path, str]:
+    """Return the packed `weights`, mapped, their file, and in words where they are; None, and why, if not shared.
 
-
-def shared(weights: Path, library: Library, append: Append) -> tuple[Mapped | None, str]:
-    """Return the packed `weights`, and in words where they are; None, and why, where they cannot be shared.
-
-    What the cache lacks is made by `append`; what it has is held against its checksum.
+    What the cache lacks is made of `pieces`; what it has is held against its checksum.
 
     Raises:
         InputError: `weights` are damaged.
     """
-    identified = _identity(weights, library)
-    if not identified:
-        return None, f"{IN_MEMORY}: {weights} has no checksum"
-    mapped, where = found(weights, library), "mapped from the artefact"
+    checksums = listed(weights.parent)
+    if not (checksum := checksums.get(weights.name)):
+        return None, weights, f"{IN_MEMORY}: {weights} has no checksum"
+    beside = weights.with_name(name(library))
+    if beside.name in checksums and (mapped := _mapped(beside, weights, checksum, library)) is not None:
+        return mapped, beside, "mapped from the artefact"
 
     def pack(stage: Path) -> None:
         check_files(weights.parent, only=weights.name)
-        write(stage, library, listed(weights.parent)[weights.name], append)
+        write(weights, checksum, library, pieces, stage)
 
     try:
-        if mapped is None or mapped.file.parent != weights.parent:
-            where = "mapped from the cache"
-            build_kept(_folder(identified), pack)
-            mapped = found(weights, library)
-        if mapped is not None:
-            check_trusted(mapped.file)
-    except PlaceError as error:
-        return None, f"{IN_MEMORY}: {error}"
-    return mapped, where
+        file = build_kept(_folder(checksum, library), pack) / name(library)
+        check_trusted(file, "holds weights that are shared")
+        if (mapped := _mapped(file, weights, checksum, library)) is not None:
+            return mapped, file, "mapped from the cache"
+        why = f"{file} cannot be mapped"
+    except (PlaceError, MemoryError) as error:
+        why = str(error)
+    check_files(weights.parent, only=weights.name)  # which whoever asked is_unread did not
+    return None, weights, f"{IN_MEMORY}: {why}"
 
 
-def _identity(weights: Path, library: Library) -> str:
-    """Return the identity by the checksum that is listed beside `weights`; empty where none is."""
-    checksum = listed(weights.parent).get(weights.name)
-    return identity(checksum, library) if checksum else ""
+def _identity(checksum: str, library: Library) -> str:
+    """Return what identifies packed weights: whatever may change the layout is part of it."""
+    parts = [checksum, library.kernel.name, library.wide, library.sources_sha256]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _places(weights: Path, library: Library, identified: str) -> Iterator[Path]:
-    if name(library) in listed(weights.parent):
-        yield weights.with_name(name(library))
-    with contextlib.suppress(PlaceError):
-        yield _folder(identified) / name(library)
+def _folder(checksum: str, library: Library) -> Path:
+    return cache_dir() / "packed" / _identity(checksum, library)[:16]
 
 
-def _folder(identified: str) -> Path:
-    return cache_dir() / "packed" / identified[:16]
+def _header(weights: Path, checksum: str, library: Library) -> bytes:
+    """Return the first bytes of the packed file; they also identify the header of `weights`, which is read."""
+    with weights.open("rb") as file:
+        length = file.read(8)
+        sizes = hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
+    return json.dumps({"packed": _identity(checksum, library), "sizes": sizes}).encode().ljust(HEADER)
 
 
-def _map(file: Path) -> Mapped:
-    """Map `file`, all of it at once, in large pages where Linux can, and has not read it in small ones already."""
-    with file.open("rb") as opened:
-        mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+def _mapped(file: Path, weights: Path, checksum: str, library: Library) -> Bytes | None:
+    """Return what follows the header of `file`, mapped; None unless it is of `weights` and nobody else can write it.
+
+    All of it is mapped at once, in large pages where Linux can and has not read it in small ones already.
+    """
+    try:
+        check_trusted(file)
+        with file.open("rb") as opened:
+            if opened.read(HEADER) != _header(weights, checksum, library):
+                return None
+            mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError, PlaceError):
+        return None
     with contextlib.suppress(OSError, AttributeError):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     content = np.frombuffer(mapped, np.uint8)
     content[:: mmap.PAGESIZE].max()
-    return Mapped(file, content)
+    return content[HEADER:]

@@ -3,6 +3,12 @@
 
 #include "twin.h"
 
+#if defined(__clang__)
+#if __has_builtin(__builtin_elementwise_fma)  // since Clang 17
+#define QBERT_ELEMENTWISE_FMA
+#endif
+#endif
+
 namespace qbert {
 constexpr int kLanes = 8;  // dwords in a register
 }
@@ -57,7 +63,7 @@ struct Fp32Dot {
   static constexpr bool kByLane = false;
   static constexpr bool kPrefetch = false;
   static void add(Floats& sum, Ints row, Ints column) {
-#if defined(__clang__)
+#if defined(QBERT_ELEMENTWISE_FMA)  // for the reason in avx2.h
     sum = __builtin_elementwise_fma(Floats(row), Floats(column), sum);
 #else
     QBERT_ASM(for (int i = 0; i < kLanes; ++i) sum[i] = std::fma(Floats(row)[i], Floats(column)[i], sum[i]),
