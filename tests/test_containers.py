@@ -230,7 +230,7 @@ def test_the_recipe_serves_from_a_read_only_root_without_a_compiler(
     root = tmp_path / "root"
     for folder in ("bin", "proc", "site", "tmp"):
         (root / folder).mkdir(parents=True)
-    for program in ("sh", "chmod", "env"):
+    for program in ("sh", "chmod", "env", "mkdir"):
         shutil.copy(str(shutil.which(program)), root / "bin" / program)
     (root / "bin/python").symlink_to(Path(sys.base_prefix) / "bin/python3")
     installed("pytest-qbert", root / "site", set())
