@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MANIFEST = "files.sha256"
 SILENT_S = 2  # of waiting for another process before a message says so; most builds take longer
 OTHERS_WRITE = 0o022  # the bits of a file's mode with which its group or everybody may write to it
-READ = 0o444
+READ = 0o444  # those with which its user, its group and everybody may read it
 FULL = 1 << 20  # a disk with fewer free bytes counts as full
 CANNOT_WRITE = {
     getattr(errno, name)
