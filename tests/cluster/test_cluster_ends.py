@@ -120,11 +120,11 @@ def test_a_cluster_that_has_lost_all_its_workers_is_given_up(
     tmp_path: Path, trained: Checkpoint, news: Dataset, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., None]
 ) -> None:
     rows = text_rows(news.test)
-    monkeypatch.setattr(cluster, "NO_WORKER_S", 1)
     told = r"no worker has been there for 1 s, with \d+ (shards?|trainings?) to do: start some, and start again"
     with of(tmp_path, "one") as processes, client_of(processes) as client:
         workers = judging.Workers(client)
         job = workers.job(variants.get("fp32"), trained, news, 64, rows[:5])
+        monkeypatch.setattr(cluster, "NO_WORKER_S", 1)  # not before: on a busy machine a worker starts later than that
         processes.workers["one"].kill()
         wait_until(lambda: not cluster.workers(client))
         with pytest.raises(InputError, match=told):
