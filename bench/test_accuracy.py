@@ -5,7 +5,6 @@ Not timed: building and loading; the baseline's pass; statistics; a second pass 
 same answers.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from qbert.inputs import dataset
+from qbert.inputs import dataset, metrics
 from qbert.measure import accuracy, audit
 from qbert.system import machine
 from qbert.system.terminal import shown
@@ -38,7 +37,7 @@ def test_accuracy(
     *,
     qbert_named: bool,
 ) -> None:
-    """Mark the cell if F1 drops by more than the limit; a round is a document."""
+    """Mark the cell if its score drops by more than the limit; a round is a document."""
     cell.label_benchmark(benchmark, "accuracy")
     rows = dataset.text_rows(qbert_documents)
     texts = itertools.cycle(rows)
@@ -63,17 +62,15 @@ def test_accuracy(
     with qbert_attempt(), machine.one_core():
         audit.check_again(answer, rows, list(qbert_documents.index), first, cell.name)
     comparison, flips = cell.judge(qbert_documents, first)
-    drop = qbert_settings.max_f1_drop
-    limit = cell.variant.max_f1_drop if drop is None else drop
-    guard = qbert_settings.f1_guard
+    drop = qbert_settings.max_drop
+    limit = cell.variant.max_drop if drop is None else drop
+    guard = qbert_settings.drop_guard
     over = ""
     if not cell.is_baseline:
         over = accuracy.over_limit(comparison, flips, limit=limit, by=guard, what=cell.name)
     benchmark.extra_info.update(
-        dataclasses.asdict(comparison),
+        metrics.own_names(comparison.figures() | {"max_drop": limit, "guard": guard}),
         **accuracy.percentiles(benchmark.stats.stats.data),
-        max_f1_drop=limit,
-        f1_guard=guard,
         flipped=flips,
         answers=cell.answers(qbert_documents, first),
         over_limit=bool(over),

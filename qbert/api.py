@@ -124,21 +124,23 @@ def choose(
     dataset: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    max_f1_drop: float = 0.01,
+    max_drop: float = 0.01,
     variants: str | Sequence[str] = "default",
     validation: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
+    max_f1_drop: float | None = None,
 ) -> dict[str, Any]:
-    """Write the fastest variant that holds the F1 guard on this machine to the folder `output`, which `load` reads.
+    """Write the fastest variant that holds the guard on this machine to the folder `output`, which `load` reads.
 
     Args:
         model: checkpoint folder, hub id or built-in model.
         dataset: folder of the dataset.
         output: the folder to write; it is not written if no variant holds.
-        max_f1_drop: the guard; with 0 no label may change.
+        max_drop: the guard; with 0 no label, or order, may change.
         variants: names, also `default` and `all`.
         validation: file like train.csv to choose by, of documents that the model has not seen; default: half of train.
         max_length: tokens at which texts are cut off; default: the length at which the model was trained.
+        max_f1_drop: the former name of `max_drop`.
 
     Returns:
         What the command writes with `--json`: `chosen` (None if no variant holds), `sentence`, `variants`, `test` and
@@ -149,14 +151,15 @@ def choose(
     """
     from qbert.selection import choosing
 
-    if not 0 <= max_f1_drop <= 1:
-        raise InputError(f"max_f1_drop is {max_f1_drop!r}: give a number from 0 to 1")
+    max_drop = max_drop if max_f1_drop is None else max_f1_drop
+    if not 0 <= max_drop <= 1:
+        raise InputError(f"max_drop is {max_drop!r}: give a number from 0 to 1")
     found = choosing.choose(
         os.fspath(model),
         os.fspath(dataset),
         _listed(variants),
         Path(output),
-        choosing.Wanted(max_f1_drop),
+        choosing.Wanted(max_drop),
         validation=None if validation is None else Path(validation),
         max_length=max_length,
     )
@@ -192,7 +195,8 @@ def train(
         warmup: share of the steps over which the learning rate rises; pretrained: 0.2; from scratch: 0.1.
 
     Returns:
-        The metrics: `test_weighted_f1`, `seconds` and others of the training.
+        The metrics: `test_weighted_f1` (for numbers `test_pearson_correlation` or `test_ndcg_at_10`), `seconds` and
+        others of the training.
 
     Raises:
         InputError: something cannot be used, or `output` exists already.
@@ -228,7 +232,7 @@ def evaluate(
     documents: int | None = None,
     cluster: str | None = None,
 ) -> "pd.DataFrame":
-    """Classify a dataset's test documents with each variant: a row for each, with F1, F1 drop, flips and times.
+    """Classify a dataset's test documents with each variant: a row for each, with score, drop, flips and times.
 
     Args:
         model: checkpoint folder, hub id or built-in model.
@@ -239,7 +243,8 @@ def evaluate(
         cluster: a Dask scheduler's address or file, or `local:N`: its workers share the documents.
 
     Returns:
-        Columns `model`, `max_length`, `variant`, those of accuracy.Comparison (`f1`, `f1_drop`, `flips` and so on),
+        Columns `model`, `max_length`, `variant`, those of accuracy.Comparison (`f1`, `f1_drop`, `flips` and so on; of
+        regressors `pearson` and its like, of rankers `ndcg`),
         `p50_s` and, where there are enough documents, `p95_s` and `p99_s`, `flipped` (the documents), `identity` (what
         was measured on what), and `cannot`: why a variant that `default` or `all` includes cannot run.
 
@@ -293,7 +298,7 @@ def benchmark(
         last_line = _bench([*arguments, f"--benchmark-json={saved}"])
         if not saved.is_file() or not saved.stat().st_size:
             raise InputError(f"nothing was measured: {last_line}")
-        return history.load([saved])
+        return history.own_names(history.load([saved]))
 
 
 def bench_arguments(
@@ -362,8 +367,8 @@ def runs(*saved: str | os.PathLike[str]) -> "pd.DataFrame":
         table, left_out = history.stored(paths[0])
         for sentence in left_out:
             warnings.warn(f"left out: {sentence}", stacklevel=2)
-        return table
-    return history.load(paths)
+        return history.own_names(table)
+    return history.own_names(history.load(paths))
 
 
 def _listed(names: str | Sequence[str]) -> str:

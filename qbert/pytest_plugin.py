@@ -47,7 +47,7 @@ def add_options(parser: pytest.Parser, prefix: str) -> None:
     group = parser.getgroup("qbert", "qbert: quantized BERT text classifiers")
     for option in OPTIONS.values():
         with contextlib.suppress(ValueError):
-            group.addoption(f"{prefix}{option.name}", **option.for_pytest())
+            group.addoption(*(f"{prefix}{name}" for name in option.names), **option.for_pytest())
 
 
 @dataclass
@@ -381,7 +381,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
         state.is_part = exitstatus == pytest.ExitCode.INTERRUPTED and bool(last)
         state.failed = [report.nodeid for kind in ("failed", "error") for report in reporter.stats.get(kind, [])]
         state.compared, failed = previous.finish(
-            benchmarks, state.previous, whole=completed, max_f1_drop=settings_of(session.config).max_f1_drop
+            benchmarks, state.previous, whole=completed, max_drop=settings_of(session.config).max_drop
         )
         state.failed += failed
         if failed:

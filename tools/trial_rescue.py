@@ -4,7 +4,7 @@
     python tools/trial_rescue.py fragile:reviews --validation unseen.csv --variants int8-native,int8-openvino
 
 Both judge by the same held-out rows: qbert by the upper end of the drop's interval, NNCF's accuracy control, as its
-documentation calls it, by the drop. For each checkpoint and guard it prints the F1 drop on the test split of plain
+documentation calls it, by the drop. For each checkpoint and guard it prints the drop on the test split of plain
 int8; how many layers were kept in float, of how many; with them, drop and flips on the test split, and the latency
 beside plain int8 of the same runtime (calls in turn); and the seconds of the search, from fp32's answers on. Plain int8
 was made before; NNCF's seconds include that, since it makes it itself. `nncf-unsmoothed` is NNCF's without SmoothQuant.
@@ -24,8 +24,6 @@ import numpy as np
 
 from qbert import variants
 from qbert.inputs import dataset as datasets
-from qbert.inputs.labels import predicted
-from qbert.measure import accuracy
 from qbert.measure.cells import baseline_of
 from qbert.selection import kept_answers, rescue
 from qbert.selection.rescue import judging
@@ -60,16 +58,15 @@ class Checked:
         )
 
     def drop(self, classifier: Any) -> tuple[float, int]:
-        """Return the F1 drop and the flips on the test split."""
+        """Return the drop and the flips on the test split."""
         logits = np.concatenate([classifier(encoding) for encoding in self.test.encodings])
-        comparison = judging.Judge(self.dataset, self.checkpoint.problem_type, 0).judge(self.test, logits)
-        return comparison.f1_drop, comparison.flips
+        comparison = judging.Judge(self.dataset, self.baseline.metric, 0).judge(self.test, logits)
+        return comparison.drop, comparison.flips or 0
 
-    def f1(self, logits: Any, rows: Iterable[int]) -> float:
-        """Return the weighted F1 of `logits` of those of the held-out documents."""
-        labels = self.dataset.indicators(self.held.rows)[list(rows)]
-        answers = predicted(logits, self.checkpoint.problem_type)
-        return accuracy.weighted_f1(labels, answers)
+    def score(self, logits: Any, rows: Iterable[int]) -> float:
+        """Return the score of `logits` of those of the held-out documents."""
+        metric = self.baseline.metric
+        return metric.score(metric.truth(self.dataset, self.held.rows.iloc[list(rows)]), metric.answers(logits))
 
 
 def ours(checked: Checked, guard: float, variant: str) -> tuple[object, ...]:
@@ -91,7 +88,7 @@ def ours(checked: Checked, guard: float, variant: str) -> tuple[object, ...]:
         )
         kept_answers.cache_dir = cache_dir
         search = sum(rescued.seconds.get(step, 0.0) for step in ("export", "plain", "sensitivity", "search"))
-        plain = rescued.plain_test.f1_drop if rescued.plain_test else float("nan")
+        plain = rescued.plain_test.drop if rescued.plain_test else float("nan")
         if not rescued.holds:
             return plain, "none", rescued.every, "", "", rescued.latency_ratio, search
         classifier = Artefact.open(folder).load()
@@ -112,7 +109,7 @@ def nncf_control(checked: Checked, guard: float, parameters: Any = None) -> tupl
     def validate(compiled: Any, rows: Iterable[int]) -> tuple[float, None]:
         asked = [int(row) for row in rows]
         run = openvino.runner(compiled)
-        return checked.f1(np.concatenate([run(checked.held.encodings[row]) for row in asked]), asked), None
+        return checked.score(np.concatenate([run(checked.held.encodings[row]) for row in asked]), asked), None
 
     settings, calibration = openvino.settings(model, len(sample)), nncf.Dataset(sample)
     start = time.monotonic()

@@ -32,5 +32,6 @@ def bench(ctx: click.Context, arguments: tuple[str, ...]) -> None:
 
 def with_full_names(arguments: tuple[str, ...]) -> list[str]:
     """Return `arguments` with the full names of this suite's options, as the plugin registers them."""
-    short = re.compile(rf"--({'|'.join(map(re.escape, OPTIONS))})(?==|$)")
+    names = [re.escape(name) for option in OPTIONS.values() for name in option.names]
+    short = re.compile(rf"--({'|'.join(names)})(?==|$)")
     return [short.sub(r"--qbert-\1", argument) for argument in arguments]

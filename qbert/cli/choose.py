@@ -21,7 +21,7 @@ _MEGABYTES = Number(0, 1e9, min_open=True)
 
 @click.command()
 @options.shared("model", "dataset")
-@click.option("--max-f1-drop", type=Number(0, 1), metavar="DROP", help="The guard; 0: no label may change.  [0.01]")
+@options.max_drop_option(Number(0, 1), "The guard; 0: no label, or order, may change.  [0.01]")
 @options.output_option()
 @options.shared("variants")
 @click.option(
@@ -46,7 +46,7 @@ _MEGABYTES = Number(0, 1e9, min_open=True)
 def choose(
     model: str | None,
     dataset: str | None,
-    max_f1_drop: float | None,
+    max_drop: float | None,
     output: Path,
     variants: str | None,
     validation: Path | None,
@@ -58,7 +58,7 @@ def choose(
     cluster: str | None,
     json_file: Path | None,
 ) -> None:
-    """Write the fastest variant of MODEL that holds the F1 guard on this machine, ready to serve.
+    """Write the fastest variant of MODEL that holds the guard on this machine, ready to serve.
 
     The exit code is 1 if none holds. An interrupted call is taken up by the next: no document is judged twice. Defaults
     are in pyproject.toml, [tool.qbert].
@@ -66,15 +66,15 @@ def choose(
     from qbert.cluster.judging import workers_at
     from qbert.results import run_tables, tables
     from qbert.selection import choosing
-    from qbert.variants.base import MAX_F1_DROP
+    from qbert.variants.base import MAX_DROP
 
-    settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants, max_f1_drop=max_f1_drop)
-    limit = MAX_F1_DROP if settings.max_f1_drop is None else settings.max_f1_drop
+    settings = here(Path.cwd(), models=model and (model,), dataset=dataset, variants=variants, max_drop=max_drop)
+    limit = MAX_DROP if settings.max_drop is None else settings.max_drop
     if limit < 0:
-        raise InputError(f"[tool.qbert] max_f1_drop is {limit:g}, and no variant has to gain: give --max-f1-drop")
+        raise InputError(f"[tool.qbert] max_drop is {limit:g}, and no variant has to gain: give --max-drop")
     wanted = choosing.Wanted(
         limit,
-        settings.f1_guard,
+        settings.drop_guard,
         latency_limit_s=latency_limit and latency_limit / 1e3,
         max_disk_bytes=max_disk_mb and max_disk_mb * 1e6,
         max_memory_bytes=max_memory_mb and max_memory_mb * 1e6,

@@ -33,12 +33,12 @@ CALIBRATION_SECONDS = 6 * 3600  # long enough for all pairs
 @click.option("--base-model", multiple=True, metavar="MODEL", help="Base's models, one for each --model.")
 @click.option("--base-dataset", metavar="DIR", help="Base's dataset.")
 @options.shared("model", multiple=True)
-@options.shared("dataset", help="Dataset for encodings and F1.")
+@options.shared("dataset", help="Dataset for encodings and answers.")
 @options.shared("variants", help="Names with commas between.")
 @options.shared("max-lengths")
-@options.shared("documents", help="Judge F1 by a sample of N test documents.")
+@options.shared("documents", help="Judge by a sample of N test documents.")
 @options.min_effect_option
-@options.min_f1_effect_option
+@options.min_drop_option
 @click.option(
     "--max-pairs", type=click.IntRange(1, 200), metavar="N", help="Pairs of processes at most.  [default: 40]"
 )
@@ -74,7 +74,7 @@ def gate(
     max_lengths: str | None,
     documents: int | None,
     min_effect: float,
-    min_f1_effect: float,
+    min_drop: float,
     max_pairs: int | None,
     max_seconds: float | None,
     timeout: float,
@@ -83,7 +83,7 @@ def gate(
     json_file: Path | None,
     markdown: Path | None,
 ) -> None:
-    """Compare head, the current tree, with base: latency in pairs of processes, F1 on the same documents.
+    """Compare head, the current tree, with base: latency in pairs of processes, answers to the same documents.
 
     With --base-ref, base has that commit's version of all that lies in the repository: modules, a --model, a --dataset.
 
@@ -132,7 +132,7 @@ def gate(
     )
     budget = gates.Budget(
         min_effect,
-        min_f1_effect,
+        min_drop,
         max_pairs or (CALIBRATION_PAIRS if calibrate else gates.Budget.max_pairs),
         max_seconds or (CALIBRATION_SECONDS if calibrate else None),
         timeout,
@@ -167,7 +167,8 @@ def gate(
             ctx.exit(gates.NOT_COMPARABLE)
         except KeyboardInterrupt:
             ctx.exit(128 + signal.SIGINT)
-    options.write(json_file, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    saved = result | {"cells": verdicts.for_json(result["cells"])}
+    options.write(json_file, json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
     if calibrate:
         tables.show(verdicts.calibration(gates.calibrated(result, CALIBRATED), result))
         return

@@ -80,9 +80,12 @@ def train(
 ) -> None:
     """Fine-tune BASE on a dataset, or train it from scratch."""
     from qbert import api
+    from qbert.inputs.metrics import BY_KEY as METRICS
 
     metrics = api.train(dataset, base, output, max_length=max_length, seed=seed, vocab=vocab, **recipe)
-    echo(f"{output}: weighted F1 {metrics['test_weighted_f1']:.4f} on the test split, {metrics['seconds']:.0f} s")
+    of_test = {metric.of_test: metric.title for metric in METRICS.values()}
+    judged = [f"{of_test[name]} {score:.4f}" for name, score in metrics.items() if name in of_test]
+    echo(f"{output}: {judged[0]} on the test split, {metrics['seconds']:.0f} s")
 
 
 @click.command()
@@ -100,7 +103,7 @@ def evaluate(
     cluster: str | None,
     json_file: Path | None,
 ) -> None:
-    """Classify the test documents one by one with each variant: F1, F1 drop, flips, time per document.
+    """Classify the test documents one by one with each variant: score, drop, flips, time per document.
 
     A variant that cannot be made or run for this model says why; the others are judged. The exit code is then 2 only if
     LIST names it, not if 'default' or 'all' includes it. Defaults are in pyproject.toml, [tool.qbert].
@@ -186,32 +189,35 @@ def predict(
     """Print label and score of each of TEXTS, or of each line piped in.
 
     A tab separates the two texts of a pair. A multi-label model gives all labels scored 0.5 and more, with commas
-    between, and none where there is none. The answer to a blank line has neither label nor score (null in JSON), so
-    that the n-th answer is to the n-th line.
+    between, and none where there is none. A regressor or ranker gives a score alone. The answer to a blank line has
+    neither label nor score (null in JSON), so that the n-th answer is to the n-th line.
     """
-    from qbert.inputs.labels import MULTI_LABEL
+    from qbert.inputs.labels import MULTI_LABEL, REGRESSION
     from qbert.variants.serving import TextClassifier
 
     if not texts and sys.stdin.isatty():
         raise InputError("no text: give some as arguments, or pipe in one a line")
     classifier, source, name = _open(model, variant, dataset, max_length, verify=not no_verify)
     served = TextClassifier.of(source, name, classifier, max_length=max_length)
-    several = served.problem_type == MULTI_LABEL
-    key = "labels" if several else "label"
+    several, number = served.problem_type == MULTI_LABEL, served.problem_type == REGRESSION
+    key = "score" if number else "labels" if several else "label"
     with _reading(sys.stdin) as lines:
         for text in texts or lines:
             first, _, second = text.rstrip("\r\n").partition("\t")
             if not first.strip():
-                blank = json.dumps({"text": text.rstrip("\r\n"), key: None, "scores": {}}, ensure_ascii=False)
-                echo(blank if as_json else "\t\t")
+                nothing: dict[str, Any] = {"text": text.rstrip("\r\n"), key: None}
+                nothing |= {} if number else {"scores": {}}
+                echo(json.dumps(nothing, ensure_ascii=False) if as_json else "\t\t")
                 continue
             prediction = served(first, second if second.strip() else None)
             if as_json:
                 answer: dict[str, Any] = {key: list(prediction.labels) if several else prediction.label}
                 answer["scores"] = {label: round(score, 6) for label, score in prediction.scores.items()}
+                answer = {key: round(prediction.score, 6)} if number else answer
                 echo(json.dumps({"text": text.rstrip("\r\n")} | answer, ensure_ascii=False))
             else:
                 scored = ",".join(f"{prediction.scores[label]:.4f}" for label in prediction.labels)
+                scored = f"{prediction.score:.4f}" if number else scored
                 echo(f"{','.join(prediction.labels)}\t{scored}\t{first[:60]}")
 
 

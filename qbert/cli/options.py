@@ -12,7 +12,7 @@ import click
 
 from qbert.inputs.options import COUNT, OPTIONS, counts
 from qbert.inputs.settings import DEFAULTS, Settings
-from qbert.measure.stats import MIN_EFFECT, MIN_F1_EFFECT
+from qbert.measure.stats import MIN_DROP, MIN_EFFECT
 from qbert.system.cache import cannot_be_written, write_file
 from qbert.system.errors import InputError
 
@@ -104,14 +104,23 @@ min_effect_option = click.option(
     metavar="PERCENT",
     help="What is smaller is nobody's regression.  [default: 2.5%]",
 )
-min_f1_effect_option = click.option(
+min_drop_option = click.option(
+    "--min-drop",
     "--min-f1-effect",
+    "min_drop",
     type=Number(min=0, max=1, min_open=True),
-    default=MIN_F1_EFFECT,
+    default=MIN_DROP,
     show_default=True,
     metavar="DROP",
-    help="A smaller drop of F1 is nobody's regression.",
+    help="A smaller drop of F1, or of what else answers are judged by, is nobody's regression.",
 )
+
+
+def max_drop_option(least: Number, help_text: str) -> Callable[[Command], Command]:
+    """Return the option that names the guard's limit."""
+    return click.option("--max-drop", "--max-f1-drop", "max_drop", type=least, metavar="DROP", help=help_text)
+
+
 json_option = click.option("--json", "json_file", type=OUTPUT, metavar="FILE", help="Write all figures to FILE.")
 markdown_option = click.option(
     "--markdown", type=OUTPUT, metavar="FILE", help="Write the table to FILE, for a pull request."

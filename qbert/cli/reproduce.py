@@ -58,6 +58,8 @@ def reproduce(
             f"--base {base} is random weights here: name a hub id (bert-base-chinese), a folder or bert-tiny"
         )
     loaded = datasets.load(dataset)
+    if not loaded.label_names:
+        raise InputError(f"--dataset {dataset} has numbers, and the experiment is of labels: name one with label.json")
     suite = Suite(loaded, [base], max_lengths=options.lengths(max_lengths), experiments=trainings, fine_tune=True)
     if cluster is None:
         results = reproduce.run(suite, variant)

@@ -66,7 +66,7 @@ class BaseAndHead(click.Command):
     help="With --across machines: fail where more documents of a cell are labelled differently.",
 )
 @options.min_effect_option
-@options.min_f1_effect_option
+@options.min_drop_option
 @options.json_option
 @click.option("--csv", "csv_file", type=options.OUTPUT, metavar="FILE", help="Write the rows to FILE.")
 @options.markdown_option
@@ -76,12 +76,12 @@ def compare(
     across: tuple[str, ...],
     max_machine_flips: int | None,
     min_effect: float,
-    min_f1_effect: float,
+    min_drop: float,
     json_file: Path | None,
     csv_file: Path | None,
     markdown: Path | None,
 ) -> None:
-    """Compare saved runs with each other: latency with its interval, F1, flips, size.
+    """Compare saved runs with each other: latency with its interval, score, flips, size.
 
     The sessions of a side are its sample: runs of one boot, less than 6 hours apart, count as one. Two files need no
     `--` between them. Between machines, answers are compared and no verdict is given on latency. The exit code is 1
@@ -112,14 +112,15 @@ def compare(
         head,
         spreads=spreads,
         min_effect=min_effect,
-        min_f1_effect=min_f1_effect,
+        min_drop=min_drop,
         across={*across, *(MACHINE if MACHINES in across else ())},
     )
     title = verdicts.answer(rows)
     counts = [side["session"].nunique() for side in (base, head)]
+    short = verdicts.metric_of(rows).short
     caption = (
         f"{len(names[0])} and {len(names[1])} runs, of {counts[0]} and {counts[1]} sessions. Intervals hold together "
-        f"with 95 %;\nslower, faster: beyond {min_effect:.1%}; worse, better: beyond {min_f1_effect:g} of F1; same: "
+        f"with 95 %;\nslower, faster: beyond {min_effect:.1%}; worse, better: beyond {min_drop:g} of {short}; same: "
         "within.\nLatency: geometric mean of medians."
     )
     if counts == [1, 1]:
@@ -130,10 +131,12 @@ def compare(
             else "save runs\nof several days, or use qbert gate."
         )
     tables.show(verdicts.verdicts(rows, title=title, caption=caption))
-    options.write(json_file, json.dumps({"cells": rows}, indent=1, default=_as_json) + "\n")
+    options.write(json_file, json.dumps({"cells": verdicts.for_json(rows)}, indent=1, default=_as_json) + "\n")
     options.write(markdown, verdicts.verdicts_markdown(rows, title=title, caption=caption.replace("\n", " ")))
     if csv_file:
-        options.write(csv_file, tables.spreadsheet(pd.DataFrame(map(_flat, rows))))
+        options.write(
+            csv_file, tables.spreadsheet(pd.DataFrame(_flat(row, verdicts.metric_of(rows).key) for row in rows))
+        )
     if max_machine_flips is not None:
         over = comparing.over_machine_flips(rows, max_machine_flips)
         for line in over:
@@ -154,13 +157,15 @@ def _sides(files: tuple[str, ...]) -> list[list[Path]]:
     return names
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of compare.runs without tables in it."""
-    left_out = ("f1", "differs", "judged", "machine_flips")
+def _flat(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return a row of compare.runs, whose answers are judged by the metric of that key, without tables in it."""
+    from qbert.inputs import metrics
+
+    left_out = ("judged", "differs", "has_answers", "machine_flips")
     flips = {"machine_flips": row["machine_flips"].flips} if row.get("machine_flips") else {}
-    f1 = {name: value for name, value in row["f1"].items() if name != "verdict"}
-    verdicts = {"f1_verdict": row["f1"].get("verdict", ""), "differs": "; ".join(row["differs"])}
-    return {name: value for name, value in row.items() if name not in left_out} | flips | f1 | verdicts
+    judged = metrics.own_names({"metric": metric, "drop_verdict": ""} | row["judged"])
+    rest = {name: value for name, value in row.items() if name not in left_out}
+    return rest | flips | judged | {"differs": "; ".join(row["differs"])}
 
 
 def _as_json(value: Any) -> Any:  # noqa: ANN401

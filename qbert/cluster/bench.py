@@ -228,7 +228,7 @@ def with_settings(arguments: Sequence[str], settings: Settings) -> list[str]:
     given = {argument.partition("=")[0].replace("--qbert-", "--") for argument in arguments}
     said: list[str] = []
     for option in OPTIONS.values():
-        if not option.key or option.of_machine or f"--{option.name}" in given:
+        if not option.key or option.of_machine or given & {f"--{name}" for name in option.names}:
             continue
         value = getattr(settings, option.key)
         if value != getattr(DEFAULTS, option.key):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from qbert.cluster.workers import GoneError, result, workers
 from qbert.inputs.checkpoint import Checkpoint
-from qbert.inputs.dataset import FILES, Dataset
+from qbert.inputs.dataset import Dataset
 from qbert.system.cache import build_folder, cache_dir
 from qbert.system.errors import InputError
 from qbert.system.record import RECORD
@@ -80,7 +80,7 @@ def weights(checkpoint: Checkpoint) -> Folder:
 
 def splits(dataset: Dataset) -> Folder:
     """Return the files of `dataset`."""
-    return Folder.of(dataset.folder, [dataset.folder / name for name in FILES])
+    return Folder.of(dataset.folder, [dataset.folder / name for name in dataset.files])
 
 
 @cache

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from qbert import __version__
 from qbert import variants as table
 from qbert.gate.sides import Side, Subject, Worker
+from qbert.inputs import metrics
 from qbert.inputs.settings import Limit
 from qbert.measure import accuracy, stats
 from qbert.measure.stats import CONFIDENCE
@@ -38,7 +39,7 @@ class Budget:
     """When to stop adding pairs."""
 
     min_effect: float = stats.MIN_EFFECT
-    min_f1_effect: float = stats.MIN_F1_EFFECT
+    min_drop: float = stats.MIN_DROP
     max_pairs: int = 40
     max_seconds: float | None = None
     """For timing, without building; None: by the number of cells."""
@@ -71,8 +72,8 @@ class Cell:
     head_s: list[float] = field(default_factory=list)
     change: tuple[float, float, float] = (math.nan, -math.inf, math.inf)
     """The median log ratio, and its interval."""
-    f1: dict[str, Any] = field(default_factory=dict)
-    """The fields of accuracy.Comparison, with base as the baseline, and the verdict; empty without a trained head."""
+    judged: dict[str, Any] = field(default_factory=dict)
+    """The figures of accuracy.Comparison, with base as the baseline, and the verdict; empty without a trained head."""
     load: dict[str, Any] = field(default_factory=dict)
     """How the worker of each side, by its name, loads the cell."""
     base_disk_bytes: int | None = None
@@ -151,7 +152,7 @@ def run(
     cells = compared(records["base"], records["head"], budget, limits, may_differ)
     comparable = [cell for cell in cells if cell.verdict == "inconclusive"]
     slowed = [
-        replace(cell, slowdown=slowdown, min_effect=min_effect, log_ratios=[], base_s=[], head_s=[], f1={}, over=[])
+        replace(cell, slowdown=slowdown, min_effect=min_effect, log_ratios=[], base_s=[], head_s=[], judged={}, over=[])
         for cell in comparable
         for slowdown, min_effect in slowdowns(cell)
     ]
@@ -181,14 +182,14 @@ def exit_code(cells: Sequence[Cell], *, strict: bool = False) -> int:
 
     It is INCONCLUSIVE if latency was timed but no verdict on it is sure; with `strict`, if any verdict is not sure.
     """
-    if any(cell.verdict == "slower" or cell.f1.get("verdict") == "worse" or cell.over for cell in cells):
+    if any(cell.verdict == "slower" or cell.judged.get("drop_verdict") == "worse" or cell.over for cell in cells):
         return REGRESSION
     if not cells or any(cell.verdict == "not comparable" for cell in cells):
         return NOT_COMPARABLE
     unsure = [cell for cell in cells if cell.verdict == "inconclusive"]
     none_decided = unsure and not any(cell.verdict in stats.DECIDED for cell in cells)
-    unsure_f1 = any(cell.f1.get("verdict") == "inconclusive" for cell in cells)
-    return INCONCLUSIVE if none_decided or (strict and (unsure or unsure_f1)) else PASSED
+    unsure_drop = any(cell.judged.get("drop_verdict") == "inconclusive" for cell in cells)
+    return INCONCLUSIVE if none_decided or (strict and (unsure or unsure_drop)) else PASSED
 
 
 Key = tuple[int, int, str]
@@ -246,7 +247,7 @@ def compared(
     limits: Sequence[Limit],
     may_differ: Collection[str],
 ) -> list[Cell]:
-    """Return the cells of both sides, with all results that need no timing: comparability, F1, other limits."""
+    """Return the cells of both sides, with all results that need no timing: comparability, answers, other limits."""
     cells = []
     confidence = stats.bonferroni(CONFIDENCE, sum("answers" in record for record in head.values()))
     for key in dict.fromkeys([*head, *base]):
@@ -261,7 +262,7 @@ def compared(
         elif differs := compare.differences(before["identity"], after["identity"], may_differ=may_differ):
             cell.verdict, cell.differs = "not comparable", differs
         elif "answers" in after and "answers" in before:
-            cell.f1 = accuracy.compare_answers(before["answers"], after["answers"], confidence, budget.min_f1_effect)
+            cell.judged = accuracy.compare_answers(before["answers"], after["answers"], confidence, budget.min_drop)
             cell.told = over_own_limit(before, after)
         if key in head and key in base:
             cell.load = {"base": before["load"], "head": after["load"]}
@@ -273,13 +274,14 @@ def compared(
 
 
 def over_own_limit(base: Record, head: Record) -> list[str]:
-    """Return a sentence if head's F1 drop against fp32 is over the variant's own limit: whether base's is, too."""
-    over = [record["f1_drop"] > record["max_f1_drop"] for record in (base, head)]
+    """Return a sentence if head's drop against fp32 is over the variant's own limit: whether base's is, too."""
+    over = [record["drop"] > record["max_drop"] for record in (base, head)]
     if not over[1]:
         return []
     was = "as base's is" if over[0] else "base's is not"
-    figures = f"{base['f1_drop']:+.4f} -> {head['f1_drop']:+.4f}"
-    return [f"F1 drop against fp32 {figures}, over the variant's own limit {head['max_f1_drop']:g}, {was}"]
+    figures = f"{base['drop']:+.4f} -> {head['drop']:+.4f}"
+    short = metrics.named(head["answers"].get("metric")).short
+    return [f"{short} drop against fp32 {figures}, over the variant's own limit {head['max_drop']:g}, {was}"]
 
 
 def judge_latency(cells: Iterable[Cell], limits: Sequence[Limit]) -> None:
@@ -292,9 +294,10 @@ def judge_latency(cells: Iterable[Cell], limits: Sequence[Limit]) -> None:
 
 
 def _over(record: Record, limit: Limit) -> list[str]:
-    """Return a sentence for each limit on F1, size and memory that `record` exceeds."""
+    """Return a sentence for each limit on the drop, size and memory that `record` exceeds."""
+    short = metrics.named(record.get("answers", {}).get("metric")).short
     figures = (
-        ("F1 drop", record.get("f1_drop", -math.inf), limit.max_f1_drop, ""),
+        (f"{short} drop", record.get("drop", -math.inf), limit.drop, ""),
         ("disk", record["disk_bytes"] / 1e6, limit.max_disk_mb, " MB"),
         ("memory", record.get("peak_rss_bytes", 0) / 1e6, limit.max_memory_mb, " MB"),
     )

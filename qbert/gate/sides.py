@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from qbert.inputs.dataset import FILES
+from qbert.inputs.dataset import files_of
 from qbert.system.children import Child, ChildError
 from qbert.system.errors import CannotRunError, InputError
 from qbert.system.git import GitError, run_git
@@ -117,7 +117,7 @@ class Commit:
             side,
             tree=self.tree,
             models=side.models if own_models is None else own_models,
-            dataset=self.own(side.dataset, FILES, "--base-dataset") if dataset else side.dataset,
+            dataset=self.own(side.dataset, files_of(side.dataset), "--base-dataset") if dataset else side.dataset,
             path=tuple(map(self.locate, side.path)),
             ref=self.ref,
         )

@@ -145,11 +145,16 @@ class Worker:
         }
 
     def judge(self, documents: int | None, **named: Any) -> dict[str, Any]:  # noqa: ANN401
-        """Return the cell's answers for the test documents (labels.answers), and its F1 drop against fp32."""
+        """Return the cell's answers for the test documents (Metric.record), and its drop against fp32."""
         accuracy = first_module(*RUNS[1])
         cell = self._suite.cell(**named)
         rows = cell.suite.dataset.documents(documents)
         logits, _ = accuracy.run(cell.classifier, cell.encoder, rows, cell.max_length)
+        comparison, _ = cell.judge(rows, logits)
+        if hasattr(cell, "metric"):
+            answers = cell.metric.record(cell.metric.truth(cell.dataset, rows), logits)
+            return {"answers": answers, "drop": comparison.drop, "max_drop": cell.variant.max_drop}
+        # Its qbert is of a time when all was judged by F1.
         labels = own_module("inputs", "labels")
         if getattr(cell.checkpoint.config, "problem_type", None) != labels.MULTI_LABEL:
             true = labels.one_hot(rows["label"].to_numpy(), logits.shape[1])
@@ -163,11 +168,10 @@ class Worker:
             raise first_module(*ERRORS).InputError(
                 "its qbert is of a time before multi-label models: compare with a newer one"
             )
-        comparison, _ = cell.judge(rows, logits)
         return {
             "answers": labels.answers(true, predicted, logits),
-            "f1_drop": comparison.f1_drop,
-            "max_f1_drop": cell.variant.max_f1_drop,
+            "drop": comparison.f1_drop,  # type: ignore[attr-defined]
+            "max_drop": cell.variant.max_f1_drop,
         }
 
     def peak_memory(self, **named: Any) -> int:  # noqa: ANN401

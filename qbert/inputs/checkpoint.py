@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from msgspec import Struct
 
 from qbert.inputs import configuration
-from qbert.inputs.configuration import OUTPUTS, Configuration
-from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, matched
+from qbert.inputs.configuration import OUTPUTS, SENTENCE_TRANSFORMERS, Configuration
+from qbert.inputs.labels import IDENTITY, MULTI_LABEL, REGRESSION, SINGLE_LABEL, matched
 from qbert.inputs.tensors import Fit, Tensor, read_headers
 from qbert.inputs.tokenizer import Encoder, check_length
 from qbert.system.errors import InputError, reason, untrained
@@ -109,6 +109,7 @@ class Checkpoint:
         checkpoint = cls(folder)
         if not as_base:
             checkpoint.configuration.check_head(folder)
+            _ = checkpoint.activation
         # The properties below raise on damage: better here than in the middle of a run.
         checkpoint._check_size()
         checkpoint.fit.check(new_head=as_base or not checkpoint.trained)
@@ -204,8 +205,17 @@ class Checkpoint:
 
     @property
     def problem_type(self) -> str:
-        """Whether a text has one label or any number of them: SINGLE_LABEL or MULTI_LABEL."""
-        return self.configuration.problem_type or SINGLE_LABEL
+        """Whether a text has one label, any number of them or a number: SINGLE_LABEL, MULTI_LABEL or REGRESSION."""
+        return self.configuration.problem_type or (REGRESSION if self.num_labels == 1 else SINGLE_LABEL)
+
+    @cached_property
+    def activation(self) -> str:
+        """What makes the output of the logit, where there is one: a key of labels.ACTIVATIONS.
+
+        Raises:
+            InputError: the folder names another function.
+        """
+        return configuration.activation_of(self.folder, self.configuration) if self.num_labels == 1 else IDENTITY
 
     @property
     def num_labels(self) -> int:
@@ -245,8 +255,9 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """The files of configuration, weights and tokenizer, without others in the folder."""
-        tokenizer = (self.folder / name for name in TOKENIZER_FILES)
-        return [path for path in (self.folder / "config.json", *self.weight_files, *tokenizer) if path.is_file()]
+        others = [*TOKENIZER_FILES, *([SENTENCE_TRANSFORMERS] if self.num_labels == 1 else [])]
+        paths = (self.folder / "config.json", *self.weight_files, *(self.folder / name for name in others))
+        return [path for path in paths if path.is_file()]
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -303,9 +314,17 @@ class Checkpoint:
     def label_order(self, dataset: "Dataset") -> tuple[int, ...]:
         """Return the dataset's id of each label of this checkpoint, by their names; what is not obvious is printed.
 
+        Nothing where it gives numbers.
+
         Raises:
-            InputError: the labels are not the dataset's, or it is not clear which is which.
+            InputError: the labels are not the dataset's, or it is not clear which is which; or it gives numbers and the
+                dataset labels, or the other way round.
         """
+        if (self.problem_type == REGRESSION) == bool(dataset.label_names):
+            gives, has = ("numbers", "labels") if dataset.label_names else ("labels", "numbers (no label.json)")
+            raise InputError(f"{self.folder} gives {gives} and the dataset {dataset.name} has {has}: give another one")
+        if not dataset.label_names:
+            return ()
         if dataset.multi_label and self.problem_type != MULTI_LABEL:
             raise InputError(
                 f"{self.folder} gives a text one label and the dataset {dataset.name} any number (column 'labels'): "

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from qbert.inputs.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
+from qbert.inputs.labels import ACTIVATIONS, IDENTITY, MULTI_LABEL, REGRESSION, SINGLE_LABEL, ProblemType
 from qbert.system.errors import InputError, reason
 from qbert.system.parse import read_json
 from qbert.system.record import Rows
-from qbert.system.terminal import quiet_transformers
+from qbert.system.terminal import counted, quiet_transformers
 
 CLASSIFIER = "ForSequenceClassification"
 """How the names of architectures for text classification end."""
@@ -21,6 +21,16 @@ OUTPUTS = {"output_attentions": False, "output_hidden_states": False, "return_di
 No answer depends on it.
 """
 ATTENTIONS = (None, "eager", "sdpa")  # for others transformers may fetch kernels from the hub
+
+
+SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
+"""Where newer releases of sentence-transformers name a cross-encoder's activation."""
+
+
+class SentenceTransformers(Struct):
+    """What sentence-transformers writes of a cross-encoder, beside config.json or in it."""
+
+    activation_fn: str | None = None
 
 
 Depth = Annotated[int, Meta(ge=1, le=1 << 10)]
@@ -52,6 +62,8 @@ class Configuration(Struct):
     vocab_size: Rows | None = None
     max_position_embeddings: Rows | None = None
     quantization_config: Any = None
+    sentence_transformers: SentenceTransformers | None = None
+    sbert_ce_default_activation_function: str | None = None
 
     def check_head(self, folder: Path) -> None:
         """Raise InputError where the head of the checkpoint in `folder` is not one for text classification."""
@@ -69,11 +81,11 @@ class Configuration(Struct):
                 f"{folder / 'config.json'}: id2label has the ids {', '.join(map(str, sorted(named)))} and {different} "
                 "names: every id from 0 to the number of labels needs a name of its own"
             )
-        if count == 1 or self.problem_type == REGRESSION:
-            why = "num_labels 1" if count == 1 else f"problem_type {REGRESSION}"
+        outputs = count or 2  # transformers' default
+        if self.problem_type not in {None, *([REGRESSION] if outputs == 1 else [SINGLE_LABEL, MULTI_LABEL])}:
             raise InputError(
-                f"{folder} gives a number and no label ({why} in config.json): "
-                f"qbert judges {SINGLE_LABEL} and {MULTI_LABEL}"
+                f"{folder / 'config.json'} has {counted(outputs, 'label')} and problem_type {self.problem_type}: one "
+                f"output is of {REGRESSION}, and no other number is"
             )
 
 
@@ -88,6 +100,33 @@ def read(folder: Path) -> Configuration:
     if configuration.quantization_config is not None:
         raise InputError(f"{path}: the weights are quantized already: give the checkpoint that they were made of")
     return configuration
+
+
+def activation_of(folder: Path, configuration: Configuration) -> str:
+    """Return what makes the one output of the cross-encoder in `folder` of its logit: a key of labels.ACTIVATIONS.
+
+    It is read where sentence-transformers reads it. Where nothing is named, the logit is the output.
+
+    Raises:
+        InputError: it is another function.
+    """
+    beside = folder / SENTENCE_TRANSFORMERS
+    places: dict[str, SentenceTransformers | None] = {"config.json": configuration.sentence_transformers}
+    if beside.exists():
+        places = {beside.name: read_json(beside, SentenceTransformers, "copy it again, or remove it"), **places}
+    named = [(name, it.activation_fn) for name, it in places.items() if it and it.activation_fn]
+    if former := configuration.sbert_ce_default_activation_function:
+        named.append(("config.json", former))
+    if not named:
+        return IDENTITY
+    name, function = named[0]
+    module, _, activation = function.rpartition(".")
+    if module.partition(".")[0] != "torch" or activation.lower() not in ACTIVATIONS:
+        known = ", ".join(f"torch.nn.{one.capitalize()}" for one in ACTIVATIONS)
+        raise InputError(
+            f"{folder / name} names the activation {function}, and qbert applies {known}: name one of these"
+        )
+    return activation.lower()
 
 
 def read_whole(folder: Path) -> Any:  # noqa: ANN401  transformers has one class an architecture

@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import io
+import math
+import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,10 @@ from qbert.system.parse import check_name, decode, read_bytes
 from qbert.system.terminal import counted
 
 BUILT_IN = "news_mini"
-FILES = ("train.csv", "test.csv", "label.json")
+SPLITS = ("train.csv", "test.csv")
+LABELS = "label.json"
+FILES = (*SPLITS, LABELS)
+"""Of a dataset with labels; one with numbers has the first two."""
 LEAST_DOCUMENTS = 20  # to choose a model by: fewer decide nothing
 
 
@@ -29,18 +34,21 @@ class DatasetWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Texts with labels, in a training split and a test split."""
+    """Texts with labels or numbers, in a training split and a test split."""
 
     folder: Path
     """The folder of its files."""
     label_names: tuple[str, ...]
-    """The names of the labels, in the order of their ids."""
+    """The names of the labels, in the order of their ids; empty where documents have numbers."""
     train: pd.DataFrame
-    """Columns `text`, for sentence pairs `text_pair`, and `label` (int64 ids) or `labels` (tuples of ids)."""
+    """Columns `text`, for sentence pairs `text_pair`, and `label` (int64 ids) or `labels` (tuples of ids).
+
+    Where documents have numbers, `label` is of float64, and where they are ranked, `query` says within which query.
+    """
     test: pd.DataFrame
     """The same columns as `train`."""
     sha256: str
-    """The hash of its three files."""
+    """The hash of its files."""
     order: tuple[int, ...] = ()
     """The ids of the labels in the order in which a model has them; empty where that is by id."""
     ids: Mapping[str, int] = field(default_factory=dict)
@@ -55,6 +63,16 @@ class Dataset:
     def names(self) -> tuple[str, ...]:
         """The names of the labels, in the order in which the model has them."""
         return tuple(self.label_names[label] for label in self.order) or self.label_names
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of its files."""
+        return FILES if self.label_names else SPLITS
+
+    @property
+    def ranked(self) -> bool:
+        """Whether a document's number is its relevance for a query."""
+        return "query" in self.train
 
     @property
     def multi_label(self) -> bool:
@@ -76,10 +94,16 @@ class Dataset:
         return result[:, self.order] if self.order else result
 
     def documents(self, count: int | None = None) -> pd.DataFrame:
-        """Return the test split, or a sample of `count` documents: always the same, in file order."""
+        """Return the test split, or a sample of `count` documents: always the same, in file order.
+
+        Queries are drawn whole: as many as have `count` documents or the first one more.
+        """
         if count is None or count >= len(self.test):
             return self.test
-        return self.test.sample(count, random_state=0).sort_index()
+        if not self.ranked:
+            return self.test.sample(count, random_state=0).sort_index()
+        drawn = _shuffled(self.test)
+        return drawn[drawn["query"].isin(drawn["query"].iloc[:count])].sort_index()
 
     def training_texts(self, count: int) -> list[tuple[str, ...]]:
         """Return the text, or the two texts of a pair, of `count` training documents: always the same."""
@@ -87,13 +111,18 @@ class Dataset:
 
     def calibration(self, count: int) -> pd.DataFrame:
         """Return `count` training documents, always the same: those that variants are calibrated on."""
-        return self.train.sample(min(count, len(self.train)), random_state=0)
+        return _shuffled(self.train).iloc[:count]
 
     def held_out(self, calibration: int) -> pd.DataFrame:
         """Return half of the training split, always the same and stratified by label, without the `training_texts`.
 
         `calibration` is how many of these there are. With several labels a document's stratum is its set of labels.
+        Queries are held out whole.
         """
+        if self.ranked:
+            drawn = _shuffled(self.train)
+            rest = drawn[~drawn["query"].isin(drawn["query"].iloc[:calibration])]
+            return rest[rest["query"].isin(rest["query"].iloc[: len(self.train) // 2])].sort_index()
         rest = self.train.drop(self.calibration(calibration).index).sample(frac=1, random_state=0)
         rest = rest.sort_values("labels" if self.multi_label else "label", kind="stable")
         # Evenly over all strata, as those of one document cannot be halved.
@@ -142,31 +171,48 @@ class Dataset:
         Raises:
             InputError: it cannot be read, lacks a column, or has another label.
         """
-        rows = _rows(path, read_bytes(path, "give a CSV file with the columns of train.csv"))
+        content = read_bytes(path, "give a CSV file with the columns of train.csv")
+        rows = _rows(path, content, numbers=not self.label_names)
         if set(rows) != set(self.train):
             found, needed = (", ".join(split.columns) for split in (rows, self.train))
             raise InputError(f"{path} has the columns {found}, not {needed}: name them alike")
+        if not self.label_names:
+            return _read_numbers(path, rows)
         return _number_labels(self.ids or _label_ids(self.label_names, [rows]), {path: rows})[0]
 
 
 def load(source: str | Path) -> Dataset:
     """Load the dataset folder `source`, or the built-in one by its name.
 
-    Warns with DatasetWarning where rows occur in both splits.
+    Without label.json its labels are numbers.
+
+    Warns with DatasetWarning where rows occur in both splits, and where queries cannot be ranked.
 
     Raises:
         InputError: a file, column or label is missing or damaged; the message names file and line.
     """
     folder = _locate(source)
     check_name(Path(folder.resolve().name))  # records hold it
+    needed = files_of(folder)
+    has_labels = LABELS in needed
     contents = {}
-    for name in FILES:
+    for name in needed:
         contents[name] = read_bytes(folder / name, f"a dataset is a folder with {', '.join(FILES)}")
-    label_names = _label_names(folder / "label.json", contents["label.json"])
-    train, test = (_rows(folder / name, contents[name]) for name in ("train.csv", "test.csv"))
-    for name in ("text_pair", "labels"):
+    label_names = _label_names(folder / LABELS, contents[LABELS]) if has_labels else ()
+    train, test = (_rows(folder / name, contents[name], numbers=not has_labels) for name in SPLITS)
+    for name in ("text_pair", "labels", "query"):
         if (name in train) != (name in test):
             raise InputError(f"{folder}: column {name!r} has to be in both train.csv and test.csv or in neither")
+    digest = hashlib.sha256()
+    for content in contents.values():
+        digest.update(hashlib.sha256(content).digest())
+    if not has_labels:
+        train, test = (_read_numbers(folder / name, split) for name, split in zip(SPLITS, (train, test), strict=True))
+        _warn_of_duplicates(folder, train, test)
+        loaded = Dataset(folder.resolve(), (), train, test, digest.hexdigest())
+        if loaded.ranked:
+            _check_queries(folder / SPLITS[1], test)
+        return loaded
     ids = _label_ids(label_names, [train, test])
     train, test = _number_labels(ids, {folder / "train.csv": train, folder / "test.csv": test})
     train_labels, test_labels = (
@@ -176,14 +222,21 @@ def load(source: str | Path) -> Dataset:
         names = ", ".join(repr(label_names[label]) for label in untrained)
         raise InputError(f"{folder / 'test.csv'} has the label {names}, of which train.csv has no row: add some")
     _warn_of_duplicates(folder, train, test)
-    digest = hashlib.sha256()
-    for name in FILES:
-        digest.update(hashlib.sha256(contents[name]).digest())
     return Dataset(folder.resolve(), label_names, train, test, digest.hexdigest(), ids=ids)
 
 
+def files_of(folder: str | Path) -> tuple[str, ...]:
+    """Return the names of the files of the dataset in `folder`: those of one with labels, or with numbers."""
+    return FILES if os.path.lexists(Path(folder) / LABELS) or not Path(folder).is_dir() else SPLITS
+
+
 def _shuffled(documents: pd.DataFrame) -> pd.DataFrame:
-    return documents.sample(frac=1, random_state=0)
+    """Return `documents` in random order, always the same; those of a query follow one another."""
+    if "query" not in documents:
+        return documents.sample(frac=1, random_state=0)
+    queries = documents["query"].drop_duplicates().sample(frac=1, random_state=0)
+    place = pd.Series(range(len(queries)), index=queries)
+    return documents.iloc[documents["query"].map(place).argsort(kind="stable")]
 
 
 def text_rows(documents: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -261,19 +314,18 @@ def _label_names(path: Path, content: bytes) -> tuple[str, ...]:
     return tuple(sorted(ids, key=ids.__getitem__))
 
 
-def _rows(path: Path, content: bytes) -> pd.DataFrame:
-    """Return the columns of a CSV file that are used, as text, indexed by the line where each row begins."""
+def _rows(path: Path, content: bytes, *, numbers: bool) -> pd.DataFrame:
+    """Return the columns of a CSV file that are used, as text, indexed by the line where each row begins.
+
+    The labels may be `numbers`; then queries are used.
+    """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # csv's default of 128 KiB is less than a document may have
     reader = csv.reader(io.StringIO(_text(path, content), newline=""), strict=True)
     lines, rows = [], []
     start = 1
     try:
         header = next(reader, [])
-        for alternatives in (["text"], ["label", "labels"]):
-            if sum(map(header.count, alternatives)) != 1:
-                either = " or ".join(map(repr, alternatives))
-                raise InputError(f"{path}: one column {either} is needed, its first line has {header}")
-        columns = [name for name in ("text", "text_pair", "label", "labels") if name in header]
+        columns = _columns(path, header, numbers=numbers)
         start = reader.line_num + 1
         for row in reader:
             if row:  # a blank line is no row
@@ -296,6 +348,18 @@ def _rows(path: Path, content: bytes) -> pd.DataFrame:
     if not rows:
         raise InputError(f"{path} has no rows below its first line: add documents")
     return pd.DataFrame(rows, columns=columns, index=lines, dtype=str)
+
+
+def _columns(path: Path, header: list[str], *, numbers: bool) -> list[str]:
+    """Return which columns of the file `path`, whose first line is `header`, are used; see _rows."""
+    if numbers and "labels" in header:
+        raise InputError(f"{path} has the column 'labels', and there is no {LABELS} beside it: add one")
+    for alternatives in (["text"], ["label", "labels"]):
+        if sum(map(header.count, alternatives)) != 1:
+            either = " or ".join(map(repr, alternatives))
+            raise InputError(f"{path}: one column {either} is needed, its first line has {header}")
+    wanted = ("query", "text", "text_pair", "label") if numbers else ("text", "text_pair", "label", "labels")
+    return [name for name in wanted if name in header]
 
 
 def _label_ids(label_names: tuple[str, ...], splits: Sequence[pd.DataFrame]) -> dict[str, int]:
@@ -323,6 +387,52 @@ def _number_labels(known: Mapping[str, int], files: Mapping[Path, pd.DataFrame])
     return numbered
 
 
+def _read_numbers(path: Path, split: pd.DataFrame) -> pd.DataFrame:
+    """Return `split`, the rows in `path`, with its labels as numbers.
+
+    Raises:
+        InputError: one is no finite number, or a relevance below 0, or all are equal.
+    """
+    numbers = []
+    for line, text in split["label"].items():
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(
+                f"{path}, line {line}: label {text!r} is no finite number: write one, or name the labels in {LABELS}"
+            )
+        if number < 0 and "query" in split:
+            raise InputError(f"{path}, line {line}: label {text} of a query's passage is below 0: 0 is irrelevant")
+        numbers.append(number)
+    if len(set(numbers)) == 1:
+        raise InputError(f"{path}: every label is {numbers[0]:g}, so nothing can be told by them: add other rows")
+    return split.assign(label=np.array(numbers)).reset_index(drop=True)
+
+
+def _check_queries(path: Path, test: pd.DataFrame) -> None:
+    """Warn where queries of the split `test`, in `path`, cannot be ranked.
+
+    Raises:
+        InputError: fewer than two can.
+    """
+    kinds = test.groupby("query", sort=False)["label"].nunique()
+    alike = kinds[kinds == 1]
+    if len(kinds) - len(alike) < 2:  # noqa: PLR2004  one query has no spread
+        raise InputError(
+            f"{path}: {len(kinds) - len(alike)} of {len(kinds)} queries have passages of different labels: two are "
+            "needed, as the order of others cannot be judged"
+        )
+    if len(alike):
+        warnings.warn(
+            f"{path}: {len(alike)} of {len(kinds)} queries, such as {alike.index[0]!r}, have one passage or one label: "
+            "no order is better than another, so they are not judged",
+            DatasetWarning,
+            stacklevel=3,
+        )
+
+
 def _written(split: pd.DataFrame) -> "pd.Series[Any]":
     """Return the labels of each row as they stand there: those in the column `labels` are separated by |."""
     if "labels" in split:
@@ -335,7 +445,7 @@ def _warn_of_duplicates(folder: Path, train: pd.DataFrame, test: pd.DataFrame) -
     shared = test[texts].merge(train[texts].drop_duplicates(), on=texts)
     if len(shared):
         warnings.warn(
-            f"{folder}: {len(shared)} of {len(test)} test rows are in train.csv too, so F1 flatters: remove them",
+            f"{folder}: {len(shared)} of {len(test)} test rows are in train.csv too, so figures flatter: remove them",
             DatasetWarning,
             stacklevel=3,
         )

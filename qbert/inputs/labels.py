@@ -4,7 +4,7 @@ import base64
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,14 @@ ProblemType = Literal["regression", "single_label_classification", "multi_label_
 REGRESSION: ProblemType = "regression"
 SINGLE_LABEL: ProblemType = "single_label_classification"
 MULTI_LABEL: ProblemType = "multi_label_classification"
+
+IDENTITY = "identity"
+ACTIVATIONS: Mapping[str, Callable[[npt.NDArray[np.floating[Any]]], npt.NDArray[np.floating[Any]]]] = {
+    IDENTITY: lambda logits: logits,
+    "sigmoid": lambda logits: np.exp(-np.logaddexp(0, -logits)),  # without an overflow
+    "tanh": np.tanh,
+}
+"""What can make the one output of a regressor or ranker of its logit, as torch names it in lower case."""
 
 Indicators = npt.NDArray[np.bool_]
 """Which labels each document has; the shape is `(documents, num_labels)`."""
@@ -102,10 +110,14 @@ def unpacked_logits(answers: Mapping[str, str], documents: int) -> npt.NDArray[n
     return np.frombuffer(data, kind).reshape(documents, -1).astype(np.float32)
 
 
+def activated(logits: npt.NDArray[np.floating[Any]], activation: str) -> npt.NDArray[np.floating[Any]]:
+    """Return `logits` after the `activation`, one of ACTIVATIONS."""
+    return np.asarray(ACTIVATIONS[activation](logits))
+
+
 def scores(logits: npt.NDArray[np.floating[Any]], problem_type: str) -> npt.NDArray[np.floating[Any]]:
     """Return the probability of each label, from 0 to 1, in the shape of `logits`."""
     if problem_type == MULTI_LABEL:
-        positive = np.exp(-np.logaddexp(0, -logits))  # the sigmoid, without an overflow
-        return np.asarray(positive)
+        return activated(logits, "sigmoid")
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))

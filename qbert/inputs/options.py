@@ -37,7 +37,7 @@ class Number:
 COUNT = Number("positive int", int, 1)
 POSITIVE = Number("positive float", float, 0, 1e9, above=True)
 DROP = Number("drop", float, -1, 1)
-"""A drop of F1; a negative one is a gain."""
+"""A drop of the score; a negative one is a gain."""
 
 
 def counts(text: str) -> tuple[int, ...]:
@@ -69,6 +69,13 @@ class Option:
     repeatable: bool = False
     of_machine: bool = False
     """Whether it is of one machine, so that `qbert fleet` does not forward it."""
+    former: str = ""
+    """A name that it had before, and still answers to."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, and its former one."""
+        return tuple(filter(None, (self.name, self.former)))
 
     @property
     def dest(self) -> str:
@@ -103,22 +110,34 @@ _ALL = (
         key="models",
         repeatable=True,
     ),
-    Option("dataset", "DIR", "folder with train.csv, test.csv and label.json", default="news_mini", key="dataset"),
+    Option(
+        "dataset",
+        "DIR",
+        "folder with train.csv, test.csv and, for labels, label.json",
+        default="news_mini",
+        key="dataset",
+    ),
     Option(
         "variants", "LIST", "names with commas between; also 'default' and 'all'", default="default", key="variants"
     ),
     Option("max-lengths", "LIST", "tokens: 128,256,384", counts, (128, 256, 384), key="max_lengths"),
     Option("documents", "N", "judge by a sample of N test documents, not by all", COUNT),
     Option(
-        "max-f1-drop", "DROP", "greatest F1 drop allowed, 0 to 1 (the variant's own: 0.01)", DROP, key="max_f1_drop"
+        "max-drop",
+        "DROP",
+        "greatest drop allowed, of F1 or of what else answers are judged by (the variant's own: 0.01)",
+        DROP,
+        key="max_drop",
+        former="max-f1-drop",
     ),
     Option(
-        "f1-guard",
+        "drop-guard",
         "",
-        "judge the F1 drop (point), or what it surely does not exceed (interval)",
+        "judge the drop (point), or what it surely does not exceed (interval)",
         default="point",
-        key="f1_guard",
+        key="drop_guard",
         choices=("point", "interval"),
+        former="f1-guard",
     ),
     Option(
         "strict-guard", "", "fail for every variant over its limit, not only for those that are named", is_flag=True

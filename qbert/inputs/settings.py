@@ -39,10 +39,17 @@ class Limit(Struct, frozen=True, forbid_unknown_fields=True):
     max_length: Length | None = None
     variant: str = "*"
     max_latency_ms: AtMost = math.inf
-    max_f1_drop: Drop = math.inf
+    max_drop: Drop = math.inf
     """Compared with fp32 of the same side."""
+    max_f1_drop: Drop = math.inf
+    """The former name of `max_drop`."""
     max_disk_mb: AtMost = math.inf
     max_memory_mb: AtMost = math.inf
+
+    @property
+    def drop(self) -> float:
+        """The most that the score may drop."""
+        return min(self.max_drop, self.max_f1_drop)
 
     def covers(self, model: str, max_length: int, variant: str) -> bool:
         """Whether it applies to this cell."""
@@ -66,14 +73,18 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     dataset: str = OPTIONS["dataset"].default
     variants: str | tuple[str, ...] = OPTIONS["variants"].default
     max_lengths: Annotated[tuple[Length, ...], Meta(min_length=1)] = OPTIONS["max-lengths"].default
-    max_f1_drop: Drop | None = None
-    f1_guard: Literal["point", "interval"] = OPTIONS["f1-guard"].default
+    max_drop: Drop | None = None
+    drop_guard: Literal["point", "interval"] = OPTIONS["drop-guard"].default
     price_per_hour: Price | None = None
     """Of the machine, in any currency."""
     prices: dict[str, Price] = {}
     """Of each machine that a report of several names, an hour, in one currency."""
     plugins: tuple[str, ...] = ()
     gate: Gate = Gate()
+    max_f1_drop: Drop | None = None
+    """The former name of `max_drop`; after `read` it is None."""
+    f1_guard: Literal["point", "interval"] | None = None
+    """The former name of `drop_guard`; after `read` it is None."""
 
     def but(self, **given: Any) -> "Settings":  # noqa: ANN401  of each setting's own type
         """Return these settings, replaced by those of the command line, `given`, that are neither None nor empty."""
@@ -118,6 +129,11 @@ def read(path: Path | None) -> Settings:
     names = ", ".join(Settings.__struct_fields__)
     remedy = f"it has the keys {names}; a row of gate.limits has {', '.join(Limit.__struct_fields__)}"
     settings = parse.convert(table, Settings, f"{path}: [tool.qbert]", remedy)
+    for name, former in (("max_drop", "max_f1_drop"), ("drop_guard", "f1_guard")):
+        if (said := getattr(settings, former)) is not None:
+            if name in table:
+                raise InputError(f"{path}: [tool.qbert] has {name} and {former}, its former name: leave one out")
+            settings = structs.replace(settings, **{name: said, former: None})
     return structs.replace(
         settings, models=_from(path.parent, settings.models), dataset=_from(path.parent, [settings.dataset])[0]
     )

@@ -1,4 +1,4 @@
-"""Train a text classifier: fine-tune a pretrained checkpoint, or a small BERT from scratch."""
+"""Train a classifier, regressor or ranker: fine-tune a pretrained checkpoint, or a small BERT from scratch."""
 
 import dataclasses
 import json
@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qbert.inputs import metrics
 from qbert.inputs import tokenizer as tokenizers
 from qbert.inputs.checkpoint import Checkpoint, locate
 from qbert.inputs.dataset import Dataset, text_rows
 from qbert.inputs.dataset import load as load_dataset
-from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, predicted
+from qbert.inputs.labels import IDENTITY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from qbert.system import machine
 from qbert.system.cache import build_folder, is_filled
 from qbert.system.errors import InputError
@@ -198,14 +199,14 @@ def read_vocabulary(path: Path) -> "BertTokenizer":
 def _start(
     dataset: Dataset, base: str, max_length: int, seed: int, vocab: Path | None, vocabulary_size: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Return the model to train, with a head for the dataset's labels, and its tokenizer."""
+    """Return the model to train, with a head for the dataset's labels or numbers, and its tokenizer."""
     from transformers import BertConfig, BertForSequenceClassification, set_seed
 
-    names = dict(enumerate(dataset.label_names))
+    names = dict(enumerate(dataset.label_names or ("LABEL_0",)))
     labels: dict[str, Any] = {
         "id2label": names,
         "label2id": {name: label for label, name in names.items()},
-        "problem_type": MULTI_LABEL if dataset.multi_label else SINGLE_LABEL,
+        "problem_type": _problem_type(dataset),
     }
     if base not in GEOMETRIES:
         if vocab is not None:
@@ -237,6 +238,12 @@ def _start(
     )
     set_seed(seed)
     return BertForSequenceClassification(config), tokenizer
+
+
+def _problem_type(dataset: Dataset) -> str:
+    if not dataset.label_names:
+        return REGRESSION
+    return MULTI_LABEL if dataset.multi_label else SINGLE_LABEL
 
 
 def _encode(
@@ -287,7 +294,6 @@ def _run(
     recipe: Recipe,
 ) -> dict[str, float]:
     import torch
-    from sklearn.metrics import f1_score
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
@@ -328,9 +334,9 @@ def _run(
     test = _encode(tokenizer, dataset, dataset.test, max_length)
     # A dataset may be any sequence; predictions of a classifier are one array.
     logits = trainer.predict(test).predictions  # type: ignore[arg-type]
-    answers = predicted(logits, model.config.problem_type)  # type: ignore[arg-type]
-    score = f1_score(dataset.indicators(dataset.test), answers, average="weighted", zero_division=0)
-    return {"training_loss": round(float(loss), 4), "test_weighted_f1": round(float(score), 4)}
+    metric = metrics.of(_problem_type(dataset), dataset, IDENTITY)
+    score = metric.score(metric.truth(dataset, dataset.test), metric.answers(logits))  # type: ignore[arg-type]
+    return {"training_loss": round(float(loss), 4), metric.of_test: round(score, 4)}
 
 
 def main(request: str) -> None:

@@ -1,10 +1,9 @@
-"""Judge a variant by the test documents: F1, F1 drop with its interval, flips, and the power of the comparison."""
+"""Judge a variant by the test documents: score, drop with its interval, flips, and the power of the comparison."""
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +11,9 @@ import numpy.typing as npt
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from qbert.inputs.dataset import Dataset, text_rows
-from qbert.inputs.labels import MULTI_LABEL, Indicators, predicted, unpacked
+from qbert.inputs import metrics
+from qbert.inputs.dataset import text_rows
+from qbert.inputs.metrics import F1_OF_ONE, Metric
 from qbert.inputs.tokenizer import Encoder
 from qbert.measure import guard, stats
 from qbert.measure.stats import CONFIDENCE
@@ -31,33 +31,55 @@ WARM_UP_DOCUMENTS = 10
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant's predictions compared with the baseline's, for the same documents."""
+    """A variant's answers compared with the baseline's, for the same documents."""
 
+    metric: str
+    """The key of the metric that `score` is of."""
     documents: int
-    f1: float
-    """Weighted F1 of the variant, 0 to 1."""
-    f1_baseline: float
-    f1_drop: float
-    """`f1_baseline - f1`; positive is worse."""
-    f1_drop_low: float
-    """Lower end of the 95 % interval of `f1_drop`."""
-    f1_drop_high: float
-    f1_drop_at_most: float
+    score: float
+    """Of the variant, 1 at best."""
+    score_baseline: float
+    drop: float
+    """`score_baseline - score`; positive is worse."""
+    drop_low: float
+    """Lower end of the 95 % interval of `drop`."""
+    drop_high: float
+    drop_at_most: float
     """What the true drop surely (95 %, one-sided) does not exceed."""
-    flips: int
-    """Documents whose predicted label, or set of labels, differs from the baseline's."""
-    lost: int
+    flips: int | None = None
+    """Documents whose predicted label, or set of labels, differs from the baseline's, or queries whose order does."""
+    lost: int | None = None
     """Flips from right to wrong; with several labels, all have to be right."""
-    gained: int
+    gained: int | None = None
     """Flips from wrong to right."""
-    mcnemar_p: float
+    mcnemar_p: float | None = None
     """Exact McNemar test of `lost` against `gained`."""
-    visible_drop: float
+    visible_drop: float | None = None
     """The least true drop in accuracy that is significant (p < 0.05) with a chance of 80 % for these documents."""
     logit_error: float | None = None
     """Mean absolute difference of the logits from the baseline's; None without logits."""
     label_flips: int | None = None
     """Labels that only one of variant and baseline predicts, over all documents; only of multi-label models."""
+    queries: int | None = None
+    """How many are ranked."""
+    mrr: float | None = None
+    """MRR@10 of the variant."""
+    mrr_baseline: float | None = None
+    spearman: float | None = None
+    """Spearman's correlation of the variant's outputs with the labels."""
+    spearman_baseline: float | None = None
+    pearson_with_fp32: float | None = None
+    """Correlations of the variant's outputs with the baseline's."""
+    spearman_with_fp32: float | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """Return all that is known, under the names of Metric; `own_names` gives those for saved runs and JSON."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def record(self) -> dict[str, Any]:
+        """Return all that is known, under the metric's own names."""
+        return metrics.own_names(self.figures())
 
 
 def run(
@@ -113,60 +135,53 @@ def percentiles(seconds: Sequence[float] | npt.NDArray[np.float64]) -> dict[str,
 
 
 def compare(
-    labels: Indicators,
-    baseline: Indicators,
-    variant: Indicators,
+    truth: Any,  # noqa: ANN401  of the metric
+    baseline: npt.NDArray[Any],
+    variant: npt.NDArray[Any],
+    metric: Metric = F1_OF_ONE,
     *,
-    multi_label: bool = False,
     confidence: float = CONFIDENCE,
 ) -> Comparison:
-    """Compare the predictions of `baseline` and `variant`, `(documents, num_labels)`, with the true `labels`.
+    """Compare the answers `baseline` and `variant` with what is true, all three as `metric` has them.
 
-    The interval of the drop, and what it surely does not exceed, hold with `confidence`, and are from guard.at_most.
+    The interval of the drop, and what it surely does not exceed, hold with `confidence`.
 
     Source: exact McNemar test: Fagerland, Lydersen and Laake 2013, "The McNemar test for binary
     matched-pairs data", section 3.
     """
-    right_before, right_after = ((labels == predicted).all(axis=1) for predicted in (baseline, variant))
-    lost = int((right_before & ~right_after).sum())
-    gained = int((~right_before & right_after).sum())
-    flips = int((baseline != variant).any(axis=1).sum())
-    f1_baseline, f1 = weighted_f1(labels, baseline), weighted_f1(labels, variant)
-    values, counts = f1_drop_parts(labels, baseline, variant)
-    both_sides = (1 + confidence) / 2
+    score_baseline, score = metric.score(truth, baseline), metric.score(truth, variant)
+    paired, both_sides = metric.paired(truth, baseline, variant), (1 + confidence) / 2
+    figures = metric.figures(truth, baseline, variant)
+    if "lost" in figures:
+        lost, changed = figures["lost"], figures["lost"] + figures["gained"]
+        figures["mcnemar_p"] = float(scipy_stats.binomtest(lost, changed).pvalue) if changed else 1.0
+        figures["visible_drop"] = visible_drop(len(baseline), figures["flips"])
     return Comparison(
-        documents=len(labels),
-        f1=f1,
-        f1_baseline=f1_baseline,
-        f1_drop=f1_baseline - f1,
-        f1_drop_low=max(-1.0, -guard.at_most(-values, counts, both_sides)),
-        f1_drop_high=min(1.0, guard.at_most(values, counts, both_sides)),
-        f1_drop_at_most=min(1.0, guard.at_most(values, counts, confidence)),
-        flips=flips,
-        lost=lost,
-        gained=gained,
-        mcnemar_p=float(scipy_stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0,
-        visible_drop=visible_drop(len(labels), flips),
-        label_flips=int((baseline != variant).sum()) if multi_label else None,
+        metric=metric.key,
+        documents=len(baseline),
+        score=score,
+        score_baseline=score_baseline,
+        drop=score_baseline - score,
+        drop_low=paired.at_least(both_sides),
+        drop_high=paired.at_most(both_sides),
+        drop_at_most=paired.at_most(confidence),
+        **figures,
     )
 
 
 def compare_answers(
     base: Mapping[str, str], head: Mapping[str, str], confidence: float, min_effect: float
 ) -> dict[str, Any]:
-    """Compare two labels.answers for the same documents; return the fields of a Comparison, and `verdict`.
+    """Compare two records of a metric for the same documents; return the figures of a Comparison, and `drop_verdict`.
 
     `base` takes the place of the baseline. Equal logits for every document give `same`, however few documents there
     are.
     """
-    texts = head["labels"], base["predicted"], head["predicted"]
-    ids = [int(number) for text in texts for number in re.findall(r"\d+", text)]
-    arrays = [unpacked(text, max(ids, default=0) + 1) for text in texts]
-    multi_label = any((array.sum(axis=1) != 1).any() for array in arrays)
-    comparison = compare(*arrays, multi_label=multi_label, confidence=confidence)
+    metric = metrics.of_records(base, head)
+    comparison = compare(*metric.read(base, head), metric, confidence=confidence)
     same = base["logits_sha256"] == head["logits_sha256"]
-    verdict = "same" if same else stats.f1_verdict(comparison.f1_drop_low, comparison.f1_drop_high, min_effect)
-    return asdict(comparison) | {"verdict": verdict}
+    verdict = "same" if same else stats.drop_verdict(comparison.drop_low, comparison.drop_high, min_effect)
+    return comparison.figures() | {"drop_verdict": verdict}
 
 
 def _flips(documents: int, flips: int, drop: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
@@ -221,118 +236,31 @@ def odds(documents: int, flips: int, limit: float) -> str:
     )
 
 
-def f1_drop_parts(
-    labels: Indicators, baseline: Indicators, variant: Indicators
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return what each distinct kind of document adds to the weighted F1 drop, and how many there are of it.
-
-    The mean over the documents is the drop itself. Kinds with a count of 0 were not observed: a lost and a gained
-    document of each label, by which the greatest and the least possible part are known.
-
-    Source: the influence function (Hampel 1974, "The influence curve and its role in robust estimation"). Weighted F1
-    is sum(s * 2 t / (s + p)) / sum(s) over the labels, of the true ones s, the predicted ones p, and those that are
-    both, t. It is homogeneous, so the parts, its derivatives for one document, add up to it (Euler).
-    """
-    right = np.unique(labels, axis=0)
-    wrong = np.array([_exchange_label(row) for row in right])
-    observed, seen = np.unique(np.stack([labels, baseline, variant], axis=1), axis=0, return_counts=True)
-    lost, gained = np.stack([right, right, wrong], axis=1), np.stack([right, wrong, right], axis=1)
-    true, *predictions = np.concatenate([observed, lost, gained]).swapaxes(0, 1)
-    counts = np.concatenate([seen, np.zeros(2 * len(right))])
-    before, after = (_f1_parts(counts, true, one) for one in predictions)
-    return before - after, counts
-
-
-def _f1_parts(counts: npt.NDArray[np.float64], true: Indicators, predicted: Indicators) -> npt.NDArray[np.float64]:
-    """Return what a document of each kind adds to weighted F1, `counts` times the number of them."""
-    support = counts @ true
-    total = max(support.sum(), 1)
-    hits, positives = counts @ (true & predicted), support + counts @ predicted
-    f1, share = (
-        np.divide(part, positives, out=np.zeros_like(positives), where=positives > 0) for part in (2 * hits, support)
-    )
-    mean = (f1 * support).sum() / total
-    parts = (true & predicted) @ (2 * share) - predicted @ (share * f1) + true @ (f1 - share * f1 - mean)
-    return np.asarray(parts * (counts.sum() / total) + mean)
-
-
-def _exchange_label(labels: Indicators) -> Indicators:
-    """Return `labels` of one document, `(num_labels,)`, all exchanged for the next that it lacks, as far as there are.
-
-    If it has no label, one is added.
-    """
-    later = (np.arange(len(labels)) + labels.argmax()) % len(labels)
-    wrong = np.zeros_like(labels)
-    wrong[later[~labels[later]][: max(1, labels.sum())]] = True
-    return wrong
-
-
-def weighted_f1(labels: Indicators, predicted: Indicators) -> float:
-    """Return the mean of the labels' F1, weighted by how often each is true; 0 without any."""
-    support, hits = labels.sum(axis=0), (labels & predicted).sum(axis=0)
-    f1 = 2 * hits / np.maximum(support + predicted.sum(axis=0), 1)
-    return float((f1 * support).sum() / max(support.sum(), 1))
-
-
-def flipped(
-    documents: "pd.DataFrame",
-    baseline: npt.NDArray[np.float32],
-    variant: npt.NDArray[np.float32],
-    dataset: Dataset,
-    problem_type: str,
-) -> list[dict[str, Any]]:
-    """Return the documents whose labels differ, with the labels' names, separated by |, and the logits' margins."""
-    labels = dataset.indicators(documents)
-    before, after = (predicted(logits, problem_type) for logits in (baseline, variant))
-    before_margins, after_margins = (margins(logits, problem_type) for logits in (baseline, variant))
-
-    def names(indicators: Indicators) -> str:
-        return "|".join(dataset.names[label] for label in np.flatnonzero(indicators))
-
-    return [
-        {
-            "row": int(documents.index[int(row)]),
-            "label": names(labels[row]),
-            "baseline": names(before[row]),
-            "baseline_margin": float(before_margins[row]),
-            "variant": names(after[row]),
-            "variant_margin": float(after_margins[row]),
-            "text": str(documents["text"].iloc[row])[:200],
-        }
-        for row in np.flatnonzero((before != after).any(axis=1))
-    ]
-
-
-def margins(logits: npt.NDArray[np.float32], problem_type: str) -> npt.NDArray[np.float64]:
-    """Return by how much each document's logits, `(documents, num_labels)`, may change before its answer can.
-
-    The difference of the two highest; with several labels, the least distance to the threshold.
-    """
-    if problem_type == MULTI_LABEL:
-        return np.asarray(np.abs(logits.astype(np.float64)).min(axis=1))
-    second, first = np.partition(logits.astype(np.float64), -2, axis=1)[:, -2:].T
-    return np.asarray(first - second)
-
-
 def over_limit(comparison: Comparison, flips: list[dict[str, Any]], *, limit: float, by: str, what: str) -> str:
-    """Return an explanation if the F1 drop of `what` is over `limit`, by guard.figure; empty if it is not."""
-    judged = guard.figure(comparison.f1_drop, comparison.f1_drop_at_most, by)
+    """Return an explanation if the drop of `what` is over `limit`, by guard.figure; empty if it is not."""
+    judged = guard.figure(comparison.drop, comparison.drop_at_most, by)
     if judged <= limit:
         return ""
-    figure = "the F1 drop is surely no more than" if by == "interval" else "F1 drop"
-    losses = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
-    flipped_text = f"{comparison.flips} of {comparison.documents} documents flipped"
-    if comparison.label_flips is not None:
-        flipped_text += f", {comparison.label_flips} labels"
+    metric = metrics.named(comparison.metric)
+    figure = f"the {metric.short} drop is surely no more than" if by == "interval" else f"{metric.short} drop"
     lines = [
         f"{what}: {figure} {judged:+.4f}{', which' if by == 'interval' else ''} is over the limit {limit:.4f}",
-        f"  weighted F1 {comparison.f1_baseline:.4f} -> {comparison.f1:.4f}, drop {comparison.f1_drop:+.4f}",
-        f"  95 % interval of the drop: {comparison.f1_drop_low:+.4f} to {comparison.f1_drop_high:+.4f}",
-        f"  {flipped_text}: {losses} (p = {comparison.mcnemar_p:.3f})",
+        f"  {metric.title} {comparison.score_baseline:.4f} -> {comparison.score:.4f}, drop {comparison.drop:+.4f}",
+        f"  95 % interval of the drop: {comparison.drop_low:+.4f} to {comparison.drop_high:+.4f}",
     ]
-    if by == "point" and limit >= 0:
-        lines.append(f"  {odds(comparison.documents, comparison.flips, limit)}")
-    if by == "interval" and comparison.f1_drop <= limit:
+    if comparison.lost is not None:
+        flipped_text = f"{comparison.flips} of {comparison.documents} documents flipped"
+        if comparison.label_flips is not None:
+            flipped_text += f", {comparison.label_flips} labels"
+        losses = f"{comparison.lost} lost, {comparison.gained} gained, exact McNemar test"
+        lines.append(f"  {flipped_text}: {losses} (p = {comparison.mcnemar_p:.3f})")
+        if by == "point" and limit >= 0:
+            lines.append(f"  {odds(comparison.documents, comparison.flips or 0, limit)}")
+    figures = comparison.figures()
+    for name, heading in metric.more.items():
+        before = f"{figures[f'{name}_baseline']:.4f} -> " if f"{name}_baseline" in figures else ""
+        lines.append(f"  {heading} {before}{figures[name]:.4f}")
+    if by == "interval" and comparison.drop <= limit:
         advice = "more test documents would show it to be" if limit > 0 else "to be surely so needs a limit above 0"
         lines.append(f"  The drop itself is within the limit: {advice}")
     max_shown = 5

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qbert import variants
-from qbert.inputs import models
+from qbert.inputs import metrics, models
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset, text_rows
-from qbert.inputs.labels import MULTI_LABEL, answers, packed_logits, predicted
+from qbert.inputs.labels import packed_logits
+from qbert.inputs.metrics import Metric
 from qbert.inputs.models import Model
 from qbert.inputs.settings import DEFAULTS
 from qbert.inputs.tokenizer import Encoder
@@ -191,6 +192,12 @@ class Cell:
         return replace(self.suite.dataset, order=self.model.label_order)
 
     @property
+    def metric(self) -> Metric:
+        """What it is judged by."""
+        checkpoint = self.checkpoint
+        return metrics.of(checkpoint.problem_type, self.suite.dataset, checkpoint.activation)
+
+    @property
     def baseline_cell(self) -> "Cell":
         """The baseline of the same model and length."""
         return replace(self, variant=variants.get(BASELINE))
@@ -252,8 +259,7 @@ class Cell:
         comparison = replace(
             self.compare(documents, baseline, logits), logit_error=float(np.abs(logits - baseline).mean())
         )
-        problem_type = self.checkpoint.problem_type
-        return comparison, accuracy.flipped(documents, baseline, logits, self.dataset, problem_type)
+        return comparison, self.metric.flipped(self.dataset, documents, baseline, logits)
 
     def compare(
         self,
@@ -261,28 +267,24 @@ class Cell:
         baseline: npt.NDArray[np.float32],
         logits: npt.NDArray[np.float32],
     ) -> accuracy.Comparison:
-        """Compare the predictions of `baseline` and `logits`, both logits `(documents, num_labels)`.
+        """Compare the answers of `baseline` and `logits`, both logits `(documents, num_labels)`.
 
         Raises:
             CannotRunError: a logit is nan or infinity, so that it predicts nothing.
         """
-        problem_type = self.checkpoint.problem_type
         for array in (baseline, logits):
             accuracy.check_finite(array, self.name)
-        return accuracy.compare(
-            self.dataset.indicators(documents),
-            predicted(baseline, problem_type),
-            predicted(logits, problem_type),
-            multi_label=problem_type == MULTI_LABEL,
-        )
+        metric = self.metric
+        truth = metric.truth(self.dataset, documents)
+        return accuracy.compare(truth, metric.answers(baseline), metric.answers(logits), metric)
 
     def answers(self, documents: "pd.DataFrame", logits: npt.NDArray[np.float32]) -> dict[str, Any]:
         """Return the answers from `logits`, `(documents, num_labels)`, as a saved run holds them."""
         dataset = self.dataset
         kept: dict[str, Any] = {
-            **answers(dataset.indicators(documents), predicted(logits, self.checkpoint.problem_type), logits),
+            **self.metric.record(self.metric.truth(dataset, documents), logits),
             **packed_logits(logits),
-            "label_names": list(dataset.names),
+            **({"label_names": list(dataset.names)} if dataset.names else {}),
         }
         if len(documents) < len(dataset.test):
             kept["rows"] = " ".join(map(str, documents.index))

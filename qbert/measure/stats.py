@@ -17,7 +17,7 @@ DECIDED = ("slower", "faster", "same")
 """The verdicts on latency that are sure."""
 
 
-MIN_F1_EFFECT = 0.01  # equals the guard's default limit
+MIN_DROP = 0.01  # equals the guard's default limit
 
 
 def signed_rank_interval(
@@ -126,8 +126,8 @@ def verdict(low: float, high: float, min_effect: float) -> str:
     return _classify(low, high, math.log1p(min_effect), "slower", "faster")
 
 
-def f1_verdict(low: float, high: float, min_effect: float) -> str:
-    """Return the verdict on head from the interval of an F1 drop, base to head: like `verdict`, `worse` or `better`."""
+def drop_verdict(low: float, high: float, min_effect: float) -> str:
+    """Return the verdict on head from the interval of a drop, base to head: like `verdict`, `worse` or `better`."""
     return _classify(low, high, min_effect, "worse", "better")
 
 

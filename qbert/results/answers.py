@@ -1,12 +1,13 @@
-"""What different machines answer to the same documents: labels that differ, and how far the logits lie apart."""
+"""What different machines answer to the same documents: what differs, and how far the logits lie apart."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from qbert.inputs import metrics
 from qbert.inputs.labels import unpacked_logits
 
 Answers = Mapping[str, Any]
@@ -19,55 +20,59 @@ class Difference:
 
     documents: int
     rows: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """Of each document whose label is not the same everywhere, by its row in the test split: the label by machine."""
+    """Each answer that is not the same everywhere, by machine; by its document's row in the test split."""
     logit_difference: float | None = None
     """The greatest difference of a logit between two machines; None where a run has kept no logits."""
     logit_row: int | None = None
     """The document that has it."""
+    answers: int = 0
+    """How many there are that could differ: of each document or each query."""
+    changed: str = ""
+    """What those are called; empty where any answer differs a little."""
 
     @property
     def flips(self) -> int:
-        """How many documents are labelled differently."""
+        """How many answers differ."""
         return len(self.rows)
 
 
 def compare(answers: Mapping[str, Answers]) -> Difference | None:
     """Compare the `answers` of machines, by their names; None where they are not of the same documents."""
     sides = list(answers.values())
-    if len({(side["labels"], side.get("rows", "")) for side in sides}) > 1:
+    if len({tuple(side.get(name, "") for name in ("labels", "queries", "rows")) for side in sides}) > 1:
         return None
-    predicted = [side["predicted"].split(" ") for side in sides]
-    documents = len(predicted[0])
+    metric = metrics.of_records(*sides)
+    named: list[str] = next((side["label_names"] for side in sides if "label_names" in side), [])
+    said = [metric.in_words({**side, "label_names": named}) for side in sides]
+    documents = len(sides[0]["labels"].split(" "))
     rows = list(map(int, sides[0]["rows"].split(" "))) if "rows" in sides[0] else list(range(documents))
-    names: list[str] = next((side["label_names"] for side in sides if "label_names" in side), [])
     differing = {
-        row: tuple(_named(ids, names) for ids in labels)
-        for row, *labels in zip(rows, *predicted, strict=True)
-        if len(set(labels)) > 1
+        rows[place]: tuple(words for _, words in by_machine)
+        for by_machine in zip(*said, strict=True)
+        for place in [by_machine[0][0]]
+        if len({words for _, words in by_machine}) > 1
     }
+    difference = Difference(documents, differing, answers=len(said[0]), changed=metric.changed)
     if len({side["logits_sha256"] for side in sides}) == 1:
-        return Difference(documents, differing, 0.0)
+        return replace(difference, logit_difference=0.0)
     if not all("logits" in side for side in sides):
-        return Difference(documents, differing)
+        return difference
     logits = [unpacked_logits(side, documents) for side in sides]
     apart = np.max([np.abs(one - other).max(axis=1) for one, other in combinations(logits, 2)], axis=0)
-    return Difference(documents, differing, float(apart.max()), rows[int(apart.argmax())])
-
-
-def _named(ids: str, names: list[str]) -> str:
-    """Return the label `ids`, as labels.packed writes them, by name where the names are known."""
-    known = [names[int(one)] if one != "-" and int(one) < len(names) else one for one in ids.split(",")]
-    return "|".join(known) if known != ["-"] else "none"
+    return replace(difference, logit_difference=float(apart.max()), logit_row=rows[int(apart.argmax())])
 
 
 def sentence(difference: Difference) -> str:
     """Return what differs, with the first documents."""
-    most = 5
-    said = f"{difference.flips} of {difference.documents} labels differ between machines"
+    most, logits = 5, difference.logit_difference
+    apart = f"by {logits:.3g} at most (document {difference.logit_row})" if logits else ""
+    if not difference.changed:
+        return f"outputs differ between machines {apart}" if apart else "the outputs of the machines are equal"
+    said = f"{difference.flips} of {difference.answers} {difference.changed} differ between machines"
     if difference.rows:
         said += f" (documents {', '.join(map(str, list(difference.rows)[:most]))}{' …' * (difference.flips > most)})"
-    if difference.logit_difference is None:
+    if logits is None:
         return f"{said}; logits were not kept"
-    if not difference.logit_difference:
+    if not logits:
         return f"{said}, all logits are equal" if not difference.flips else said
-    return f"{said}, logits by {difference.logit_difference:.3g} at most (document {difference.logit_row})"
+    return f"{said}, logits {apart}"

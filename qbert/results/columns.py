@@ -1,7 +1,7 @@
 """The one table of columns: what a saved run may hold of each figure, and how it is written where it is shown."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -9,25 +9,41 @@ import msgspec
 import pandas as pd
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from qbert.inputs import metrics
+from qbert.inputs.metrics import Metric
 from qbert.results.pace import SHARES
 from qbert.results.records import (
     Bytes,
+    Correlation,
     Cost,
     Count,
     Drop,
     Flip,
-    Labels,
     LimitShare,
     Measured,
     Point,
     Positive,
     Rate,
     Ratio,
+    Recorded,
+    Score,
     Seconds,
     Share,
     Tokens,
 )
-from qbert.results.tables import Row, Shown, Write, bracketed, each, milliseconds, number, three_digits, times, written
+from qbert.results.tables import (
+    Row,
+    Shown,
+    Write,
+    bracketed,
+    each,
+    headed,
+    milliseconds,
+    number,
+    three_digits,
+    times,
+    written,
+)
 from qbert.variants import BASELINE
 
 TOO_NOISY = 1.25
@@ -120,7 +136,7 @@ def limit_of(table: pd.DataFrame, best: str = "In brackets") -> str:
 
 
 def standing(row: Row) -> str:
-    """Return whether a variant is over its F1 limit, or undominated; empty where it is neither."""
+    """Return whether a variant is over its limit, or undominated; empty where it is neither."""
     return "over the limit" if row["over_limit"] is True else "undominated" if row["undominated"] else ""
 
 
@@ -130,7 +146,7 @@ def _choice(row: Row, _: str) -> str:
 
 def of_variants(write: Write) -> Write:
     """Return what writes a figure of judged variants alone: the baseline's is against itself."""
-    return lambda row, name: "" if row["variant"] == BASELINE or pd.isna(row["f1"]) else write(row, name)
+    return lambda row, name: "" if row["variant"] == BASELINE or pd.isna(row["score"]) else write(row, name)
 
 
 def _drop(row: Row, name: str) -> str:
@@ -142,7 +158,10 @@ class Column:
     """A figure of a cell."""
 
     name: str
-    """In `extra_info`, in the tables of `history` and in CSV; it ends with the unit."""
+    """In `extra_info`, in the tables of `history` and in CSV; it ends with the unit.
+
+    There figures in metrics.NAMES have the names of their metric.
+    """
     type: Any = None
     """What a saved run may hold in `extra_info`; None: the figure comes from elsewhere, or is computed."""
     terminal: Shown | None = None
@@ -155,8 +174,11 @@ class Column:
     """Whether some runs lack it, as those of older versions do."""
     kept: bool = True
     """Whether a row has it as soon as a run is read; otherwise it is checked alone, or computed later."""
+    only_where_known: bool = False
+    """Whether tables leave it out where no row has it."""
 
 
+_FOUR, _SIX = times(1, ".4f"), times(1, ".6f")
 _DIGITS, _MS, _MS_4 = each(three_digits), each(milliseconds), times(1e3, ".4g")
 _MB, _MB_4, _COUNT, _S = times(1e-6, ".0f"), times(1e-6, ".4g"), times(1, ".0f"), times(1, ".2f")
 # fmt: off
@@ -189,22 +211,31 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("process_p50_s", list[Seconds], optional=True, kept=False),
     ),
     "accuracy": (
-        Column("f1", Share, None, Shown("weighted F1", times(1, ".4f"))),
-        Column("f1_baseline", Share),
-        Column("f1_drop", Drop, Shown("F1\ndrop", _drop, 7),
-               Shown("F1 drop, 95 %", of_variants(with_interval("+.4f")))),
-        Column("f1_drop_low", Drop),
-        Column("f1_drop_high", Drop),
-        Column("f1_drop_at_most", Drop, optional=True, kept=False),
-        Column("max_f1_drop", float),
-        Column("f1_guard", str),
+        Column("metric"),
+        Column("score", Score, None, Shown("{title}", times(1, ".4f"))),
+        Column("score_baseline", Score),
+        Column("drop", Drop, Shown("{short}\ndrop", _drop, 7),
+               Shown("{short} drop, 95 %", of_variants(with_interval("+.4f")))),
+        Column("drop_low", Drop),
+        Column("drop_high", Drop),
+        Column("drop_at_most", Drop, optional=True, kept=False),
+        Column("max_drop", float),
+        Column("guard", str),
         Column("over_limit", bool, optional=True),
-        Column("flips", Count, Shown("flips\n", _COUNT, 5), Shown("flips", of_variants(_COUNT))),
-        Column("mcnemar_p", Share),
+        Column("flips", Count, Shown("flips\n", _COUNT, 5), Shown("flips", of_variants(_COUNT)), optional=True,
+               only_where_known=True),
+        Column("mrr", Share, None, Shown("MRR@10", _FOUR), optional=True, only_where_known=True),
+        Column("spearman", Correlation, None, Shown("Spearman", _FOUR), optional=True, only_where_known=True),
+        Column("pearson_with_fp32", Correlation, None, Shown("Pearson with fp32", _SIX), optional=True,
+               only_where_known=True),
+        Column("spearman_with_fp32", Correlation, None, Shown("Spearman with fp32", _SIX), optional=True,
+               only_where_known=True),
+        Column("mcnemar_p", Share, optional=True),
         Column("documents", Positive),
+        Column("queries", Positive, optional=True),
         Column("visible_drop", Share, optional=True),
         Column("flipped", list[Flip]),
-        Column("answers", Labels, optional=True),
+        Column("answers", Recorded, optional=True),
         Column("undominated", None, None, Shown("choice", _choice, left=True, key=str), kept=False),
     ),
     "footprint": (
@@ -243,7 +274,8 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
                Shown("texts/s in limit", in_limit), Shown("Requests a second within the latency limit", in_limit)),
         Column("price_per_hour", Cost, optional=True),
         Column("cost_per_million", Cost, Shown("million\ncosts", _DIGITS, 7, rank=2),
-               Shown("a million costs", _DIGITS, rank=2), Shown("A million texts cost", _DIGITS), optional=True),
+               Shown("a million costs", _DIGITS, rank=2), Shown("A million texts cost", _DIGITS), optional=True,
+               only_where_known=True),
         Column("scaling", list[Point], optional=True),
         Column("traffic", str),
         Column("traffic_sha256", str),
@@ -256,17 +288,28 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
 """The columns of each benchmark, in the order in which they are shown."""
 
 
-def _record(measured: str, columns: tuple[Column, ...]) -> type[Struct]:
-    fields: Any = [
-        (column.name, column.type) if not column.optional else (column.name, column.type | UnsetType, UNSET)
-        for column in columns
-        if column.type
-    ]
-    return msgspec.defstruct(measured, fields, bases=(Measured,), kw_only=True)
+def record(name: str, columns: Iterable[Column], metric: Metric, base: type[Struct] = Struct) -> type[Struct]:
+    """Return a type with a field for each of `columns` that may be saved, whose names outside are those of `metric`."""
+    span = 1 - metric.least
+    types = {
+        Score: Annotated[float, Meta(ge=metric.least, le=1)],
+        Drop: Annotated[float, Meta(ge=-span, le=span)],
+    }
+    fields: Any = []
+    for column in columns:
+        kind: Any = types.get(column.type, column.type)
+        if kind:
+            fields.append((column.name, kind | UnsetType, UNSET) if column.optional else (column.name, kind))
+    renamed = {column: own.format(metric.key) for column, own in metrics.NAMES.items()}
+    return msgspec.defstruct(name, fields, bases=(base,), kw_only=True, rename=renamed)
 
 
-RECORDS = {measured: _record(measured, columns) for measured, columns in COLUMNS.items()}
-"""The type of the `extra_info` of each benchmark."""
+RECORDS = {
+    (measured, metric.key): record(measured, columns, metric, Measured)
+    for measured, columns in COLUMNS.items()
+    for metric in metrics.BY_KEY.values()
+}
+"""The type of the `extra_info` of each benchmark that is judged by a metric, by its name and the metric's key."""
 
 
 def kept(*measured: str) -> list[str]:
@@ -274,18 +317,21 @@ def kept(*measured: str) -> list[str]:
     return [column.name for one in measured or COLUMNS for column in COLUMNS[one] if column.kept]
 
 
-def shown(where: str, *measured: str) -> dict[str, Shown]:
-    """Return the columns of `measured` shown `where`: on the `terminal`, in the `report`, or of several `machines`."""
+def metric_of(cells: pd.DataFrame) -> Metric:
+    """Return what `cells`, all of one dataset, are judged by."""
+    return metrics.named(next(iter(cells["metric"].dropna()), None))
+
+
+def shown(where: str, cells: pd.DataFrame, *measured: str) -> dict[str, Shown]:
+    """Return the columns of `measured` shown `where`: on the `terminal`, in the `report`, or of several `machines`.
+
+    `cells` are what is shown.
+    """
     columns = [column for one in measured or COLUMNS for column in COLUMNS[one] if getattr(column, where)]
+    columns = [column for column in columns if not (column.only_where_known and cells[column.name].isna().all())]
     columns.sort(key=lambda column: getattr(column, where).rank)
-    return {column.name: getattr(column, where) for column in columns}
+    return headed({column.name: getattr(column, where) for column in columns}, metric_of(cells))
 
 
 CELL_COLUMNS = {"max_length": Shown("tokens", written), "variant": Shown("variant", written, left=True)}
 """What the tables of a report begin with."""
-
-
-def priced(columns: Mapping[str, Shown], cells: pd.DataFrame) -> dict[str, Shown]:
-    """Return `columns` without the cost, where nobody has named a price."""
-    free = cells["cost_per_million"].isna().all()
-    return {name: column for name, column in columns.items() if name != "cost_per_million" or not free}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qbert.measure.stats import CONFIDENCE, MIN_EFFECT, MIN_F1_EFFECT, bonferroni, verdict
+from qbert.measure.stats import CONFIDENCE, MIN_DROP, MIN_EFFECT, bonferroni, verdict
 from qbert.results import answers
 from qbert.system.errors import InputError
 
@@ -81,7 +81,7 @@ def runs(
     *,
     spreads: Mapping[tuple[Any, ...], tuple[float, int]],
     min_effect: float = MIN_EFFECT,
-    min_f1_effect: float = MIN_F1_EFFECT,
+    min_drop: float = MIN_DROP,
     across: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Compare the runs `head` with the runs `base`, both from history.load; return a row for each cell.
@@ -89,7 +89,7 @@ def runs(
     The runs of a session count as one value. `spreads`, from changes.spreads, is the noise between sessions; `across`
     names the keys of the cells' identity that may differ. Between machines there is no interval of latency, but
     `machine_flips` (answers.Difference): what the newest run of each side answers to the same documents. Where all keys
-    of MACHINE may differ, `judged` says whether a side has measured accuracy.
+    of MACHINE may differ, `has_answers` says whether a side has measured accuracy.
 
     Raises:
         InputError: a side has runs of several machines.
@@ -104,10 +104,11 @@ def runs(
     rows = []
     for key in keys:
         before, after = (group.get(key) for group in groups)
-        row: dict[str, Any] = dict(zip(CELL, key, strict=True)) | {"verdict": "not comparable", "differs": [], "f1": {}}
+        row: dict[str, Any] = dict(zip(CELL, key, strict=True)) | {"verdict": "not comparable", "differs": []}
+        row["judged"] = {}
         rows.append(row)
         if asked:
-            row["judged"] = any(group is not None and group["f1"].notna().any() for group in (before, after))
+            row["has_answers"] = any(group is not None and group["score"].notna().any() for group in (before, after))
         if before is None or after is None:
             row["differs"] = [f"only {'head' if before is None else 'base'} has it"]
             continue
@@ -119,7 +120,7 @@ def runs(
         between_machines = any(is_of_another_machine(first, identity) for identity in others)
         row |= _latency(before, after, confidence, spreads.get(key), min_effect, judge=not between_machines)
         last = [_newest(group) for group in (before, after)]
-        row["f1"] = _f1(last[0], last[1], confidence, min_f1_effect)
+        row["judged"] = _judged(last[0], last[1], confidence, min_drop)
         if between_machines or asked:
             kept: dict[str, Any] = {"base": last[0].get("answers"), "head": last[1].get("answers")}
             have_answers = all(isinstance(one, dict) for one in kept.values())
@@ -131,10 +132,10 @@ def runs(
 
 
 def _newest(group: "pd.DataFrame") -> dict[str, Any]:
-    """Return F1, answers and sizes of one cell's runs: each benchmark's from the newest run that has it."""
+    """Return score, answers and sizes of one cell's runs: each benchmark's from the newest run that has it."""
     ordered = group.sort_values("when", kind="stable", na_position="first") if "when" in group else group
     found: dict[str, Any] = {}
-    for figures in (("f1", "answers"), ("disk_bytes", "peak_rss_bytes")):
+    for figures in (("score", "metric", "answers"), ("disk_bytes", "peak_rss_bytes")):
         have = ordered[ordered[figures[0]].notna()] if figures[0] in ordered else ordered[:0]
         found |= {name: have.iloc[-1].get(name) for name in figures if len(have)}
     return found
@@ -202,17 +203,17 @@ def _two_samples(
     return change - margin, change + margin
 
 
-def _f1(base: Mapping[str, Any], head: Mapping[str, Any], confidence: float, min_effect: float) -> dict[str, Any]:
-    """Compare the F1 of two runs; `inconclusive` if one is an older run that does not hold its answers."""
+def _judged(base: Mapping[str, Any], head: Mapping[str, Any], confidence: float, min_drop: float) -> dict[str, Any]:
+    """Compare the scores of two runs; `inconclusive` if one is an older run that does not hold its answers."""
     from qbert.measure import accuracy
 
-    if is_missing(base.get("f1")) or is_missing(head.get("f1")):
+    if is_missing(base.get("score")) or is_missing(head.get("score")):
         return {}
     before, after = (run.get("answers") for run in (base, head))
     if not isinstance(before, dict) or not isinstance(after, dict) or before["labels"] != after["labels"]:
-        figures = {"f1_baseline": base["f1"], "f1": head["f1"], "f1_drop": base["f1"] - head["f1"]}
-        return figures | {"verdict": "inconclusive"}
-    return accuracy.compare_answers(before, after, confidence, min_effect)
+        figures = {"score_baseline": base["score"], "score": head["score"], "drop": base["score"] - head["score"]}
+        return {"metric": head["metric"]} | figures | {"drop_verdict": "inconclusive"}
+    return accuracy.compare_answers(before, after, confidence, min_drop)
 
 
 def is_missing(value: Any) -> bool:  # noqa: ANN401
@@ -231,9 +232,14 @@ def over_machine_flips(rows: Iterable[Mapping[str, Any]], limit: int) -> list[st
         name = cell_name(row)
         difference = row.get("machine_flips")
         compared += difference is not None
-        if difference is not None and difference.flips > limit:
+        if difference is not None and not difference.changed:
+            sentences.append(
+                f"{name}: {answers.sentence(difference)}; numbers are no labels, of which --max-machine-flips counts "
+                "those that differ: leave it out"
+            )
+        elif difference is not None and difference.flips > limit:
             sentences.append(f"{name}: {answers.sentence(difference)}, which --max-machine-flips {limit} forbids")
-        elif difference is None and row["judged"]:
+        elif difference is None and row["has_answers"]:
             why = "; ".join(row["differs"]) or "a run holds no answers, or answers to other documents"
             sentences.append(f"{name}: the answers cannot be compared ({why})")
     if not compared and not sentences:

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qbert.results import history, run_tables
+from qbert.inputs import metrics
+from qbert.results import columns, history, run_tables
 from qbert.variants import BASELINE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 CAPTION = (
-    "ms: one encoding of that many tokens to logits, steady state. Speedup, F1 drop,\n"
+    "ms: one encoding of that many tokens to logits, steady state. Speedup, {short} drop,\n"
     "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
     "interval. Of limit: of what this core can do; then with attention at its best."
 )
@@ -19,7 +20,9 @@ CAPTION = (
 def table(results: Sequence[dict[str, Any]], dataset: str) -> "RenderableType":
     """Return the table of `results`, benchmarks in the format of pytest-benchmark on `dataset`."""
     title = f"qbert: {dataset}, batch 1, one thread"
-    return run_tables.summary(history.cells(results), title=title, caption=CAPTION + _odds(results))
+    cells = history.cells(results)
+    caption = CAPTION.format(short=columns.metric_of(cells).short) + _odds(results)
+    return run_tables.summary(cells, title=title, caption=caption)
 
 
 def group_table(results: Sequence[dict[str, Any]]) -> "RenderableType":
@@ -51,16 +54,17 @@ def _clock(seconds: float) -> str:
 
 
 def _odds(results: Sequence[dict[str, Any]]) -> str:
-    """Return a line on how often the F1 guard errs in the cell with the most flips."""
+    """Return a line on how often the guard errs in the cell with the most flips; only of F1."""
     from qbert.measure import accuracy
 
-    judged = [result["extra_info"] for result in results if "f1_guard" in result["extra_info"]]
-    judged = [info for info in judged if info["variant"] != BASELINE and info["f1_guard"] == "point"]
-    judged = [info for info in judged if info["flips"] and 2 * info["max_f1_drop"] < 1]  # else the guard cannot err
+    judged = [metrics.common_names(result["extra_info"]) for result in results]
+    judged = [info for info in judged if info.get("guard") == "point" and "visible_drop" in info]
+    judged = [info for info in judged if info["variant"] != BASELINE]
+    judged = [info for info in judged if info["flips"] and 2 * info["max_drop"] < 1]  # else the guard cannot err
     if not judged:
         return ""
     most = max(judged, key=lambda info: info["flips"])
-    return f"\n{accuracy.odds(most['documents'], most['flips'], most['max_f1_drop'])} (the most flips of all cells)."
+    return f"\n{accuracy.odds(most['documents'], most['flips'], most['max_drop'])} (the most flips of all cells)."
 
 
 def notes(results: Sequence[dict[str, Any]], cannot: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from qbert.results.changes import SERIES
-from qbert.results.columns import in_brackets, is_too_noisy, limit_of, standing, with_interval
+from qbert.results.columns import in_brackets, is_too_noisy, limit_of, metric_of, standing, with_interval
 from qbert.results.run_tables import has_threads
 from qbert.results.tables import Row, in_order, three_digits
 from qbert.system.cache import write_file
@@ -79,14 +79,21 @@ def of_one_machine(model: str, cells: pd.DataFrame, looks: Looks) -> list[Figure
             lambda row: with_interval(".2f")(row, "speedup"),
             f"Speedup {at} over PyTorch's fp32 with its 95 % interval; diamonds: over the best fp32.",
         )
-    if len(judged := _longest(timed[timed["f1"].notna()])):
+    if len(judged := _longest(timed[timed["score"].notna()])):
+        metric = metric_of(judged)
         judged_at = f"at {judged['max_length'].iloc[0]} tokens"
-        surely = judged["f1_guard"].iloc[0] == "interval"
-        against = "a one-sided bound of F1 that no bar shows" if surely else "F1 itself"
+        surely = judged["guard"].iloc[0] == "interval"
+        against = f"a one-sided bound of {metric.short} that no bar shows" if surely else f"{metric.short} itself"
         add(
-            *(_f1, judged, 3.4, f"F1 against latency {judged_at}"),
-            lambda row: f"{row['latency_s'] * 1e3:.3g} ms, F1 {row['f1']:.4f}, {standing(row)}".removesuffix(", "),
-            f"Weighted F1 against latency {judged_at}: further left and up is better. Ringed: no other variant is both "
+            *(_scores, judged, 3.4, f"{metric.short} against latency {judged_at}"),
+            lambda row: ", ".join(
+                filter(
+                    None,
+                    (f"{row['latency_s'] * 1e3:.3g} ms", f"{metric.short} {row['score']:.4f}", standing(row)),
+                )
+            ),
+            f"{metric.title[0].upper()}{metric.title[1:]} against latency {judged_at}: further left and up is better. "
+            "Ringed: no other variant is both "
             f"as fast and as good. Dashed: the guard's limit, held against {against}. Bars: 95 % interval of the drop.",
         )
     if len(limited := longest[longest["share_of_limit"].notna()]):
@@ -263,23 +270,23 @@ def _latency(axes: "Axes", cells: pd.DataFrame, looks: Looks) -> None:
     axes.set_xticks(sorted(cells["max_length"].unique()))
 
 
-def _f1(axes: "Axes", cells: pd.DataFrame, looks: Looks) -> None:
+def _scores(axes: "Axes", cells: pd.DataFrame, looks: Looks) -> None:
     for row in cells.to_dict("records"):
         colour, marker = looks[row["variant"]]
         latency = row["latency_s"] * 1e3
         if row["variant"] != BASELINE:
-            drop, low, high = (np.array([row[f"f1_drop{end}"]], dtype=float) for end in ("", "_low", "_high"))
-            axes.errorbar(latency, row["f1"], yerr=_error(-drop, -high, -low), color=colour, alpha=0.5, capsize=2)
-        axes.plot(latency, row["f1"], marker=marker, color=colour, linestyle="")
+            drop, low, high = (np.array([row[f"drop{end}"]], dtype=float) for end in ("", "_low", "_high"))
+            axes.errorbar(latency, row["score"], yerr=_error(-drop, -high, -low), color=colour, alpha=0.5, capsize=2)
+        axes.plot(latency, row["score"], marker=marker, color=colour, linestyle="")
         if row["undominated"]:
-            axes.plot(latency, row["f1"], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK)
+            axes.plot(latency, row["score"], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=INK)
             axes.annotate(
-                _shortened(row["variant"]), (latency, row["f1"]), xytext=(0, 10), textcoords="offset points",
+                _shortened(row["variant"]), (latency, row["score"]), xytext=(0, 10), textcoords="offset points",
                 ha="center", fontsize=8, parse_math=False,
             )  # fmt: skip
-    limit = cells["f1_baseline"].iloc[0] - cells["max_f1_drop"].min()
+    limit = cells["score_baseline"].iloc[0] - cells["max_drop"].min()
     axes.axhline(limit, color=INK, linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlabel="ms", ylabel="weighted F1")
+    axes.set(xscale="log", xlabel="ms", ylabel=metric_of(cells).title)
     axes.margins(x=0.15, y=0.15)
     ticks(axes.xaxis)
 

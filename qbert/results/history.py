@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from msgspec.structs import asdict
 
+from qbert.inputs import metrics
 from qbert.measure import guard
 from qbert.results import columns, saved_run
 from qbert.results.compare import CELL, differences
@@ -29,17 +30,17 @@ def cells(benchmarks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     known = [*CELL, "trained", "identity"]
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for benchmark in benchmarks:
-        info = benchmark.get("extra_info", {})
+        info = metrics.common_names(benchmark.get("extra_info", {}))
         if not all(name in info for name in known):
             continue
         row = rows.setdefault(tuple(info[name] for name in CELL), {name: info[name] for name in known})
         row["stated"] = info.get("stated", False)
         measured = info["measured"] if info.get("measured") in columns.COLUMNS else "latency"
         row |= {name: info[name] for name in columns.kept(measured) if name in info}
-        if "f1_guard" in info:  # older runs did not record the guard's verdict
-            at_most = info.get("f1_drop_at_most", info["f1_drop_high"])  # older runs were judged by the latter
-            judged = guard.figure(info["f1_drop"], at_most, info["f1_guard"])
-            row["over_limit"] = info["variant"] != BASELINE and judged > info["max_f1_drop"]
+        if "guard" in info:  # older runs did not record the guard's verdict
+            at_most = info.get("drop_at_most", info["drop_high"])  # older runs were judged by the latter
+            judged = guard.figure(info["drop"], at_most, info["guard"])
+            row["over_limit"] = info["variant"] != BASELINE and judged > info["max_drop"]
         if measured == "latency":
             if "share_of_limit" in row:
                 row.setdefault("limit_definition", FIRST_LIMIT)
@@ -86,6 +87,19 @@ def machine_name(identity: Mapping[str, Any]) -> str:
         f"{hardware['logical cores']} cores" if "logical cores" in hardware else "",
     ]
     return f"{', '.join(filter(None, parts))} ({' '.join(identity.get('instruction_sets', []))})"
+
+
+def own_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `table` with the figures of each metric under its own names: of F1 `f1`, `f1_drop` and so on."""
+    common = [name for name in metrics.NAMES if name in table]
+    judged = {
+        metrics.NAMES[name].format(key): table[name].where(table["metric"] == key)
+        for key in dict.fromkeys([*table["metric"].dropna(), *([] if table["metric"].notna().any() else ["f1"])])
+        for name in common
+    }
+    place = table.columns.get_loc("metric")
+    rest = table.drop(columns=["metric", *common])
+    return pd.concat([rest.iloc[:, :place], pd.DataFrame(judged, index=table.index), rest.iloc[:, place:]], axis=1)
 
 
 def _concatenate(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

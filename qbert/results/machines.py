@@ -19,7 +19,7 @@ from qbert.system.errors import InputError
 from qbert.system.terminal import counted
 
 ROWS_SHOWN = 100
-"""Of the documents that machines label differently."""
+"""Of the documents that machines answer differently."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def side_by_side(machines: Sequence[Machine], model: str) -> list[Table]:
     """Return a table for each figure of `model`: a row for each length and variant, a column for each machine."""
     cells = _by_cell(machines, model)
     found = []
-    for name, figure in columns.shown("machines").items():
+    for name, figure in columns.shown("machines", pd.concat([machine.table for machine in machines])).items():
         rows: list[Row] = []
         for (max_length, variant), of_machines in cells.items():
             known = {number: row for number, row in of_machines.items() if pd.notna(row[name])}
@@ -212,7 +212,7 @@ def _same_subject(one: Row, other: Row) -> bool:
 
 DIFFERENCES = columns.CELL_COLUMNS | {
     "documents": Shown("documents", written),
-    "flips": Shown("labels that differ", written),
+    "flips": Shown("answers that differ", written),
     "logit_difference": Shown("greatest logit difference", lambda row, name: number(row[name], ".3g") or "not kept"),
     "logit_row": Shown("in document", written),
     "machines": Shown("machines", written, left=True),
@@ -231,7 +231,7 @@ def answers_compared(machines: Sequence[Machine], model: str) -> list[Table]:
             documents.append(cell | {"document": document} | dict(zip(numbers, names, strict=True)))
     found = [Table("Answers compared", DIFFERENCES, rows)] if rows else []
     if documents:
-        title = "Documents that machines label differently"
+        title = "Documents that machines answer differently"
         if len(documents) > ROWS_SHOWN:
             title += f", the first {ROWS_SHOWN} of {len(documents)}"
         shown = _columns(machines, Shown("", written), document=Shown("document", written))
@@ -245,7 +245,7 @@ def _agreement(machines: Sequence[Machine], model: str) -> list[str]:
     judged = {
         number
         for number, machine in enumerate(machines)
-        if machine.table.loc[machine.table["model"] == model, "f1"].notna().any()
+        if machine.table.loc[machine.table["model"] == model, "score"].notna().any()
     }
     if len(judged) < 2:  # noqa: PLR2004  one has nothing beside it
         return []
@@ -254,10 +254,10 @@ def _agreement(machines: Sequence[Machine], model: str) -> list[str]:
     if compared:
         row, _, most = max(compared, key=lambda found: (found[2].flips, found[2].logit_difference or 0))
         name = f"{row['variant']}, {row['max_length']} tokens"
-        if most.flips:
+        if most.flips or not most.changed:
             sentences.append(f"{model}: machines answer differently, most in {name}: {answers.sentence(most)}.")
         else:
-            sentences.append(f"{model}: the machines whose answers can be compared agree in every label.")
+            sentences.append(f"{model}: the machines whose answers can be compared agree in every answer.")
     if silent := judged - {number for _, numbers, _ in compared for number in numbers}:
         names = " and ".join(machines[number].label for number in sorted(silent))
         sentences.append(

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from qbert import __version__
-from qbert.results import columns, figures, machines
+from qbert.results import columns, figures, history, machines
 from qbert.results.machines import Machine
 from qbert.results.pace import PACE, left_out_limits, pace_changes
 from qbert.results.run_tables import capacity_notes, served_texts
@@ -79,6 +79,7 @@ def render(found: Sequence[Machine]) -> str:
         version=__version__,
         pace=PACE,
         limit=_limit(found),
+        metric=columns.metric_of(found[0].table),
         too_noisy=columns.TOO_NOISY,
     )
 
@@ -89,9 +90,9 @@ def _limit(found: Sequence[Machine]) -> str:
 
 def tables(cells: pd.DataFrame) -> list[Table]:
     """Return the tables of one model that are not empty: latency and F1; footprint; capacity."""
-    main = cells[["latency_s", "f1"]].notna().any(axis=1)
+    main = cells[["latency_s", "score"]].notna().any(axis=1)
     found = [
-        _table("Latency and F1", cells[main], "latency", "accuracy"),
+        _table(f"Latency and {columns.metric_of(cells).short}", cells[main], "latency", "accuracy"),
         _table("Footprint, each in a process of its own", cells[cells["disk_bytes"].notna()], "footprint"),
         _table("Every core busy", cells[cells["texts_per_s"].notna()], "capacity"),
     ]
@@ -99,7 +100,7 @@ def tables(cells: pd.DataFrame) -> list[Table]:
 
 
 def _table(title: str, cells: pd.DataFrame, *measured: str) -> Table:
-    shown_columns = columns.CELL_COLUMNS | columns.priced(columns.shown("report", *measured), cells)
+    shown_columns = columns.CELL_COLUMNS | columns.shown("report", cells, *measured)
     return Table(title, shown_columns, cells.to_dict("records"))
 
 
@@ -117,7 +118,7 @@ FLIPS = {
 
 
 def _flips(cells: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return each document that a variant labels differently from fp32, with the length and the variant."""
+    """Return each document that a variant answers differently from fp32, with the length and the variant."""
     return [
         {"max_length": row["max_length"], "by": row["variant"]} | flip
         for row in cells.to_dict("records")
@@ -144,7 +145,8 @@ def _model(name: str, cells: pd.DataFrame, looks: figures.Looks) -> dict[str, An
         "figures": figures.of_one_machine(name, cells, looks),
         "tables": tables(cells),
         "notes": _notes(cells),
-        "flips": Table("Documents whose label changed", FLIPS, flips[:FLIPS_SHOWN]),
+        "flips": Table(columns.metric_of(cells).flipped_title, FLIPS, flips[:FLIPS_SHOWN]),
+        "margin": columns.metric_of(cells).margin,
         "more_flips": len(flips) - FLIPS_SHOWN,
     }
 
@@ -179,7 +181,7 @@ def csv(found: Sequence[Machine]) -> str:
         for shares in table["worker_shares"]
     ]
     table["tokens_p50"] = [tokens["p50"] if isinstance(tokens, dict) else None for tokens in table["traffic_tokens"]]
-    return spreadsheet(table.drop(columns=NOT_IN_CSV))
+    return spreadsheet(history.own_names(table.drop(columns=NOT_IN_CSV)))
 
 
 NOT_IN_CSV = ["identity", "flipped", "process_speedups", "rates", "rates_p99_s", "scaling", "traffic_tokens"]

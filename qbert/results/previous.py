@@ -1,12 +1,11 @@
-"""What pytest-benchmark's `--benchmark-compare` does not check: missing cells, different subjects, F1, size."""
+"""What pytest-benchmark's `--benchmark-compare` does not check: missing cells, different subjects, score, size."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from msgspec import UNSET, Struct, UnsetType
-
-from qbert.results import compare, records, run_tables, saved_run, tables
+from qbert.inputs import metrics
+from qbert.results import columns, compare, records, run_tables, saved_run, tables
 from qbert.system import parse
 from qbert.system.errors import InputError
 from qbert.system.terminal import counted, shown
@@ -15,13 +14,23 @@ GROWTH = 0.05  # allowed in bytes on disk, which do not vary, and in peak memory
 Benchmark = Mapping[str, Any]
 
 
-class Figures(Struct):
-    """The part of a previous benchmark's `extra_info` that is read."""
-
-    identity: records.Identity | UnsetType = UNSET
-    f1: records.Share | UnsetType = UNSET
-    disk_bytes: records.Bytes | UnsetType = UNSET
-    peak_rss_bytes: records.Bytes | UnsetType = UNSET
+FIGURES = {
+    key: columns.record(
+        "Figures",
+        [
+            columns.Column(name, kind, optional=True)
+            for name, kind in (
+                ("identity", records.Identity),
+                ("score", records.Score),
+                ("disk_bytes", records.Bytes),
+                ("peak_rss_bytes", records.Bytes),
+            )
+        ],
+        metric,
+    )
+    for key, metric in metrics.BY_KEY.items()
+}
+"""The part of a previous benchmark's `extra_info` that is read, by the key of its metric."""
 
 
 @dataclass
@@ -33,7 +42,7 @@ class Findings:
     different: dict[str, list[str]] = field(default_factory=dict)
     """For each difference (library, processor, dataset ...) the benchmarks that it makes incomparable."""
     worse: list[str] = field(default_factory=list)
-    """A sentence for each F1, size or memory that is worse."""
+    """A sentence for each score, size or memory that is worse."""
     incomparable: set[str] = field(default_factory=set)
     """Full names of the benchmarks in `different`."""
 
@@ -62,7 +71,8 @@ def unusable(runs: Sequence[Mapping[str, Any]], *, disabled: bool) -> str:
             saved_run.check_once(typed.benchmarks, source)
             for benchmark in typed.benchmarks:
                 if benchmark.is_ours:
-                    parse.convert(benchmark.extra_info, Figures, f"{source}: {benchmark.name}", saved_run.REMEDY)
+                    for figures in FIGURES.values():
+                        parse.convert(benchmark.extra_info, figures, f"{source}: {benchmark.name}", saved_run.REMEDY)
         except InputError as error:
             return shown(str(error))
         if typed.qbert and typed.qbert.failed:
@@ -89,7 +99,7 @@ def finish(
     runs: Sequence[Mapping[str, Any]],
     *,
     whole: bool,
-    max_f1_drop: float | None,
+    max_drop: float | None,
 ) -> tuple[list[str], list[str]]:
     """Compare pytest-benchmark's `session`, before it saves and compares, with the previous `runs`.
 
@@ -111,7 +121,7 @@ def finish(
         if run.get("qbert", {}).get("part"):
             cells = counted(len(run["benchmarks"]), "cell")
             sentences.append(f"the previous run was interrupted: only the {cells} that it has are compared")
-        findings = compare_cells(now, run["benchmarks"] if whole else [], max_f1_drop=max_f1_drop)
+        findings = compare_cells(now, run["benchmarks"] if whole else [], max_drop=max_drop)
         for name in findings.incomparable:
             compared.pop(name, None)
         sentences += findings.lines()
@@ -143,11 +153,11 @@ def leave_unsaved(session: Any) -> list[str]:  # noqa: ANN401  pytest-benchmark 
 
 
 def compare_cells(
-    now: Iterable[Benchmark], previous: Iterable[Benchmark], *, max_f1_drop: float | None = None
+    now: Iterable[Benchmark], previous: Iterable[Benchmark], *, max_drop: float | None = None
 ) -> Findings:
     """Compare the benchmarks of this run, as pytest-benchmark saves them, with those of a previous run.
 
-    F1 may be lower by `max_f1_drop`; without it, by the limit of the cell's own guard.
+    A score may be lower by `max_drop`; without it, by the limit of the cell's own guard.
     """
     by_name = {benchmark["fullname"]: benchmark for benchmark in now}
     findings = Findings()
@@ -171,16 +181,18 @@ def compare_cells(
         if differences:
             findings.incomparable.add(name)
         else:
-            findings.worse += _worse(benchmark["name"], before, after, max_f1_drop)
+            judged = metrics.common_names(before), metrics.common_names(after)
+            findings.worse += _worse(benchmark["name"], *judged, max_drop)
     return findings
 
 
-def _worse(name: str, before: Mapping[str, Any], after: Mapping[str, Any], max_f1_drop: float | None) -> list[str]:
+def _worse(name: str, before: Mapping[str, Any], after: Mapping[str, Any], max_drop: float | None) -> list[str]:
     sentences = []
-    if "f1" in before and "f1" in after:
-        limit = after["max_f1_drop"] if max_f1_drop is None else max_f1_drop
-        if before["f1"] - after["f1"] > limit:
-            sentences.append(f"{name}: F1 {before['f1']:.4f} -> {after['f1']:.4f}, more than {limit:g} lower")
+    if "score" in before and "score" in after:
+        limit = after["max_drop"] if max_drop is None else max_drop
+        if before["score"] - after["score"] > limit:
+            scores = f"{before['score']:.4f} -> {after['score']:.4f}"
+            sentences.append(f"{name}: {metrics.named(after['metric']).short} {scores}, more than {limit:g} lower")
         if after.get("over_limit") and not before.get("over_limit"):
             sentences.append(f"{run_tables.over_limit(after)}, and was not in the previous run")
     for figure, label in (("disk_bytes", "size on disk"), ("peak_rss_bytes", "peak memory")):

@@ -11,7 +11,17 @@ Cost = Annotated[float, Meta(gt=0, lt=1e12)]
 Bytes = Annotated[float, Meta(ge=0, lt=2**60)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 LimitShare = Annotated[float, Meta(gt=0, lt=100)]
-Drop = Annotated[float, Meta(ge=-1, le=1)]
+Correlation = Annotated[float, Meta(ge=-1, le=1)]
+
+
+class Score(float):
+    """Stands for the score of a metric, whose least value is its own."""
+
+
+class Drop(float):
+    """Stands for the drop of a score."""
+
+
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -49,7 +59,7 @@ class Measured(Struct, kw_only=True):
 
 
 class Flip(Struct):
-    """A document whose label differs from the baseline's; labels are given by name."""
+    """A document whose label, or query whose order, differs from the baseline's: Metric.flipped."""
 
     row: Count
     label: str
@@ -62,14 +72,23 @@ class Flip(Struct):
 
 Ids = Annotated[str, Meta(pattern=r"^(-|\d{1,4}(,\d{1,4})*)( (-|\d{1,4}(,\d{1,4})*))*$")]
 """The label ids of each document, as labels.packed writes them."""
+_NUMBER = r"-?\d{1,20}(\.\d{1,20})?(e[+-]?\d{1,3})?"
+Numbers = Annotated[str, Meta(pattern=rf"^{_NUMBER}( {_NUMBER})*$")]
+"""The true number of each document."""
 
 
-class Labels(Struct):
-    """The predicted labels of each test document, and newer runs' logits: labels.answers, labels.packed_logits."""
+class Recorded(Struct):
+    """The answers to the test documents: Metric.record, and labels.packed_logits, which older runs may lack."""
 
-    labels: Ids
-    predicted: Ids
+    labels: Ids | Numbers
     logits_sha256: str
+    predicted: Ids | UnsetType = UNSET
+    """Where answers are labels."""
+    metric: Literal["pearson", "ndcg"] | UnsetType = UNSET
+    """Where answers are numbers."""
+    activation: Literal["sigmoid", "tanh"] | UnsetType = UNSET
+    queries: Annotated[str, Meta(pattern=r"^\d{1,9}( \d{1,9})*$")] | UnsetType = UNSET
+    """The number of each document's query."""
     logits: str | UnsetType = UNSET
     logits_type: Literal["float32", "float16"] | UnsetType = UNSET
     rows: Annotated[str, Meta(pattern=r"^\d{1,9}( \d{1,9})*$")] | UnsetType = UNSET

@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from qbert.inputs import metrics
 from qbert.results import columns
 from qbert.results.compare import cell_name
 from qbert.results.pace import PACE, at_one_pace, pace_changes
@@ -17,6 +18,7 @@ from qbert.results.tables import (
     by_length,
     each,
     grid,
+    headed,
     in_order,
     milliseconds,
     number,
@@ -35,12 +37,12 @@ def summary(table: pd.DataFrame, *, title: str = "", caption: str = "") -> Group
     """
     table = in_order(at_one_pace(table, table))
     first = variants(max(len("variant"), *table.loc[~table["variant"].map(has_threads), "variant"].str.len(), 0))
-    timed = table[table[["median_s", "f1"]].notna().any(axis=1)]
+    timed = table[table[["median_s", "score"]].notna().any(axis=1)]
     parts: list[RenderableType] = [Text(title, style="bold")] if title else []
-    parts += by_length(timed, first | columns.shown("terminal", "latency", "accuracy"), _heading)
+    parts += by_length(timed, first | columns.shown("terminal", timed, "latency", "accuracy"), _heading)
     parts += by_length(
         table[table["disk_bytes"].notna()],
-        first | columns.shown("terminal", "footprint"),
+        first | columns.shown("terminal", table, "footprint"),
         lambda model, length, _: Text(f"\n{model}, {length} tokens, each in a process of its own", style="bold"),
     )
     parts += _capacity(table[table["texts_per_s"].notna()], first)
@@ -50,8 +52,8 @@ def summary(table: pd.DataFrame, *, title: str = "", caption: str = "") -> Group
 
 
 def _heading(model: str, max_length: int, cells: pd.DataFrame) -> Text:
-    f1 = number(cells["f1_baseline"].max(), ".4f")
-    judged = f", fp32's F1 {f1}" if f1 else ""
+    score = number(cells["score_baseline"].max(), ".4f")
+    judged = f", fp32's {columns.metric_of(cells).short} {score}" if score else ""
     untrained = "" if cells["trained"].all() else "  untrained: latency only"
     return Text.assemble("\n", (f"{model}, {max_length} tokens{judged}", "bold"), (untrained, "yellow"))
 
@@ -61,7 +63,7 @@ def _capacity(served: pd.DataFrame, first: dict[str, Shown]) -> list[RenderableT
     if served.empty:
         return []
     parts: list[RenderableType] = []
-    shown = first | columns.priced(columns.shown("terminal", "capacity"), served)
+    shown = first | columns.shown("terminal", served, "capacity")
     threaded = served["variant"].map(has_threads)
     for place, (model, group) in enumerate(served[~threaded].groupby("model", sort=False)):
         rows = group.to_dict("records")
@@ -114,37 +116,42 @@ def capacity_notes(served: pd.DataFrame) -> list[str]:
     ]
 
 
-ACCURACY = variants(0) | {
+ACCURACY = {
     "p50_s": Shown("p50\nms", lambda row, name: "cannot" if "cannot" in row else each(milliseconds)(row, name)),
     "p95_s": Shown("p95\nms", each(milliseconds)),
-    "f1": Shown("F1\n", times(1, ".4f")),
-    "f1_drop": Shown("F1\ndrop", times(1, "+.4f")),
-    "interval": Shown("F1 drop\n95 %", written),
+    "score": Shown("{short}\n", times(1, ".4f")),
+    "drop": Shown("{short}\ndrop", times(1, "+.4f")),
+    "interval": Shown("{short} drop\n95 %", written),
     "flips": Shown("flips\n", written),
     "mcnemar_p": Shown("McNemar\np", times(1, ".3f")),
 }
 
 
 def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
-    """Return the table of an accuracy pass, from dictionaries with the fields of accuracy.Comparison.
+    """Return the table of an accuracy pass, from dictionaries with the figures of accuracy.Comparison.record.
 
     A variant without such figures gives the reason in `cannot`.
     """
-    rows = [_judged(result) for result in results]
+    rows = [_judged(metrics.common_names(result)) for result in results]
+    metric = metrics.named(next((row["metric"] for row in rows if "metric" in row), None))
+    more = {name: Shown(heading.replace(" ", "\n", 1), times(1, ".4f")) for name, heading in metric.more.items()}
+    known = {name for row in rows for name in row}
+    shown = {name: column for name, column in (ACCURACY | more).items() if name in known}
     documents = max((row["documents"] for row in rows if "documents" in row), default=0)
-    visible = max((row["visible_drop"] for row in rows if "documents" in row), default=0.0)
+    visible = max((row.get("visible_drop", 0.0) for row in rows), default=0.0)
     without = [Text(f"\n{row['variant']}: {row['cannot']}") for row in rows if "cannot" in row]
-    power = f"{counted(documents, 'document')} show a true drop of {visible:.3f} with a chance of 80 %."
-    caption = Text(f"\nms: text to logits, tokenizing included. {power}", style="dim")
-    return Group(Text(title, style="bold"), "", grid(rows, ACCURACY), *without, caption)
+    power = f" {counted(documents, 'document')} show a true drop of {visible:.3f} with a chance of 80 %."
+    caption = f"\nms: text to logits, tokenizing included.{power if visible else ''}"
+    drawn = grid(rows, headed(variants(0) | shown, metric))
+    return Group(Text(title, style="bold"), "", drawn, *without, Text(caption, style="dim"))
 
 
 def _judged(result: Row) -> Row:
     if "cannot" in result:
         return {name: result[name] for name in ("variant", "cannot")}
     if result["variant"] == result["baseline"]:
-        return {name: value for name, value in result.items() if name not in ("f1_drop", "flips", "mcnemar_p")}
-    return {**result, "interval": f"{result['f1_drop_low']:+.3f} {result['f1_drop_high']:+.3f}"}
+        return {name: value for name, value in result.items() if name not in ("drop", "flips", "mcnemar_p")}
+    return {**result, "interval": f"{result['drop_low']:+.3f} {result['drop_high']:+.3f}"}
 
 
 CHOICE = variants(0) | {
@@ -153,8 +160,8 @@ CHOICE = variants(0) | {
     "p95_s": Shown("95 %\nms", each(milliseconds)),
     "disk_bytes": Shown("disk\nMB", times(1e-6, ".0f")),
     "documents": Shown("docu-\nments", lambda row, name: str(row[name] or "")),
-    "flips": Shown("flips\n", lambda row, name: str(row[name]) if row["documents"] else ""),
-    "f1_drop": Shown("F1\ndrop", lambda row, name: f"{row[name]:+.4f}" if row["documents"] else ""),
+    "flips": Shown("flips\n", lambda row, name: str(row.get(name, "")) if row["documents"] else ""),
+    "drop": Shown("{short}\ndrop", lambda row, name: f"{row[name]:+.4f}" if row["documents"] else ""),
     "verdict": Shown("guard\n", written, left=True),
 }
 
@@ -163,13 +170,16 @@ def choice(record: Mapping[str, Any]) -> Group:
     """Return the table of choosing.Choice.to_record: the variants, best first."""
     by_capacity = record["wanted"]["prefer"] == "capacity"
     shown = {name: column for name, column in CHOICE.items() if name != "texts_per_s" or by_capacity}
-    rows = [{"texts_per_s": 0.0} | row for row in record["variants"]]
+    rows = [{"texts_per_s": 0.0} | metrics.common_names(row, record["metric"]) for row in record["variants"]]
+    shown = headed(shown, metrics.named(record["metric"]))
     without = [f"{row['variant']}: {row['why']}" for row in rows if row["why"]]
     return Group(grid(rows, shown, bold=record["chosen"]), *(Text(f"\n{line}") for line in without))
 
 
 def over_limit(info: Row) -> str:
-    """Return a sentence on how far a cell is over its F1 limit; `info` is its accuracy benchmark's `extra_info`."""
-    judged = "interval of its F1 drop" if info["f1_guard"] == "interval" else "F1 drop"
-    figures = f"{info['f1_drop']:+.4f} (95 %: {info['f1_drop_low']:+.4f} to {info['f1_drop_high']:+.4f})"
-    return f"{cell_name(info)}: the {judged}, {figures}, is over the limit {info['max_f1_drop']:.4f}"
+    """Return a sentence on how far a cell is over its limit; `info` is its accuracy benchmark's `extra_info`."""
+    info = metrics.common_names(info)
+    short = metrics.named(info["metric"]).short
+    judged = f"interval of its {short} drop" if info["guard"] == "interval" else f"{short} drop"
+    figures = f"{info['drop']:+.4f} (95 %: {info['drop_low']:+.4f} to {info['drop_high']:+.4f})"
+    return f"{cell_name(info)}: the {judged}, {figures}, is over the limit {info['max_drop']:.4f}"

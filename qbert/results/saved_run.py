@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from qbert.inputs import labels
+from qbert.inputs import labels, metrics
 from qbert.results.columns import RECORDS
-from qbert.results.compare import CELL
-from qbert.results.records import Labels
+from qbert.results.compare import CELL, MEASURED
+from qbert.results.records import Recorded
 from qbert.system import parse
 from qbert.system.errors import InputError
 
@@ -49,13 +49,18 @@ class Benchmark(Struct):
     def is_ours(self) -> bool:
         """Whether it belongs to this suite; several signs are checked, since any of them may be garbled."""
         signs = sum(name in self.extra_info for name in [*CELL, "trained", "identity", "measured"])
-        named = self.name.partition("[")[0] in {f"test_{measured}" for measured in RECORDS}
+        named = self.name.partition("[")[0] in {f"test_{measured}" for measured in MEASURED}
         return signs > len(CELL) or (named and self._cell is not None)
 
     @property
     def is_unjudged(self) -> bool:
         """Whether it has not the figures that it was to measure."""
-        return self.extra_info.get("measured") == "accuracy" and "f1" not in self.extra_info
+        return self.extra_info.get("measured") == "accuracy" and self._metric is None
+
+    @property
+    def _metric(self) -> str | None:
+        """The key of the metric whose figures it has."""
+        return next((key for key in metrics.BY_KEY if key in self.extra_info), None)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -77,12 +82,13 @@ class Benchmark(Struct):
         """
         name = f"{source}: {self.name}"
         measured = self.extra_info.get("measured")
-        if not isinstance(measured, str) or measured not in RECORDS:
-            raise InputError(f"{name} measures {measured!r}, and not {', '.join(RECORDS)}: {REMEDY}")
-        info = parse.convert(self.extra_info, RECORDS[measured], name, REMEDY)
+        if not isinstance(measured, str) or measured not in MEASURED:
+            raise InputError(f"{name} measures {measured!r}, and not {', '.join(MEASURED)}: {REMEDY}")
+        key = self._metric or metrics.F1_OF_ONE.key
+        info = parse.convert(self.extra_info, RECORDS[measured, key], name, REMEDY)
         parse.convert(msgspec.to_builtins(self.stats), Quartiles, name, REMEDY)
         for contradiction in [*self._contradictions(info), *CONTRADICTIONS[measured](info, self.stats.median)]:
-            raise InputError(f"{name} cannot be used ({contradiction}): {REMEDY}")
+            raise InputError(f"{name} cannot be used ({contradiction.replace('score', key)}): {REMEDY}")
 
     def _contradictions(self, info: Any) -> Iterator[str]:  # noqa: ANN401
         """Yield each contradiction among what every benchmark has; `info` is its typed `extra_info`."""
@@ -113,19 +119,23 @@ def _of_latency(info: Any, median: float) -> Iterator[str]:  # noqa: ANN401  of 
 
 
 def _of_accuracy(info: Any, _: float) -> Iterator[str]:  # noqa: ANN401
-    if not _agree(info.f1_drop, info.f1_baseline - info.f1):
-        yield "`f1_drop` is not `f1_baseline` less `f1`"
-    if info.f1_drop_low > info.f1_drop_high:
-        yield "`f1_drop_low` is above `f1_drop_high`"
+    if not _agree(info.drop, info.score_baseline - info.score):
+        yield "`score_drop` is not `score_baseline` less `score`"
+    if info.drop_low > info.drop_high:
+        yield "`score_drop_low` is above `score_drop_high`"
     if info.answers is not UNSET:
-        found = [info.answers.labels, info.answers.predicted, info.answers.rows]
+        found = [info.answers.labels, info.answers.predicted, info.answers.queries, info.answers.rows]
         if {len(ids.split(" ")) for ids in found if ids is not UNSET} != {info.documents}:
             yield "`answers` are not of as many `documents`"
+        elif (info.answers.metric is UNSET) == (info.answers.predicted is UNSET):
+            yield "`answers` have to be either of labels or of numbers"
+        elif info.answers.metric is not UNSET and info.answers.logits is UNSET:
+            yield "`answers` that are numbers have no `logits`"
         elif info.answers.logits is not UNSET and not _are_logits(info.answers, info.documents):
             yield "the `logits` of `answers` are not of as many `documents`"
 
 
-def _are_logits(answers: Labels, documents: int) -> bool:
+def _are_logits(answers: Recorded, documents: int) -> bool:
     try:
         return len(labels.unpacked_logits(msgspec.to_builtins(answers), documents)) == documents
     except ValueError:

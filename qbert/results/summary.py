@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from qbert.inputs.metrics import named
 from qbert.results import intervals
-from qbert.results.columns import in_limit, is_too_noisy, kept
+from qbert.results.columns import in_limit, is_too_noisy, kept, metric_of
 from qbert.results.compare import CELL, SUBJECT, cell_name, differences
 from qbert.results.pace import at_one_pace, one_limit
 from qbert.results.tables import bracketed, in_order, three_digits
@@ -21,7 +22,7 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
 
     `low_s` and `high_s` are the least and greatest median of several runs, or the quartiles of a single run's rounds.
     `latency_s`, `over_best`, the shares of the limit, `pace_change` and the intervals come from tables.at_one_pace.
-    `undominated`: no other variant of this model and length is at least as fast with at least its F1.
+    `undominated`: no other variant of this model and length is at least as fast with at least its score.
 
     Raises:
         InputError: the runs are of different subjects.
@@ -45,7 +46,7 @@ def _newest(runs: pd.DataFrame) -> pd.DataFrame:
     All figures of one benchmark come from one run.
     """
     rows = runs.groupby(CELL, sort=False).tail(1).set_index(CELL)
-    always = {"latency": "median_s", "accuracy": "f1", "footprint": "disk_bytes", "capacity": "texts_per_s"}
+    always = {"latency": "median_s", "accuracy": "score", "footprint": "disk_bytes", "capacity": "texts_per_s"}
     for measured, figure in always.items():
         newest = runs[runs[figure].notna()].groupby(CELL, sort=False).tail(1).set_index(CELL)
         for name in [*kept(measured), *(["file"] if measured == "latency" else [])]:
@@ -67,7 +68,8 @@ def refuse_mixed(runs: pd.DataFrame, *, subject: bool = True) -> None:
         of_all = {"dataset_sha256": identity["dataset_sha256"], "documents": row["documents"]}
         of_cell = {name: identity.get(name) for name in SUBJECT} if subject else {}
         of_cell |= {"latency limit": row["latency_limit_s"], "traffic": row["traffic_sha256"]}
-        of_cell |= {"F1 limit": row["max_f1_drop"], "F1 guard": row["f1_guard"]}
+        short = named(row["metric"]).short
+        of_cell |= {f"{short} limit": row["max_drop"], f"{short} guard": row["guard"]}
         for scope, facts in (("", of_all), (cell, of_cell)):
             for fact, value in facts.items():
                 if isinstance(value, float) and math.isnan(value):  # not judged in this run
@@ -87,24 +89,25 @@ def refuse_mixed(runs: pd.DataFrame, *, subject: bool = True) -> None:
 
 
 def _undominated(row: Mapping[Any, Any], table: pd.DataFrame) -> bool:
-    if math.isnan(row["latency_s"]) or pd.isna(row["f1"]):
+    if math.isnan(row["latency_s"]) or pd.isna(row["score"]):
         return False
     others = table[(table["model"] == row["model"]) & (table["max_length"] == row["max_length"])]
-    as_good = (others["latency_s"] <= row["latency_s"]) & (others["f1"] >= row["f1"])
-    better = (others["latency_s"] < row["latency_s"]) | (others["f1"] > row["f1"])
+    as_good = (others["latency_s"] <= row["latency_s"]) & (others["score"] >= row["score"])
+    better = (others["latency_s"] < row["latency_s"]) | (others["score"] > row["score"])
     return not (as_good & better).any()
 
 
 def answers(table: pd.DataFrame) -> list[str]:
-    """Return sentences for each model: which variant within its F1 limit serves most, and which is the fastest."""
+    """Return sentences for each model: which variant within its limit serves most, and which is the fastest."""
     served = table[table["texts_per_s"].notna()]
     most = [serves_most(cells) for _, cells in served.groupby("model", sort=False)]
     return [*filter(None, most), *_fastest(table[table["median_s"].notna()])]
 
 
 def _fastest(table: pd.DataFrame) -> list[str]:
-    """Return a sentence for each model: the fastest variant within its F1 limit, at the model's greatest length."""
+    """Return a sentence for each model: the fastest variant within its limit, at the model's greatest length."""
     sentences = []
+    metric = metric_of(table)
     for model, cells in table.groupby("model", sort=False):
         max_length = cells["max_length"].max()
         timed = cells[(cells["max_length"] == max_length) & (cells["variant"] != BASELINE) & cells["speedup"].notna()]
@@ -114,7 +117,7 @@ def _fastest(table: pd.DataFrame) -> list[str]:
             sentences.append(f"{subject}: nothing was measured beside {BASELINE}.")
             continue
         if within.empty or within["speedup"].max() <= 1:
-            sentences.append(f"{subject}: no variant is faster than {BASELINE} and within its F1 limit.")
+            sentences.append(f"{subject}: no variant is faster than {BASELINE} and within its {metric.short} limit.")
             continue
         best = within.loc[within["speedup"].idxmax()]
         low, high = (within[name].fillna(within["speedup"]) for name in ("speedup_low", "speedup_high"))
@@ -131,14 +134,22 @@ def _fastest(table: pd.DataFrame) -> list[str]:
         if pd.notna(best["over_best"]):
             sentence += f", {three_digits(best['over_best'])} times faster than the best fp32"
             sentence += bracketed(best["over_best_low"], best["over_best_high"], three_digits)
-        if pd.notna(best["f1"]):
+        if pd.notna(best["score"]):
             sentence += (
-                f"; weighted F1 {best['f1']:.4f}, {_drop(best['f1_drop'])}"
-                f" (95 %: {_drop(best['f1_drop_low'])} to {_drop(best['f1_drop_high'])}),"
-                f" {best['flips']:.0f} of {best['documents']:.0f} labels changed."
+                f"; {metric.title} {best['score']:.4f}, {_drop(best['drop'])}"
+                f" (95 %: {_drop(best['drop_low'])} to {_drop(best['drop_high'])})"
             )
+            if pd.notna(best["flips"]):
+                count = best["documents"] if pd.isna(best["queries"]) else best["queries"]
+                sentence += f", {best['flips']:.0f} of {count:.0f} {metric.changed} changed"
+            sentence += "."
         else:
-            why = "its F1 was not measured" if best["trained"] else "the model is untrained, so F1 means nothing"
+            short = metric.short
+            why = (
+                f"its {short} was not measured"
+                if best["trained"]
+                else f"the model is untrained, so {short} means nothing"
+            )
             sentence += f"; {why}."
         second = within.drop(index=best.name).nlargest(1, "speedup")
         if len(second) and intervals.are_distinguishable(table, best.to_dict(), second.iloc[0].to_dict()) is False:
@@ -148,7 +159,7 @@ def _fastest(table: pd.DataFrame) -> list[str]:
 
 
 def serves_most(cells: pd.DataFrame) -> str:
-    """Return a sentence on which of one model's `cells` within its F1 limit serves most, and at what cost; or none."""
+    """Return a sentence on which of one model's `cells` within its limit serves most, and at what cost; or none."""
     rows = cells.to_dict("records")
     within = [row for row in rows if row["over_limit"] is not True]
     if not within:
@@ -156,7 +167,7 @@ def serves_most(cells: pd.DataFrame) -> str:
     best = max(within, key=lambda row: (row["rate_within_limit"], row["texts_per_s"]))
     workers = counted(int(best["workers"]), "worker")
     limit = f"within {best['latency_limit_s'] * 1e3:g} ms at p99"
-    guarded = "" if pd.isna(best["f1_drop"]) else ", within its F1 limit"
+    guarded = "" if pd.isna(best["drop"]) else f", within its {metric_of(cells).short} limit"
     if not best["rate_within_limit"]:
         return (
             f"{best['model']}: no variant answers {limit} here under any load; {best['variant']}{guarded}, serves "

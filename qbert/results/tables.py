@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 from rich.text import Text
 
+from qbert.inputs.metrics import Metric
 from qbert.results.compare import is_missing
 from qbert.system.terminal import console, shown
 
@@ -44,6 +45,12 @@ class Shown:
 
 
 Columns = Mapping[Any, Shown]
+
+
+def headed(columns: Columns, metric: Metric) -> dict[Any, Shown]:
+    """Return `columns` with the names of `metric` in their headings: {short} and {title}."""
+    names = {"short": metric.short, "title": metric.title}
+    return {name: replace(column, heading=column.heading.format(**names)) for name, column in columns.items()}
 
 
 @dataclass(frozen=True)

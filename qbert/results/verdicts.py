@@ -7,10 +7,12 @@ import pandas as pd
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from qbert.inputs import metrics
+from qbert.inputs.metrics import Metric
 from qbert.measure.stats import DECIDED
 from qbert.results import answers, tables
 from qbert.results.compare import cell_name, is_missing
-from qbert.results.tables import Row, Shown, each, in_order, milliseconds, times, written
+from qbert.results.tables import Row, Shown, each, headed, in_order, milliseconds, times, written
 from qbert.system.terminal import counted
 
 VERDICTS = {
@@ -28,36 +30,42 @@ def answer(rows: Sequence[Row]) -> str:
     """Return a sentence that counts the verdicts of `rows` (gate.Cell.as_dict, compare.runs)."""
     counts = [(sum(row["verdict"] == verdict for row in rows), verdict) for verdict in VERDICTS]
     counts += [
-        (sum(row["f1"].get("verdict") == verdict for row in rows), f"in F1 {verdict}")
+        (sum(row["judged"].get("drop_verdict") == verdict for row in rows), f"in {metric_of(rows).short} {verdict}")
         for verdict in ("worse", "better", "inconclusive")
     ]
     counts += [(sum(bool(row.get("over")) for row in rows), "over a limit")]
     return f"{counted(len(rows), 'cell')}: " + ", ".join(f"{count} {label}" for count, label in counts if count)
 
 
+def metric_of(rows: Sequence[Row]) -> Metric:
+    """Return what the answers of `rows` are judged by."""
+    return metrics.named(next((row["judged"]["metric"] for row in rows if row["judged"]), None))
+
+
 def gate_caption(result: Row) -> str:
     """Return what the gate's `result` shows, how sure that is, and what would make it surer."""
     cells = result["cells"]
     settings = result["settings"]
+    short = metric_of(cells).short
     pairs = max((len(cell["log_ratios"]) for cell in cells), default=0)
     caption = (
         f"{counted(pairs, 'pair')} of processes in {result['measure_s']:.0f} s, one thread, batch 1. The verdicts on\n"
-        f"latency hold together with 95 %, and so do those on F1. Slower, faster: beyond\n"
-        f"{settings['min_effect']:.1%}; worse, better: beyond {settings['min_f1_effect']:g} of F1; same: within."
+        f"latency hold together with 95 %, and so do those on {short}. Slower, faster: beyond\n"
+        f"{settings['min_effect']:.1%}; worse, better: beyond {settings['min_drop']:g} of {short}; same: within."
     )
     unsure = [cell for cell in cells if cell["verdict"] == "inconclusive"]
     if result["too_short"]:
         caption += f"\nNothing was decided: {result['too_short']}."
     elif unsure:
         caption += "\nInconclusive: more --max-seconds, a quieter machine or a greater --min-effect decides."
-    if any(cell["f1"].get("verdict") == "inconclusive" for cell in cells):
-        caption += "\nInconclusive F1: more test documents or a greater --min-f1-effect decides."
+    drops = [cell["judged"]["drop_verdict"] for cell in cells if cell["judged"]]
+    if "inconclusive" in drops:
+        caption += f"\nInconclusive {short}: more test documents or a greater --min-drop decides."
     if result["exit_code"] == 0:
-        f1_verdicts = [cell["f1"]["verdict"] for cell in cells if cell["f1"]]
         decided = sum(cell["verdict"] in DECIDED for cell in cells)
-        decided_f1 = len(f1_verdicts) - f1_verdicts.count("inconclusive")
+        decided_drops = len(drops) - drops.count("inconclusive")
         caption += f"\nNothing was shown to be worse. Decided: latency in {decided} of {counted(len(cells), 'cell')}"
-        caption += f", F1 in {decided_f1} of {len(f1_verdicts)}." if f1_verdicts else "."
+        caption += f", {short} in {decided_drops} of {len(drops)}." if drops else "."
     return caption
 
 
@@ -74,20 +82,30 @@ LATENCY = {
     "change": Shown("change of latency\nmedian, interval", _change, 20),
     "verdict": Shown("\nverdict", written, 14),
 }
-F1 = {
-    "f1_baseline": Shown("F1\nbase", times(1, ".4f"), 6),
-    "f1": Shown("F1\nhead", times(1, ".4f"), 6),
+JUDGED = {
+    "score_baseline": Shown("{short}\nbase", times(1, ".4f"), 6),
+    "score": Shown("{short}\nhead", times(1, ".4f"), 6),
     "flips": Shown("flips\n", times(1, ".0f"), 5),
-    "f1_verdict": Shown("F1\nverdict", written, 12),
+    "drop_verdict": Shown("{short}\nverdict", written, 12),
     "base_disk_bytes": Shown("disk MB\nbase", times(1e-6, ".4g"), 7),
     "head_disk_bytes": Shown("disk MB\nhead", times(1e-6, ".4g"), 7),
 }
 
 
 def flat(row: Row) -> dict[str, Any]:
-    """Return a row of gate.Cell.as_dict or compare.runs with what it says of F1 beside the rest."""
-    f1 = {"f1_verdict" if name == "verdict" else name: value for name, value in row["f1"].items()}
-    return {name: value for name, value in row.items() if name != "f1"} | f1
+    """Return a row of gate.Cell.as_dict or compare.runs with what it says of the answers beside the rest."""
+    return {name: value for name, value in row.items() if name != "judged"} | dict(row["judged"])
+
+
+def for_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return `rows` of gate.Cell.as_dict or compare.runs as JSON has them: what is judged is under its metric's key."""
+    key = metric_of(rows).key
+    found = []
+    for row in rows:
+        judged = {"verdict" if name == "drop_verdict" else name: it for name, it in row["judged"].items()}
+        rest = {"judged" if name == "has_answers" else name: it for name, it in row.items() if name != "judged"}
+        found.append(rest | {key: metrics.own_names(judged)})
+    return found
 
 
 def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
@@ -97,10 +115,10 @@ def verdicts(rows: Sequence[Row], *, title: str, caption: str) -> Group:
     """
     notes = details(rows)
     table = in_order(pd.DataFrame(map(flat, rows)))
-    shown = [bool(row["f1"]) or _sizes_differ(row) for row in in_order(pd.DataFrame(rows)).to_dict("records")]
+    shown = [bool(row["judged"]) or _sizes_differ(row) for row in in_order(pd.DataFrame(rows)).to_dict("records")]
     first = tables.variants(max(len("variant"), *table["variant"].str.len()))
     parts: list[RenderableType] = [Text(title, style="bold")]
-    for columns, drawn in ((LATENCY, table), (F1, table[shown])):
+    for columns, drawn in ((LATENCY, table), (headed(JUDGED, metric_of(rows)), table[shown])):
         parts += tables.by_length(
             drawn, first | columns, lambda model, length, _: Text(f"\n{model}, {length} tokens", style="bold")
         )
@@ -115,7 +133,8 @@ def _sizes_differ(row: Row) -> bool:
 
 def verdicts_markdown(rows: Sequence[Row], *, title: str, caption: str) -> str:
     """Return the content of `verdicts` as Markdown, for a pull request."""
-    columns = {"cell": Shown("cell", lambda row, _: cell_name(row), left=True)} | LATENCY | F1
+    columns = {"cell": Shown("cell", lambda row, _: cell_name(row), left=True)} | LATENCY
+    columns |= headed(JUDGED, metric_of(rows))
     notes = [f"- {tables.markdown_text(sentence)}" for sentence in details(rows)]
     table = tables.markdown(tables.Table("", columns, list(map(flat, rows))))
     return "\n".join([f"### {title}", "", table, "", *notes, "", caption]) + "\n"

@@ -1,4 +1,4 @@
-"""Find the fastest variant that holds the F1 guard on this machine, reading no more documents than it takes."""
+"""Find the fastest variant that holds the guard on this machine, reading no more documents than it takes."""
 
 import json
 import math
@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy import optimize
 
 from qbert import variants
 from qbert.inputs import dataset as datasets
+from qbert.inputs import metrics
+from qbert.inputs.bounds import Paired
 from qbert.inputs.dataset import Dataset, text_rows
-from qbert.inputs.labels import predicted
-from qbert.measure import accuracy, capacity, footprint, guard, latency, stats
+from qbert.measure import accuracy, capacity, footprint, latency, stats
 from qbert.measure.cells import Cell, baseline_of
 from qbert.measure.stats import CONFIDENCE
 from qbert.selection.kept_answers import KeptAnswers
 from qbert.system import machine
 from qbert.system.cache import build_folder, is_filled, seal
 from qbert.system.errors import CannotRunError, InputError
-from qbert.system.terminal import counted, progress
+from qbert.system.terminal import an, counted, progress
 from qbert.variants import BASELINE
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ CAPACITY_S = 1.5  # for each variant, as in the bench
 class Wanted:
     """What the variant has to hold, and which of those that do is the best."""
 
-    max_f1_drop: float
-    f1_guard: str = "point"
+    max_drop: float
+    guard: str = "point"
     """`point`: a drop that is within the limit in all documents suffices; `interval`: it has to be surely within."""
     latency_limit_s: float | None = None
     """Of 95 of 100 texts."""
@@ -76,10 +76,11 @@ class Row:
     why: str = ""
     documents: int = 0
     """How many it was judged by."""
-    flips: int = 0
-    f1_drop: float | None = None
-    f1_drop_at_most: float | None = None
-    """What its F1 drop surely does not exceed, however many variants are judged and however often."""
+    flips: int | None = None
+    """None where any answer changes a little."""
+    drop: float | None = None
+    drop_at_most: float | None = None
+    """What its drop surely does not exceed, however many variants are judged and however often."""
     documents_to_be_sure: int | None = None
     """If its drop stays as it is; None where it is sure, or over the limit."""
 
@@ -100,9 +101,11 @@ class Choice:
     """How many there were to judge by."""
     judged_by: str
     """Which these are, and whether the model has seen them, in words."""
+    metric: str = metrics.F1_OF_ONE.key
+    """The key of what the variants are judged by."""
     chosen: Row | None = None
     test: dict[str, Any] = field(default_factory=dict)
-    """The fields of accuracy.Comparison for the chosen variant on the test split."""
+    """The figures of accuracy.Comparison for the chosen variant on the test split."""
     classified: int = 0
     """Answers that were computed in this call, of the documents above."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -114,30 +117,30 @@ class Choice:
         return "\n".join([self._found(self.chosen) if self.chosen else self._nothing(), self.judged_by])
 
     def _found(self, chosen: Row) -> str:
-        limit = self.wanted.max_f1_drop
+        limit, metric = self.wanted.max_drop, metrics.named(self.metric)
         best = {"latency": "fastest", "capacity": "one with the highest capacity", "size": "smallest"}
         said = f"{chosen.variant} is the {best[self.wanted.prefer]} that holds a limit of {limit:g}"
         if chosen.variant == BASELINE:
             said += ", being the baseline"
-        elif limit == 0:
-            said += f": it changes no label of {counted(chosen.documents, 'document')}"
+        elif limit == 0 and metric.flip:
+            said += f": it changes no {metric.flip} of {counted(chosen.documents, 'document')}"
         elif chosen.verdict == "holds":
             said += f", surely, after {chosen.documents} of {counted(self.documents, 'document')}"
         else:
-            said += f" at a look: in all {self.documents} documents its F1 drop is {chosen.f1_drop:+.4f},"
-            said += f" and surely no more than {chosen.f1_drop_at_most:.4f}"
+            said += f" at a look: in all {self.documents} documents its {metric.short} drop is {chosen.drop:+.4f},"
+            said += f" and surely no more than {chosen.drop_at_most:.4f}"
             if chosen.documents_to_be_sure:
                 said += f" (about {chosen.documents_to_be_sure:,} would make it sure)"
         for row in self.rows[: self.rows.index(chosen)]:
             if row.documents_to_be_sure:
                 said += f"; {row.variant} may hold it too: about {row.documents_to_be_sure:,} documents would tell"
-        drop = self.test["f1_drop"]
-        said += f". On the test split, read once, its F1 drop is {drop:+.4f} ({self.test['documents']} documents)"
+        drop, documents = self.test["drop"], self.test["documents"]
+        said += f". On the test split, read once, its {metric.short} drop is {drop:+.4f} ({documents} documents)"
         return said + ("." if drop <= limit else ": OVER THE LIMIT, so the choice is not confirmed.")
 
     def _nothing(self) -> str:
-        limit = self.wanted.max_f1_drop
-        judged = [row for row in self.rows if row.f1_drop is not None and row.verdict != "cannot"]
+        limit, metric = self.wanted.max_drop, metrics.named(self.metric)
+        judged = [row for row in self.rows if row.drop is not None and row.verdict != "cannot"]
         if not judged:
             left_out = [row for row in self.rows if row.verdict in {"outside", "cannot"}]
             reasons = "; ".join(f"{row.variant} {row.why}" for row in left_out)
@@ -145,12 +148,12 @@ class Choice:
                 return f"No variant is within the limits: {reasons}. Raise a limit, or name more variants."
             return f"No variant can be judged: {reasons}. Name others."
         # What was dropped early is known less well, and is farther.
-        nearest = min(judged, key=lambda row: (row.documents < self.documents, row.f1_drop))
-        drop, at_most = nearest.f1_drop or 0.0, nearest.f1_drop_at_most or 0.0
-        said = f"No variant holds a limit of {limit:g}. The nearest is {nearest.variant}: its F1 drop of "
+        nearest = min(judged, key=lambda row: (row.documents < self.documents, row.drop))
+        drop, at_most = nearest.drop or 0.0, nearest.drop_at_most or 0.0
+        said = f"No variant holds a limit of {limit:g}. The nearest is {nearest.variant}: its {metric.short} drop of "
         said += f"{drop:+.4f} in {counted(nearest.documents, 'document')} is "
-        if limit == 0:
-            said += f"{counted(nearest.flips, 'changed label')} away from none"
+        if limit == 0 and nearest.flips is not None:
+            said += f"{counted(nearest.flips, f'changed {metric.flip}')} away from none"
         else:
             said += f"over by {drop - limit:.4f}" if drop > limit else f"within, and surely no more than {at_most:.4f}"
         helps = []
@@ -162,13 +165,15 @@ class Choice:
 
     def to_record(self) -> dict[str, Any]:
         """Return all figures that are known."""
+        named = {"metric": self.metric}
         rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
         return {
-            "wanted": asdict(self.wanted),
+            "metric": self.metric,
+            "wanted": metrics.own_names(named | asdict(self.wanted)),
             "chosen": self.chosen and self.chosen.variant,
             "sentence": self.sentence,
-            "variants": rows,
-            "test": self.test,
+            "variants": [metrics.own_names(named | row) for row in rows],
+            "test": metrics.own_names(self.test),
             "documents": self.documents,
             "classified": self.classified,
             "seconds": self.seconds,
@@ -223,7 +228,7 @@ def choose(
     _narrow(cells, rows, texts, wanted)
     rows.sort(key=lambda row: (row.verdict == "cannot", row.verdict == "outside", _order(row, wanted.prefer)))
     timed = time.monotonic()
-    choice = Choice(wanted, rows, len(documents), judged_by)
+    choice = Choice(wanted, rows, len(documents), judged_by, baseline.metric.key)
     judge = _Judge(baseline, documents, wanted, sum(row.verdict == "not read" for row in rows), workers)
     choice.chosen = next((row for row in rows if judge.holds(cells, row)), None)
     choice.classified = judge.classified
@@ -314,11 +319,12 @@ class _Judge:
         self, baseline: Cell, documents: "pd.DataFrame", wanted: Wanted, variants: int, workers: "Workers | None"
     ) -> None:
         """Start with what is kept of the baseline's answers, to judge so many `variants`."""
-        self._texts, self._labels = text_rows(documents), baseline.dataset.indicators(documents)
-        self._problem_type = baseline.checkpoint.problem_type
+        self._texts, self._documents, self._dataset = text_rows(documents), documents, baseline.dataset
+        self._metric = baseline.metric
         self._wanted, self._workers = wanted, workers
         self._baseline = KeptAnswers(baseline, workers)
-        self._looks = looks(len(self._texts))
+        truth = self._metric.truth(self._dataset, documents)
+        self._looks = list(dict.fromkeys(self._metric.whole(truth, count) for count in looks(len(self._texts))))
         # All that are said to hold surely do, with a chance of CONFIDENCE; each that is dropped is over with that.
         self._to_hold = stats.bonferroni(CONFIDENCE, LOOKS * variants)
         self._to_drop = stats.bonferroni(CONFIDENCE, len(self._looks))
@@ -349,27 +355,25 @@ class _Judge:
 
     def _look(self, answers: KeptAnswers, row: Row, count: int) -> None:
         """Judge by the first `count` documents."""
-        limit, documents = self._wanted.max_f1_drop, len(self._texts)
-        before, after = (
-            predicted(side.logits(self._texts[:count]), self._problem_type) for side in (self._baseline, answers)
-        )
-        values, counts = accuracy.f1_drop_parts(self._labels[:count], before, after)
-        row.documents, row.flips = count, int((before != after).any(axis=1).sum())
-        row.f1_drop = float(values @ counts / count)
-        row.f1_drop_at_most = guard.at_most(values, counts, self._to_hold)
-        if limit == 0:  # documents can show no true drop of exactly 0 where labels change
+        limit, documents, metric = self._wanted.max_drop, len(self._texts), self._metric
+        truth = metric.truth(self._dataset, self._documents[:count])
+        before, after = (metric.answers(side.logits(self._texts[:count])) for side in (self._baseline, answers))
+        paired = metric.paired(truth, before, after)
+        row.documents, row.flips = count, metric.figures(truth, before, after).get("flips")
+        row.drop, row.drop_at_most = paired.drop, paired.at_most(self._to_hold)
+        if limit == 0 and row.flips is not None:  # documents can show no true drop of exactly 0 where answers change
             if row.flips:
-                row.verdict, row.why = "over", f"changes a label within {counted(count, 'document')}"
+                row.verdict, row.why = "over", f"changes {an(metric.flip)} within {counted(count, 'document')}"
             elif count == documents:
                 row.verdict = "within"
-        elif row.f1_drop_at_most <= limit and count in self._looks[-LOOKS:]:
+        elif row.drop_at_most <= limit and count in self._looks[-LOOKS:]:
             row.verdict = "holds"
-        elif -guard.at_most(-values, counts, self._to_drop) > limit:
+        elif paired.at_least(self._to_drop) > limit:
             row.verdict = "over"
         elif count == documents:
-            row.documents_to_be_sure = documents_to_be_sure(values, counts, limit, self._to_hold)
-            row.verdict = "unsure" if self._wanted.f1_guard == "interval" else "within"
-            if row.f1_drop > limit:
+            row.documents_to_be_sure = documents_to_be_sure(paired, documents, limit, self._to_hold)
+            row.verdict = "unsure" if self._wanted.guard == "interval" else "within"
+            if row.drop > limit:
                 row.verdict = "over"
 
 
@@ -379,21 +383,18 @@ def looks(documents: int) -> list[int]:
     return [math.ceil(documents / 2**number) for number in reversed(range(halvings + 1))]
 
 
-def documents_to_be_sure(
-    values: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], limit: float, confidence: float
-) -> int | None:
-    """Return about how many documents like those seen, to two digits, show the drop to be within `limit`.
+def documents_to_be_sure(paired: Paired, documents: int, limit: float, confidence: float) -> int | None:
+    """Return about how many documents like the `documents` seen, to two digits, show the drop to be within `limit`.
 
-    `values` and `counts` are from accuracy.f1_drop_parts. None if the drop is not within the limit, or so little that
-    MOST times as many do not show it.
+    None if the drop is not within the limit, or so little that MOST times as many do not show it.
     """
 
     def excess(times: float) -> float:
-        return guard.at_most(values, counts * times, confidence) - limit
+        return paired.at_most(confidence, times) - limit
 
     if excess(MOST) > 0:
         return None
-    needed = float(counts.sum() * optimize.brentq(excess, 1.0, MOST))
+    needed = documents * float(optimize.brentq(excess, 1.0, MOST, rtol=1e-3))
     digits: int = 10 ** max(0, math.floor(math.log10(needed)) - 1)
     return digits * math.ceil(needed / digits)
 
@@ -405,7 +406,7 @@ def _on_test(cell: Cell, baseline: Cell, loaded: Dataset, workers: "Workers | No
     for side in (baseline, cell):
         with progress(f"test split, {side.variant.name}, document", len(texts)) as advance:
             sides.append(KeptAnswers(side, workers).logits(texts, advance))
-    return asdict(cell.compare(loaded.test, *sides))
+    return cell.compare(loaded.test, *sides).figures()
 
 
 def _write(output: Path, cell: Cell, choice: Choice, max_length: int) -> None:

@@ -1,7 +1,6 @@
 """Judge the variants of a model by a dataset's test documents, one by one: `qbert evaluate`."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -107,7 +106,7 @@ def evaluate(
                 continue
             comparison, flips = cell.judge(rows, logits)
             times = accuracy.percentiles(seconds) if len(seconds) else {}
-            results.append(described | dataclasses.asdict(comparison) | times | {"flipped": flips})
+            results.append(described | comparison.record() | times | {"flipped": flips})
     return Evaluation(name, loaded.name, len(rows), max_length, results, workers.notes if workers else [])
 
 

@@ -124,12 +124,12 @@ def measure(before: "Cell", after: "Cell", documents: "pd.DataFrame", advance: C
         speedup=speedup,
         speedup_low=low,
         speedup_high=high,
-        f1_before=comparison.f1_baseline,
-        f1_after=comparison.f1,
-        f1_drop=comparison.f1_drop,
-        f1_drop_low=comparison.f1_drop_low,
-        f1_drop_high=comparison.f1_drop_high,
-        flips=comparison.flips,
+        f1_before=comparison.score_baseline,
+        f1_after=comparison.score,
+        f1_drop=comparison.drop,
+        f1_drop_low=comparison.drop_low,
+        f1_drop_high=comparison.drop_high,
+        flips=comparison.flips or 0,
         documents=comparison.documents,
     )
 

@@ -179,6 +179,11 @@ def _lines(what: str, total: int | None) -> Callable[..., None]:
     return advance
 
 
+def an(what: str) -> str:
+    """Return the noun `what` after its article."""
+    return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
+
+
 def counted(number: int, what: str) -> str:
     """Return `number` and the noun `what`, in the plural unless the number is one."""
     return f"{number} {what}{'' if number == 1 else 's'}"

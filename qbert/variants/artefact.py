@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct, structs
 
-from qbert.inputs.labels import SINGLE_LABEL, ProblemType
+from qbert.inputs.labels import IDENTITY, REGRESSION, SINGLE_LABEL, ProblemType
 from qbert.inputs.tokenizer import TYPES, Encoding, check_length, encode, no_pairs, read_tokenizer
 from qbert.system import forks
 from qbert.system.errors import InputError
@@ -30,6 +30,8 @@ class Record(Struct):
     truncation_side: Literal["left", "right"]
     problem_type: ProblemType = SINGLE_LABEL
     """Artefacts from before qbert supported several labels lack it."""
+    activation: Literal["identity", "sigmoid", "tanh"] = "identity"
+    """Of a regressor's or ranker's output."""
     split_special_tokens: bool = False
     untrained: bool = False
     versions: dict[str, str] = {}
@@ -65,7 +67,9 @@ class Artefact:
     split_special_tokens: bool = False
     """Whether `[SEP]` in a text is cut into tokens like other text; tokenizer.json does not say it."""
     problem_type: str = SINGLE_LABEL
-    """Whether a text has one label or any number of them."""
+    """Whether a text has one label, any number of them, or a number."""
+    activation: str = IDENTITY
+    """What makes a number of its logit: a key of labels.ACTIVATIONS."""
     trained: bool = True
     """Whether its head was trained, so that its labels mean something."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -82,7 +86,7 @@ class Artefact:
         check_name(folder.resolve())
         path = folder / RECORD
         record = read_json(path, Record, f"is {folder} a quantized artefact? qbert quantize makes them")
-        if len(record.labels) < 2:  # noqa: PLR2004  one label is no choice
+        if not record.labels or (len(record.labels) == 1) != (record.problem_type == REGRESSION):
             raise InputError(f"{path} names {len(record.labels)} labels: make it again with qbert quantize")
         values = structs.asdict(record)
         return cls(folder, trained=not values.pop("untrained"), **values)

@@ -25,7 +25,7 @@ CONVERTERS = ("torch", "transformers")
 """The packages that make every variant, and that run those of PyTorch eager."""
 SLOW_IMPORTS = {"transformers": ("transformers.modeling_utils", "transformers.models.auto.modeling_auto")}
 """What a package imports only when it is asked for: 5 s of a core for PyTorch's variants."""
-MAX_F1_DROP = 0.01  # commonly accepted of quantized classifiers; the least that 500 documents can tell from 0
+MAX_DROP = 0.01  # commonly accepted of quantized classifiers; the least that 500 documents can tell from 0
 
 
 Products = Iterator[tuple[str, str, Callable[[int], Callable[[], Any]]]]
@@ -105,7 +105,16 @@ class Variant:
     """Returns what this machine lacks to make it, though not to load it; empty where nothing."""
     default: bool = True
     """Whether `default`, which runs where no variants are named, includes it."""
-    max_f1_drop: float = MAX_F1_DROP
+    max_drop: float = MAX_DROP
+    """The greatest drop of the score that is allowed where nobody says another one."""
+    max_f1_drop: float | None = None
+    """The former name of `max_drop`, for those who give it."""
+
+    def __post_init__(self) -> None:
+        """Take what is given by the former name."""
+        if self.max_f1_drop is not None:
+            object.__setattr__(self, "max_drop", self.max_f1_drop)
+            object.__setattr__(self, "max_f1_drop", None)
 
     @property
     def of_one_length(self) -> bool:

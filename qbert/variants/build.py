@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qbert.inputs.labels import IDENTITY
 from qbert.inputs.tokenizer import Encoding
 from qbert.system import machine, sources
 from qbert.system.cache import MANIFEST, build_kept, cache_dir, seal
@@ -176,6 +177,7 @@ def write_artefact(
         "max_length": max_length or checkpoint.max_length,
         "module": own_module(variant),
         "problem_type": checkpoint.problem_type,
+        **({} if checkpoint.activation == IDENTITY else {"activation": checkpoint.activation}),
         "positions": max_length or checkpoint.max_length if variant.of_one_length else checkpoint.positions,
         "split_special_tokens": checkpoint.encoder.tokenizer.split_special_tokens,
         "truncation_side": checkpoint.encoder.tokenizer.truncation_side,

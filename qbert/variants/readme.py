@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qbert.inputs.labels import MULTI_LABEL
+from qbert.inputs.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from qbert.system.errors import EXTRAS, pip_install_released
 from qbert.variants.base import Variant, qualified
 
@@ -89,15 +89,20 @@ QBERT_ALONE = "No other library runs it: the int8 weights are in a safetensors f
 def text(variant: Variant, model: str, record: Mapping[str, Any]) -> str:
     """Return the README of the artefact that `variant` made of the checkpoint `model`; `record` is its qbert.json."""
     labels = ", ".join(record["labels"])
-    kind = "any number of labels a text" if record["problem_type"] == MULTI_LABEL else "one label a text"
+    kinds = {SINGLE_LABEL: "one label a text", MULTI_LABEL: "any number of labels a text"}
+    listed = f"labels: {labels} ({kinds.get(record['problem_type'])})"
+    noun, answer = "classifier", "label"
+    if record["problem_type"] == REGRESSION:
+        listed = f"output: a number, the {record.get('activation', 'identity')} of the logit"
+        noun, answer = "regressor or ranker", "score"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     side = "end" if record["truncation_side"] == "right" else "beginning"
     needed = variant.to_load
     return f"""# {model} as {variant.name}
 
-A text classifier for CPUs, written by `qbert quantize`: {model} in {variant.precision}, run by {variant.runtime}.
+A text {noun} for CPUs, written by `qbert quantize`: {model} in {variant.precision}, run by {variant.runtime}.
 
-- labels: {labels} ({kind})
+- {listed}
 - texts are cut off at {record["max_length"]} tokens, at their {side}; it takes {record["positions"]} at most
 - made with {versions}
 
@@ -111,7 +116,7 @@ With qbert (`{pip_install_released(*dict.fromkeys(EXTRAS[name] for name in neede
 import qbert
 {f"import {record['module']}  # adds the variant{chr(10)}" if record["module"] else ""}
 classifier = qbert.load(".")
-print(classifier("...").label)
+print(classifier("...").{answer})
 ```
 
 Without:

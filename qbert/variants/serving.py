@@ -1,4 +1,4 @@
-"""A classifier of texts: what `qbert.load` returns and `qbert predict` uses."""
+"""A classifier, regressor or ranker of texts: what `qbert.load` returns and `qbert predict` uses."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,18 +24,21 @@ class Prediction:
     """A classifier's answer to one text."""
 
     labels: tuple[str, ...]
-    """The labels of the text, highest score first: one, or of a multi-label model any number."""
+    """The labels of the text, highest score first: one, of a multi-label model any number, of a regressor none."""
     scores: Mapping[str, float]
-    """The score of every label, 0 to 1, highest first: the softmax, or of a multi-label model each sigmoid."""
+    """The score of every label, 0 to 1, highest first: the softmax, or of a multi-label model each sigmoid.
+
+    Of a regressor or ranker, its one output after its activation.
+    """
 
     @property
     def label(self) -> str | None:
-        """The first of `labels`; None where a multi-label model gives no label."""
+        """The first of `labels`; None where a multi-label model gives no label, and of a regressor."""
         return self.labels[0] if self.labels else None
 
     @property
     def score(self) -> float:
-        """The highest score."""
+        """The highest score; of a regressor or ranker its output."""
         return next(iter(self.scores.values()))
 
 
@@ -49,7 +52,9 @@ class TextClassifier:
     labels: tuple[str, ...]
     """The names of its labels, in the order of the logits."""
     problem_type: str
-    """`single_label_classification`, or `multi_label_classification` with any number of labels a text."""
+    """`single_label_classification`, `multi_label_classification` with any number of labels a text, or `regression`."""
+    activation: str
+    """What makes a regressor's output of its logit: `identity`, `sigmoid` or `tanh`."""
     max_length: int
     """Tokens at which a text is cut off."""
     positions: int
@@ -85,6 +90,7 @@ class TextClassifier:
             variant=variant,
             labels=source.labels,
             problem_type=source.problem_type,
+            activation=source.activation,
             max_length=max_length,
             positions=source.positions,
             max_characters=max_characters,
@@ -106,6 +112,10 @@ class TextClassifier:
         if not np.isfinite(logits).all():
             raise InputError(
                 f"{self.folder} answers with nan or infinity to {text[:SHOWN]!r}: train or quantize it again"
+            )
+        if self.problem_type == labels.REGRESSION:
+            return Prediction(
+                (), {self.labels[0]: float(labels.activated(logits.astype(np.float64), self.activation)[0, 0])}
             )
         scores = labels.scores(logits, self.problem_type)[0]
         predicted = labels.predicted(logits, self.problem_type)[0]

@@ -452,7 +452,7 @@ def test_a_rescue_takes_the_limit_of_the_table(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "pyproject.toml").write_text("[tool.qbert]\nmax_f1_drop = 0")
     done = CliRunner().invoke(main, ["rescue", "--model", "any", "--output", "out"])
     assert done.exit_code == 2
-    assert "[tool.qbert] max_f1_drop is 0, and int8 needs more than 0: give --max-f1-drop" in done.stderr
+    assert "[tool.qbert] max_drop is 0, and int8 needs more than 0: give --max-drop" in done.stderr
     given = CliRunner().invoke(main, ["rescue", "--model", "any", "--output", "out", "--max-f1-drop", "0.01"])
     assert "model 'any' is no folder" in given.stderr
 

@@ -51,9 +51,9 @@ def test_every_machine_is_measured_and_one_that_fails_is_named(
 
 
 def test_settings_that_stay_at_home_are_given_to_the_machines() -> None:
-    settings = DEFAULTS.but(models=("m",), max_lengths=(64, 128), f1_guard="interval")
+    settings = DEFAULTS.but(models=("m",), max_lengths=(64, 128), drop_guard="interval")
     assert fleet.with_settings(["--model=x", "-k", "int8"], settings) == [
-        *("--max-lengths=64,128", "--f1-guard=interval"),
+        *("--max-lengths=64,128", "--drop-guard=interval"),
         *("--model=x", "-k", "int8"),
     ]
     assert fleet.with_settings([], DEFAULTS) == []

@@ -148,7 +148,7 @@ def test_an_f1_verdict_is_rarely_wrong(
     found = Counter()
     for _ in range(trials):
         compared = accuracy.compare(*answers(rng, documents, flips, drop))
-        found[stats.f1_verdict(compared.f1_drop_low, compared.f1_drop_high, stats.MIN_F1_EFFECT)] += 1
+        found[stats.drop_verdict(compared.drop_low, compared.drop_high, stats.MIN_DROP)] += 1
     print(f"\n{documents} documents, {flips:.1%} flip, true drop {drop:.2%}: {dict(found)}")
     assert sum(found[verdict] for verdict in never) / trials <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / trials)
     for verdict, share in least.items():

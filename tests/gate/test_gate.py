@@ -219,9 +219,9 @@ def test_f1_and_limits_are_regressions_too(
     base, head = ({(0, 16, "fp32"): record, (1, 16, "fp32"): records[0]} for record in records)
     changed, same = run.compared(base, head, run.Budget(), limits, {"checkpoint_sha256"})
     assert (same.model, changed.model) == ("tiny", "worse")
-    assert (same.f1["verdict"], changed.f1["verdict"]) == ("same", "worse")
-    assert (same.f1["flips"], changed.f1["flips"] > 10) == (0, True)
-    assert same.f1["f1"] == 1, "what it predicts is what is asked for"
+    assert (same.judged["drop_verdict"], changed.judged["drop_verdict"]) == ("same", "worse")
+    assert (same.judged["flips"], changed.judged["flips"] > 10) == (0, True)
+    assert same.judged["score"] == 1, "what it predicts is what is asked for"
     same.head_s = [0.001, 0.002]
     run.judge_latency([same], limits)
     assert [sentence.split(" ")[0] for sentence in same.over] == ["F1", "disk", "memory", "latency"]
@@ -246,7 +246,7 @@ def test_both_sides_are_judged_by_all_labels_of_a_document(
     assert found["flips"] == 20 < found["label_flips"]
     every = np.ones((20, 5), dtype=bool)
     true = several.indicators(several.documents(20))
-    assert found["f1"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
+    assert found["score"] == pytest.approx(f1_score(true, every, average="weighted", zero_division=0))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_both_sides_are_judged_by_all_labels_of_a_document(
 def test_a_drop_over_the_variant_s_own_limit_is_told_of_head_and_decides_nothing(
     base: float, head: float, told: str | None
 ) -> None:
-    lines = run.over_own_limit(*({"f1_drop": drop, "max_f1_drop": 0.01} for drop in (base, head)))
+    lines = run.over_own_limit(*({"drop": drop, "max_drop": 0.01, "answers": {}} for drop in (base, head)))
     assert [line.endswith(str(told)) for line in lines] == [True] * bool(told)
     (cell, *_) = cells()
     cell.told = lines
@@ -331,7 +331,7 @@ def test_sides_that_are_not_the_same_subject_are_not_compared(
     (cell,) = run.compared(*records, run.Budget(), (), ())
     assert run.exit_code([cell]) == run.NOT_COMPARABLE
     assert any("definition options: {'dtype': 1}, {'dtype': 2}" in why for why in cell.differs)
-    assert not cell.f1
+    assert not cell.judged
 
 
 @pytest.mark.slow
@@ -458,17 +458,17 @@ def cells(**changed: Any) -> list[run.Cell]:
         ({"verdict": "faster"}, run.PASSED),
         ({"verdict": "new"}, run.PASSED),
         ({"verdict": "slower"}, run.REGRESSION),
-        ({"verdict": "same", "f1": {"verdict": "worse"}}, run.REGRESSION),
-        ({"verdict": "same", "f1": {"verdict": "better"}}, run.PASSED),
+        ({"verdict": "same", "judged": {"drop_verdict": "worse"}}, run.REGRESSION),
+        ({"verdict": "same", "judged": {"drop_verdict": "better"}}, run.PASSED),
         ({"verdict": "not comparable", "over": ["disk"]}, run.REGRESSION),
         ({"verdict": "not comparable"}, run.NOT_COMPARABLE),
         ({"verdict": "inconclusive"}, run.PASSED),
-        ({"verdict": "same", "f1": {"verdict": "inconclusive"}}, run.PASSED),
+        ({"verdict": "same", "judged": {"drop_verdict": "inconclusive"}}, run.PASSED),
     ],
 )
 def test_every_end_has_its_exit_code(changed: dict[str, Any], code: int) -> None:
     assert run.exit_code(cells(**changed)) == code
-    unsure = "inconclusive" in (changed["verdict"], changed.get("f1", {}).get("verdict"))
+    unsure = "inconclusive" in (changed["verdict"], changed.get("judged", {}).get("drop_verdict"))
     assert run.exit_code(cells(**changed), strict=True) == (run.INCONCLUSIVE if unsure else code)
     assert run.exit_code(cells(verdict="inconclusive")[1:]) == run.INCONCLUSIVE, "nothing was decided"
 

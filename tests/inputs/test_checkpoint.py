@@ -16,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 from qbert import variants
 from qbert.inputs.checkpoint import Checkpoint, locate
 from qbert.inputs.dataset import Dataset
-from qbert.measure import accuracy
 from qbert.measure.cells import Suite
 from qbert.system.errors import InputError
 from qbert.variants.artefact import Artefact
@@ -225,9 +224,12 @@ def test_a_body_without_a_head_can_be_timed_and_is_untrained(copy: Path, archite
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"problem_type": "regression"}, "gives a number and no label .problem_type regression"),
-        ({"id2label": {"0": "score"}, "label2id": {"score": 0}, "problem_type": None}, "gives a number and no label"),
-        ({"id2label": None, "num_labels": 1}, "gives a number and no label .num_labels 1"),
+        ({"problem_type": "regression"}, "has 5 labels and problem_type regression: one output"),
+        ({"id2label": None, "num_labels": 1}, "has 1 label and problem_type single_label_classification: one output"),
+        (
+            {"id2label": None, "num_labels": None, "problem_type": "regression"},
+            "has 2 labels and problem_type regression",
+        ),
         ({"problem_type": "ranking"}, "Invalid enum value 'ranking'"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label has the ids 0, 2"),
         ({"id2label": {"0": "a", "1": "a"}}, "id2label has the ids 0, 1 and 1 names"),
@@ -362,8 +364,8 @@ def test_labels_in_another_order_are_judged_by_their_names(
         logits = np.stack([cell.text_classifier()(text)[0] for text in rows["text"]])
         kept = cell.answers(rows, logits)
         true = [kept["label_names"][int(label)] for label in kept["labels"].split()]
-        changed = accuracy.flipped(rows, logits, -logits, cell.dataset, cell.checkpoint.problem_type)
-        seen.append((cell.judge(rows, logits)[0].f1, true, [(flip["label"], flip["variant"]) for flip in changed]))
+        changed = cell.metric.flipped(cell.dataset, rows, logits, -logits)
+        seen.append((cell.judge(rows, logits)[0].score, true, [(flip["label"], flip["variant"]) for flip in changed]))
     assert seen[0] == seen[1]
 
 

@@ -96,7 +96,7 @@ def test_rows_in_both_splits_are_counted_in_a_warning(write_dataset: Write) -> N
     ("files", "message"),
     [
         ({"test": None}, "test.csv cannot be read"),
-        ({"label": None}, "label.json cannot be read"),
+        ({"label": None}, "test.csv: every label is 1, so nothing can be told"),
         ({"train": "text\ngood\n"}, "train.csv: one column 'label' or 'labels' is needed"),
         ({"train": ""}, "train.csv: one column 'text' is needed"),
         ({"train": "text,text,label\na,b,1\n"}, "one column 'text' is needed"),

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hypothesis_arrays
 from sklearn.metrics import f1_score
 
 from qbert import variants
-from qbert.inputs import labels
+from qbert.inputs import labels, metrics
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
 from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, one_hot
@@ -47,16 +47,16 @@ predictions = of_one_label() | of_several_labels()
 
 @given(predictions)
 def test_parts_of_the_drop_add_up_to_it(drawn: Three) -> None:
-    values, counts = accuracy.f1_drop_parts(*drawn)
-    assert values @ counts / len(drawn[0]) == pytest.approx(accuracy.compare(*drawn).f1_drop, abs=1e-12)
+    values, counts = metrics.f1_drop_parts(*drawn)
+    assert values @ counts / len(drawn[0]) == pytest.approx(accuracy.compare(*drawn).drop, abs=1e-12)
 
 
 @given(of_several_labels())
 def test_f1_of_several_labels_is_scikit_learns_weighted_f1(drawn: Three) -> None:
     true, baseline, variant = drawn
-    comparison = accuracy.compare(true, baseline, variant, multi_label=True)
-    assert comparison.f1 == pytest.approx(f1_score(true, variant, average="weighted", zero_division=0))
-    assert comparison.f1_baseline == pytest.approx(f1_score(true, baseline, average="weighted", zero_division=0))
+    comparison = accuracy.compare(true, baseline, variant, metric=metrics.F1_OF_SEVERAL)
+    assert comparison.score == pytest.approx(f1_score(true, variant, average="weighted", zero_division=0))
+    assert comparison.score_baseline == pytest.approx(f1_score(true, baseline, average="weighted", zero_division=0))
     assert comparison.label_flips == (baseline != variant).sum()
 
 
@@ -64,9 +64,9 @@ def test_f1_of_several_labels_is_scikit_learns_weighted_f1(drawn: Three) -> None
 def test_f1_is_scikit_learns_weighted_f1(drawn: Three) -> None:
     labels, baseline, variant = (indicators.argmax(axis=1) for indicators in drawn)
     comparison = accuracy.compare(*drawn)
-    assert comparison.f1 == pytest.approx(f1_score(labels, variant, average="weighted", zero_division=0))
-    assert comparison.f1_baseline == pytest.approx(f1_score(labels, baseline, average="weighted", zero_division=0))
-    assert comparison.f1_drop == pytest.approx(comparison.f1_baseline - comparison.f1)
+    assert comparison.score == pytest.approx(f1_score(labels, variant, average="weighted", zero_division=0))
+    assert comparison.score_baseline == pytest.approx(f1_score(labels, baseline, average="weighted", zero_division=0))
+    assert comparison.drop == pytest.approx(comparison.score_baseline - comparison.score)
 
 
 @given(predictions)
@@ -77,7 +77,7 @@ def test_flips_count_what_differs(drawn: Three) -> None:
     right = sum(map(tuple.__eq__, variant, labels)) - sum(map(tuple.__eq__, baseline, labels))
     assert comparison.gained - comparison.lost == right
     assert 0 <= comparison.mcnemar_p <= 1
-    assert comparison.f1_drop_low <= comparison.f1_drop_high
+    assert comparison.drop_low <= comparison.drop_high
 
 
 @settings(max_examples=20)
@@ -111,9 +111,9 @@ def test_the_published_test_set_shows_a_drop_of_1_6_points_in_four_of_five() -> 
 
 def test_no_flip_is_no_proof_of_no_drop() -> None:
     comparison = outcome(240, 0, 0, 20)
-    assert comparison.f1_drop == 0
-    assert comparison.f1_drop_low < -0.003
-    assert comparison.f1_drop_high > 0.003
+    assert comparison.drop == 0
+    assert comparison.drop_low < -0.003
+    assert comparison.drop_high > 0.003
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_interval_covers_the_true_drop(lost: float, gained: float, documents
     hits = 0
     for _ in range(trials):
         found = accuracy.compare(*(one_hot(ids, classes) for ids in draw(documents)))
-        hits += found.f1_drop_low <= truth <= found.f1_drop_high
+        hits += found.drop_low <= truth <= found.drop_high
     assert hits / trials >= 0.93
 
 
@@ -174,13 +174,13 @@ def test_the_interval_covers_the_true_drop_of_several_labels(missed: float, fals
     hits = 0
     for _ in range(trials):
         found = accuracy.compare(*draw(documents))
-        hits += found.f1_drop_low <= truth <= found.f1_drop_high
+        hits += found.drop_low <= truth <= found.drop_high
     assert hits / trials >= 0.93
 
 
 def test_the_interval_narrows_as_documents_grow() -> None:
     few, many = outcome(50, 4, 2, 4), outcome(500, 40, 20, 40)
-    assert many.f1_drop_high - many.f1_drop_low < 0.5 * (few.f1_drop_high - few.f1_drop_low)
+    assert many.drop_high - many.drop_low < 0.5 * (few.drop_high - few.drop_low)
 
 
 def test_a_pass_classifies_each_document_as_it_would_be_alone(trained: Checkpoint, news: Dataset) -> None:
@@ -201,7 +201,7 @@ AFTER = np.array([[1, 2], [0, 2], [1, 0]], dtype=np.float32)
 
 
 def test_flipped_documents_keep_their_row_labels_margins_and_text() -> None:
-    (flip,) = accuracy.flipped(DOCUMENTS, BEFORE, AFTER, DATASET, SINGLE_LABEL)
+    (flip,) = metrics.F1_OF_ONE.flipped(DATASET, DOCUMENTS, BEFORE, AFTER)
     assert flip == {
         "row": 4,
         "label": "a",
@@ -218,7 +218,7 @@ def test_flipped_documents_of_several_labels_name_them_all_and_how_near_the_thre
     several = Dataset(Path("letters"), ("a", "b"), documents, documents, "")
     before = np.array([[3, 1], [-2, -2]], dtype=np.float32)
     after = np.array([[1, -0.5], [-2, 0]], dtype=np.float32)
-    flips = accuracy.flipped(documents, before, after, several, MULTI_LABEL)
+    flips = metrics.F1_OF_SEVERAL.flipped(several, documents, before, after)
     assert [(flip["label"], flip["baseline"], flip["variant"]) for flip in flips] == [
         ("a|b", "a|b", "a"),
         ("", "", "b"),
@@ -228,7 +228,7 @@ def test_flipped_documents_of_several_labels_name_them_all_and_how_near_the_thre
 
 def test_the_guard_counts_flipped_labels_where_a_document_has_several() -> None:
     true = np.array([[True, True], [False, True]])
-    comparison = accuracy.compare(true, true, ~true, multi_label=True)
+    comparison = accuracy.compare(true, true, ~true, metric=metrics.F1_OF_SEVERAL)
     assert "2 of 2 documents flipped, 4 labels" in accuracy.over_limit(
         comparison, [], limit=0.1, by="point", what="cell"
     )
@@ -244,15 +244,15 @@ def test_a_label_is_predicted_where_its_score_is_at_least_one_half() -> None:
 def test_the_guard_speaks_only_over_the_limit_and_shows_figures_and_documents() -> None:
     predicted = (labels.predicted(logits, SINGLE_LABEL) for logits in (BEFORE, AFTER))
     comparison = accuracy.compare(DATASET.indicators(DOCUMENTS), *predicted)
-    flips = accuracy.flipped(DOCUMENTS, BEFORE, AFTER, DATASET, SINGLE_LABEL)
-    limits = {"limit": comparison.f1_drop, "by": "point", "what": "cell"}
+    flips = metrics.F1_OF_ONE.flipped(DATASET, DOCUMENTS, BEFORE, AFTER)
+    limits = {"limit": comparison.drop, "by": "point", "what": "cell"}
     assert accuracy.over_limit(comparison, flips, **limits) == ""
     message = accuracy.over_limit(comparison, flips, **(limits | {"limit": 0.1}))
-    assert f"cell: F1 drop {comparison.f1_drop:+.4f} is over the limit 0.1000" in message
+    assert f"cell: F1 drop {comparison.drop:+.4f} is over the limit 0.1000" in message
     assert "1 of 3 documents flipped" in message
     assert "document 4: a -> b, is a: 甲 文" in message
     by_interval = accuracy.over_limit(comparison, flips, **(limits | {"by": "interval"}))
-    assert f"the F1 drop is surely no more than {comparison.f1_drop_at_most:+.4f}, which is over" in by_interval
+    assert f"the F1 drop is surely no more than {comparison.drop_at_most:+.4f}, which is over" in by_interval
     many = accuracy.over_limit(comparison, flips * 9, **(limits | {"limit": 0.1}))
     assert "and 4 more" in many
 

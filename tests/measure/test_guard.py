@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from qbert.inputs import bounds, metrics
 from qbert.inputs.labels import one_hot
 from qbert.measure import accuracy, guard
 from qbert.measure.stats import CONFIDENCE, bonferroni
@@ -30,19 +31,19 @@ def chances(drop: float, flips: float) -> list[float]:
 def test_the_bound_of_a_share_is_wilsons(events: int, documents: int, low: float, high: float) -> None:
     """Newcombe 1998, table I, method 4: the 95 % intervals of single proportions."""
     counts, values = np.array([documents - events, events], dtype=float), np.array([0.0, 1.0])
-    assert guard.at_most(values, counts, 0.975) == pytest.approx(high, abs=6e-5)
-    assert -guard.at_most(-values, counts, 0.975) == pytest.approx(low, abs=6e-5)
+    assert bounds.at_most(values, counts, 0.975) == pytest.approx(high, abs=6e-5)
+    assert -bounds.at_most(-values, counts, 0.975) == pytest.approx(low, abs=6e-5)
 
 
 def test_what_cannot_be_exceeded_is_the_bound_of_too_few_documents() -> None:
-    assert guard.at_most(KINDS, np.array([0.0, 0.0, 3.0]), 0.95) == 1
+    assert bounds.at_most(KINDS, np.array([0.0, 0.0, 3.0]), 0.95) == 1
 
 
 def test_documents_without_labels_show_nothing() -> None:
     none = np.zeros((50, 3), dtype=bool)
-    values, counts = accuracy.f1_drop_parts(none, none, ~none)
-    assert guard.at_most(values, counts, 0.95) == 1
-    assert guard.at_most(-values, counts, 0.95) == 1
+    values, counts = metrics.f1_drop_parts(none, none, ~none)
+    assert bounds.at_most(values, counts, 0.95) == 1
+    assert bounds.at_most(-values, counts, 0.95) == 1
 
 
 @pytest.mark.slow
@@ -58,12 +59,12 @@ def test_drops_of_several_labels_at_once_err_in_5_percent_at_most(*, exchanged: 
         lost, others = np.flatnonzero(true[row] & before[row]), np.flatnonzero(~before[row])
         after[row, lost] = False
         after[row, others[: len(lost) * exchanged]] = True
-    values, counts = accuracy.f1_drop_parts(true, before, after)
+    values, counts = metrics.f1_drop_parts(true, before, after)
     limit = float(values @ counts / counts.sum())
     wrong = 0
     for _ in range(400):
         rows = rng.integers(0, len(true), 600)
-        wrong += guard.at_most(*accuracy.f1_drop_parts(true[rows], before[rows], after[rows]), CONFIDENCE) <= limit
+        wrong += bounds.at_most(*metrics.f1_drop_parts(true[rows], before[rows], after[rows]), CONFIDENCE) <= limit
     print(
         f"\n600 documents of 3 of 8 labels, {'exchanged' if exchanged else 'lost'}, drop {limit:.4f}: {wrong / 400:.1%}"
     )
@@ -86,7 +87,7 @@ def test_a_drop_at_the_limit_is_surely_within_in_5_percent_at_most(limit: float,
     kinds, times = np.unique(drawn, axis=0, return_counts=True)
     for share in (1, 6, 30):
         confidence = bonferroni(CONFIDENCE, share)
-        within = [guard.at_most(KINDS, counts.astype(float), confidence) <= limit for counts in kinds]
+        within = [bounds.at_most(KINDS, counts.astype(float), confidence) <= limit for counts in kinds]
         wrong = float(times[within].sum()) / 20_000
         print(f"\n{documents} documents, {flips:.1%} flip, drop and limit {limit}: 1/{share} of 5 %: {wrong:.2%} wrong")
         assert wrong <= (1 - confidence) * 1.1 + 1e-4
@@ -110,14 +111,14 @@ def population(labels: int, lost: float, gained: float) -> list[npt.NDArray[np.b
 def test_choices_at_the_limit_err_in_5_percent_at_most(labels: int, lost: float, gained: float) -> None:
     """One variant of weighted F1 whose true drop is the limit, at all looks of `choose`."""
     sides = population(labels, lost, gained)
-    limit, rng, trials, found = accuracy.compare(*sides).f1_drop, np.random.default_rng(0), 200, Counter[str]()
+    limit, rng, trials, found = accuracy.compare(*sides).drop, np.random.default_rng(0), 200, Counter[str]()
     counts = choosing.looks(2_000)
     to_hold, to_drop = bonferroni(CONFIDENCE, choosing.LOOKS), bonferroni(CONFIDENCE, len(counts))
     for _ in range(trials):
         documents = rng.integers(0, len(sides[0]), counts[-1])
-        parts = [accuracy.f1_drop_parts(*(side[documents[:count]] for side in sides)) for count in counts]
-        found["holds"] += any(guard.at_most(*one, to_hold) <= limit for one in parts[-choosing.LOOKS :])
-        found["over"] += any(-guard.at_most(-values, times, to_drop) > limit for values, times in parts)
+        parts = [metrics.f1_drop_parts(*(side[documents[:count]] for side in sides)) for count in counts]
+        found["holds"] += any(bounds.at_most(*one, to_hold) <= limit for one in parts[-choosing.LOOKS :])
+        found["over"] += any(-bounds.at_most(-values, times, to_drop) > limit for values, times in parts)
         found["within"] += float(parts[-1][0] @ parts[-1][1]) <= limit * counts[-1]
     print(f"\n{labels} labels, limit {limit:.4f}: { {name: f'{times / trials:.1%}' for name, times in found.items()} }")
     assert found["holds"] <= 0.05 * trials
@@ -140,7 +141,7 @@ def test_rescues_at_the_limit_err_in_5_percent_at_most(common: float, flips: flo
 
         def holds(kept: int) -> bool:
             counts = (mixes[kept][:, None] == KINDS).sum(axis=0).astype(float)
-            return guard.at_most(KINDS, counts, confidence) <= limit
+            return bounds.at_most(KINDS, counts, confidence) <= limit
 
         return holds(0) or (search.fewest(layers, holds) or layers) < layers
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from qbert.inputs import metrics
 from qbert.measure import stats
 from qbert.results import compare
 
@@ -151,7 +152,7 @@ KEY = ("m", 128, "fp32")
 
 
 def runs(*medians: float, **figures: Any) -> pd.DataFrame:
-    cell = {"model": "m", "max_length": 128, "variant": "fp32", "identity": IDENTITY} | figures
+    cell = {"model": "m", "max_length": 128, "variant": "fp32", "identity": IDENTITY} | metrics.common_names(figures)
     return pd.DataFrame([{"session": number} | cell | {"median_s": median} for number, median in enumerate(medians)])
 
 
@@ -242,10 +243,10 @@ def answers(predicted: str, labels: str = "01" * 100) -> dict[str, str]:
     ],
 )
 def test_f1_is_held_by_the_answers_of_both_runs(base: str, head: str, verdict: str) -> None:
-    f1 = held(*(runs(0.1, f1=0.9, answers=answers(one)) for one in (base, head)))["f1"]
-    assert f1["verdict"] == verdict
+    f1 = held(*(runs(0.1, f1=0.9, answers=answers(one)) for one in (base, head)))["judged"]
+    assert f1["drop_verdict"] == verdict
     assert f1["flips"] == sum(one != other for one, other in zip(base, head, strict=True))
-    assert f1["f1_drop"] == pytest.approx(f1["f1_baseline"] - f1["f1"])
+    assert f1["drop"] == pytest.approx(f1["score_baseline"] - f1["score"])
 
 
 def test_each_figure_is_of_the_newest_run_that_has_it() -> None:
@@ -256,13 +257,13 @@ def test_each_figure_is_of_the_newest_run_that_has_it() -> None:
     timed = runs(0.1, when=day + pd.Timedelta(1, "D"))
     for head in ([judged, timed, older], [timed, older, judged], [older, judged, timed]):
         row = held(base, pd.concat(head))
-        assert row["f1"]["verdict"] == "worse"
+        assert row["judged"]["drop_verdict"] == "worse"
         assert (row["base_disk_bytes"], row["head_disk_bytes"], row["head_peak_rss_bytes"]) == (5, 7, None)
 
 
 def test_f1_of_an_older_run_or_of_other_documents_is_not_decided() -> None:
     new = runs(0.1, f1=0.9, answers=answers("01" * 100))
     for other in (runs(0.1, f1=0.8), runs(0.1, f1=0.8, answers=answers("0000", "0000"))):
-        f1 = held(new, other)["f1"]
-        assert f1["verdict"] == "inconclusive"
-        assert f1["f1_drop"] == pytest.approx(0.1)
+        f1 = held(new, other)["judged"]
+        assert f1["drop_verdict"] == "inconclusive"
+        assert f1["drop"] == pytest.approx(0.1)

@@ -99,7 +99,7 @@ def test_a_cell_is_one_row_of_its_three_benchmarks(save: Save) -> None:
         )
     )
     (row,) = history.read(path).to_dict("records")
-    assert (row["median_s"], row["speedup"], row["f1"], row["disk_bytes"]) == (0.01, 2.0, 0.9, 5)
+    assert (row["median_s"], row["speedup"], row["score"], row["disk_bytes"]) == (0.01, 2.0, 0.9, 5)
     assert row["machine"] == "P (avx2)"
     assert row["commit"] == "aaaaaaaaaaaa"
 
@@ -290,7 +290,7 @@ def test_damage_is_told_or_changes_nothing(save: Save) -> None:
             for variant in ("fp32", "bf16")
         )
     )
-    figures = ["model", "max_length", "variant", "median_s", "speedup", "f1", "flips", "disk_bytes", "load_s"]
+    figures = ["model", "max_length", "variant", "median_s", "speedup", "score", "flips", "disk_bytes", "load_s"]
     path = save(whole)
     expected = history.read(path)[figures]
     told = []

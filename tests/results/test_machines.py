@@ -130,7 +130,7 @@ def test_answers_of_machines_are_compared(load: Load) -> None:
     counts, documents = machines.answers_compared(found, "served")
     assert [text for text, _ in counts.entries()[0][2:]] == ["3", "1", "2.5", "2", "one, two"]
     assert [text for text, _ in documents.entries()[0]] == ["384", "int8-openvino", "2", "good", "bad"]
-    assert "Documents that machines label differently" in page.render(found)
+    assert "Documents that machines answer differently" in page.render(found)
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def test_f1_size_and_memory_are_compared(figure: str, before: float, after: floa
 
 def test_the_f1_limit_can_be_given() -> None:
     runs = [cell("a", f1=0.90)], [cell("a", f1=0.95)]
-    assert previous.compare_cells(*runs, max_f1_drop=0.1).worse == []
-    assert previous.compare_cells(*runs, max_f1_drop=0.04).worse
+    assert previous.compare_cells(*runs, max_drop=0.1).worse == []
+    assert previous.compare_cells(*runs, max_drop=0.04).worse
 
 
 @pytest.mark.parametrize(("before", "now", "told"), [(False, True, 1), (True, True, 0), (True, False, 0)])

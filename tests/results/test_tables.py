@@ -69,8 +69,8 @@ def test_latency_and_accuracy_of_a_cell_are_one_row() -> None:
         ]
     )
     assert list(table["variant"]) == ["fp32", "int8"]
-    assert table.loc[1, ["median_s", "speedup", "f1", "flips"]].tolist() == [0.1, 10.444, 0.9512, 123]
-    assert math.isnan(table.loc[0, "f1"])
+    assert table.loc[1, ["median_s", "speedup", "score", "flips"]].tolist() == [0.1, 10.444, 0.9512, 123]
+    assert math.isnan(table.loc[0, "score"])
 
 
 def test_the_longest_variant_fits_80_columns() -> None:
@@ -140,16 +140,17 @@ def test_reading_results_imports_no_torch(module: str) -> None:
 
 def held(variant: str, verdict: str, **figures: Any) -> dict[str, Any]:
     place = {"model": "bert-base", "max_length": 384, "variant": variant, "verdict": verdict}
-    return place | {"differs": [], "f1": {}} | figures
+    return place | {"differs": [], "judged": {}} | figures
 
 
 TIMED = {"base_s": 0.8, "head_s": 0.9, "change": 0.1251, "change_low": -0.1101, "change_high": 0.2999}
 
 
 def test_verdicts_of_the_longest_names_fit_80_columns() -> None:
-    f1 = {"f1_baseline": 0.95, "f1": 0.94, "flips": 123, "verdict": "worse"}
+    judged = {"metric": "f1", "score_baseline": 0.95, "score": 0.94, "flips": 123, "drop_verdict": "worse"}
     sizes = {"base_disk_bytes": 409_123_456, "head_disk_bytes": 102_123_456}
-    rows = [held("int8-dynamic-per-channel", "inconclusive", **TIMED, f1=f1, **sizes), held("fp32", "same", **TIMED)]
+    figures = {**TIMED, **sizes, "judged": judged}
+    rows = [held("int8-dynamic-per-channel", "inconclusive", **figures), held("fp32", "same", **TIMED)]
     text = draw(verdicts.verdicts(rows, title=verdicts.answer(rows), caption="c"))
     assert max(map(len, text.splitlines())) <= 80
     assert "+12.5% -11.0% +30.0%" in text

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 import qbert
 from qbert import variants
 from qbert.cli import main
+from qbert.inputs import bounds
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset, text_rows
-from qbert.measure import guard
 from qbert.measure.cells import baseline_of
 from qbert.selection import choosing
 from qbert.selection.choosing import Wanted
@@ -127,7 +127,7 @@ def test_too_few_documents_decide_nothing_and_it_says_how_many_would(
     run: Callable[..., choosing.Choice], validation: Callable[[int], Path], made_up: Path
 ) -> None:
     given = validation(60)
-    found = run("exact", 0.001, given, f1_guard="interval")
+    found = run("exact", 0.001, given, guard="interval")
     (row,) = found.rows
     assert found.chosen is None
     assert (row.verdict, row.documents) == ("unsure", 60)
@@ -139,24 +139,23 @@ def test_too_few_documents_decide_nothing_and_it_says_how_many_would(
     found = run("exact", 0.001, given)
     assert found.chosen is not None
     assert found.chosen.verdict == "within"
-    assert (
-        f"at a look: in all 60 documents its F1 drop is +0.0000, and surely no more than {row.f1_drop_at_most:.4f}"
-        in (found.sentence)
+    assert f"at a look: in all 60 documents its F1 drop is +0.0000, and surely no more than {row.drop_at_most:.4f}" in (
+        found.sentence
     )
 
 
 def test_the_documents_that_are_asked_for_suffice() -> None:
     rng, values = np.random.default_rng(0), np.array([-1.0, 0.0, 1.0])
-    wanted = choosing.documents_to_be_sure(values, np.array([10.0, 480.0, 10.0]), 0.01, 0.95)
+    wanted = choosing.documents_to_be_sure(bounds.ByKind(values, np.array([10.0, 480.0, 10.0])), 500, 0.01, 0.95)
     assert wanted is not None
     drawn = [lost_and_gained(rng, 0.0, 0.04, wanted)[:, None] == values for _ in range(100)]
-    sure = sum(guard.at_most(values, one.sum(axis=0), 0.95) <= 0.01 for one in drawn)
+    sure = sum(bounds.at_most(values, one.sum(axis=0), 0.95) <= 0.01 for one in drawn)
     assert 35 <= sure <= 80  # about as likely as not
 
 
 def test_no_number_of_documents_shows_a_drop_over_the_limit_to_be_within() -> None:
-    counts = np.array([10.0, 470.0, 20.0])
-    assert choosing.documents_to_be_sure(np.array([-1.0, 0.0, 1.0]), counts, 0.015, 0.95) is None
+    over = bounds.ByKind(np.array([-1.0, 0.0, 1.0]), np.array([10.0, 470.0, 20.0]))
+    assert choosing.documents_to_be_sure(over, 500, 0.015, 0.95) is None
 
 
 @pytest.mark.parametrize(
@@ -228,7 +227,7 @@ def test_from_python_it_returns_what_is_written_with_json(
     assert found["chosen"] == "exact"
     kept = json.loads((output / choosing.RECORD).read_text(encoding="utf-8"))
     assert found.items() <= kept.items()
-    with pytest.raises(InputError, match=r"max_f1_drop is 2: give a number from 0 to 1"):
+    with pytest.raises(InputError, match=r"max_drop is 2: give a number from 0 to 1"):
         qbert.choose(trained.folder, news.folder, output, max_f1_drop=2)
 
 
@@ -295,7 +294,7 @@ def test_half_is_held_out_where_every_set_of_labels_occurs_once(several: Dataset
 
 
 def test_where_nothing_can_be_judged_each_reason_is_given_and_no_limit_blamed() -> None:
-    rows = [choosing.Row("odd", f1_drop=0.1, verdict="cannot", why="answers with nan: leave it out")]
+    rows = [choosing.Row("odd", drop=0.1, verdict="cannot", why="answers with nan: leave it out")]
     said = choosing.Choice(Wanted(0.01), rows, 100, "").sentence
     assert said.startswith("No variant can be judged: odd answers with nan: leave it out. Name others.")
     rows.append(choosing.Row("big", verdict="outside", why="takes 9 MB"))
@@ -344,14 +343,14 @@ def test_a_line_that_was_cut_off_is_computed_again(
 ) -> None:
     monkeypatch.setenv("QBERT_CACHE", str(made_up / "cache"))
     given = validation(60)
-    first = run("exact", 0.001, given, f1_guard="interval")
+    first = run("exact", 0.001, given, guard="interval")
     assert first.classified == 120  # of the baseline, too
-    assert run("exact", 0.001, given, f1_guard="interval").classified == 0
+    assert run("exact", 0.001, given, guard="interval").classified == 0
     (path,) = (made_up / "cache" / "answers").glob("exact-*.jsonl")
     path.write_bytes(path.read_bytes()[:-20])
-    again = run("exact", 0.001, given, f1_guard="interval")
+    again = run("exact", 0.001, given, guard="interval")
     assert again.classified == 1
-    assert again.rows[0].f1_drop == first.rows[0].f1_drop
+    assert again.rows[0].drop == first.rows[0].drop
 
 
 def test_the_command_ends_with_a_table_of_80_columns_and_a_sentence(

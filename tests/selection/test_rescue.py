@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import fragile
 import nncf
@@ -23,11 +24,9 @@ from safetensors.numpy import load_file, save_file
 from qbert import variants
 from qbert.cli import main
 from qbert.inputs import dataset as datasets
-from qbert.inputs import training
+from qbert.inputs import metrics, training
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
-from qbert.inputs.labels import MULTI_LABEL, SINGLE_LABEL, predicted
-from qbert.measure import accuracy
 from qbert.measure.cells import Cell, Suite
 from qbert.selection.rescue import judging, run, search
 from qbert.selection.rescue.native import NativeMixes
@@ -80,19 +79,25 @@ def test_prices_are_smooth_and_above_0(by_multiplications: float, by_weights: fl
     assert min(noisy.values()) > 0
 
 
-def test_what_is_the_same_for_all_labels_is_no_error() -> None:
+def test_what_is_the_same_for_all_labels_is_no_error_where_one_of_them_is_the_answer() -> None:
     logits = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-    assert judging.squared_errors(logits + np.float32(4), logits) == pytest.approx(0, abs=1e-9)
-    assert judging.squared_errors(logits + np.array([[3, 0, 0]], np.float32), logits) == pytest.approx(6)
+    one, several, number = (
+        judging.Judge(cast("Dataset", None), metric, 0.01)
+        for metric in (metrics.F1_OF_ONE, metrics.F1_OF_SEVERAL, metrics.CORRELATION)
+    )
+    assert one.squared_errors(logits + np.float32(4), logits) == pytest.approx(0, abs=1e-9)
+    assert one.squared_errors(logits + np.array([[3, 0, 0]], np.float32), logits) == pytest.approx(6)
+    assert several.squared_errors(logits + np.float32(4), logits) == pytest.approx(48)
+    assert number.squared_errors(logits[:, :1] + np.float32(4), logits[:, :1]) == pytest.approx(16)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([SINGLE_LABEL, MULTI_LABEL]), st.floats(0.01, 3))
-def test_a_change_within_the_margin_changes_no_answer(seed: int, problem_type: str, size: float) -> None:
+@given(st.integers(0, 10_000), st.sampled_from([metrics.F1_OF_ONE, metrics.F1_OF_SEVERAL]), st.floats(0.01, 3))
+def test_a_change_within_the_margin_changes_no_answer(seed: int, metric: metrics.Metric, size: float) -> None:
     generator = np.random.default_rng(seed)
     before = generator.normal(size=(50, 4)).astype(np.float32)
     after = (before + size * generator.normal(size=(50, 4))).astype(np.float32)
-    within = judging.changes(after, before, problem_type) < accuracy.margins(before, problem_type)
-    assert (predicted(before, problem_type) == predicted(after, problem_type))[within].all()
+    within = metric.changes(after, before) < metric.margins(before)
+    assert (metric.answers(before) == metric.answers(after))[within].all()
 
 
 def baseline(checkpoint: Checkpoint, dataset: Dataset, max_length: int) -> Cell:
@@ -220,7 +225,7 @@ def test_documents_that_are_not_asked_again_would_have_answered_the_same(
     documents = judging.ask(baseline(checkpoint, news, 32), news.train, "all")
     plain = variants.prepare(variants.get("int8-native"), checkpoint, news, 32) / WEIGHTS
     found = search.Search(NativeMixes(checkpoint, plain), tmp_path / "prices")
-    guard = judging.Judge(news, checkpoint.problem_type, 0.02)
+    guard = judging.Judge(news, metrics.F1_OF_ONE, 0.02)
     near = guard.near(documents, found.logits([], documents.encodings))
     assert 0 < len(near) < len(documents)
     for kept in ([], found.names[:3], ["layers.0.output"], found.names):
@@ -261,7 +266,8 @@ def test_prices_that_were_not_kept_whole_are_measured_again(taught: Checkpoint, 
     place = tmp_path / "prices"
 
     def measured() -> list[Product]:
-        return search.Search(NativeMixes(taught, plain), place).measure(calibration, lambda _: None)[0]
+        guard = judging.Judge(news, metrics.F1_OF_ONE, 0.02)
+        return search.Search(NativeMixes(taught, plain), place).measure(guard, calibration, lambda _: None)[0]
 
     first = measured()
     assert measured() == first

@@ -8,9 +8,9 @@ import numpy.typing as npt
 
 from qbert.inputs import dataset as datasets
 from qbert.inputs.dataset import Dataset
-from qbert.inputs.labels import MULTI_LABEL, predicted
+from qbert.inputs.metrics import Metric
 from qbert.inputs.tokenizer import Encoding
-from qbert.measure import accuracy, guard
+from qbert.measure import accuracy
 from qbert.measure.accuracy import Comparison
 from qbert.measure.cells import Cell
 from qbert.measure.stats import CONFIDENCE, bonferroni
@@ -62,35 +62,35 @@ def answers(cell: Cell, rows: "pd.DataFrame", what: str) -> Logits:
 
 @dataclass(frozen=True)
 class Judge:
-    """The guard: the F1 drop has to be surely within `limit`, however many of LOOKS mixes are judged."""
+    """The guard: the drop has to be surely within `limit`, however many of LOOKS mixes are judged."""
 
     dataset: Dataset
-    problem_type: str
+    metric: Metric
     limit: float
 
     def judge(self, documents: Documents, logits: Logits, numbers: Numbers | None = None) -> Comparison:
         """Compare `logits` with the baseline's; they are of the documents `numbers`, the others' are the baseline's."""
         every = documents.baseline.copy()
         every[slice(None) if numbers is None else numbers] = logits
-        labels = self.dataset.indicators(documents.rows)
-        before, after = (predicted(array, self.problem_type) for array in (documents.baseline, every))
-        comparison = accuracy.compare(labels, before, after, multi_label=self.problem_type == MULTI_LABEL)
-        parts = accuracy.f1_drop_parts(labels, before, after)
-        return replace(comparison, f1_drop_at_most=guard.at_most(*parts, bonferroni(CONFIDENCE, LOOKS)))
+        truth = self.metric.truth(self.dataset, documents.rows)
+        before, after = (self.metric.answers(array) for array in (documents.baseline, every))
+        comparison = accuracy.compare(truth, before, after, self.metric)
+        surely = self.metric.paired(truth, before, after).at_most(bonferroni(CONFIDENCE, LOOKS))
+        return replace(comparison, drop_at_most=surely)
 
     def holds(self, judged: Comparison) -> bool:
         """Whether the drop is surely within the limit."""
-        return judged.f1_drop_at_most <= self.limit
+        return judged.drop_at_most <= self.limit
 
     def check_enough(self, documents: Documents) -> None:
         """Raise InputError where `documents` are too few to tell a drop of the limit even if no answer changes."""
-        at_most = self.judge(documents, documents.baseline).f1_drop_at_most
+        at_most = self.judge(documents, documents.baseline).drop_at_most
         if at_most > self.limit:
             enough = int(np.ceil(len(documents) * at_most / self.limit / 100) * 100)
             raise InputError(
-                f"{len(documents)} held-out documents cannot show that F1 drops by {self.limit:g} at most, even if no "
-                f"answer changes: it would take about {enough:,} (--documents, more rows or --validation), or a higher "
-                "limit"
+                f"{len(documents)} held-out documents cannot show that {self.metric.short} drops by {self.limit:g} at "
+                f"most, even if no answer changes: it would take about {enough:,} (--documents, more rows or "
+                "--validation), or a higher limit"
             )
 
     def near(self, documents: Documents, plain: Logits) -> Numbers:
@@ -99,20 +99,12 @@ class Judge:
         No mix has greater errors, by far; a document whose margin is `FAR` times the greatest keeps its answer. Whoever
         relies on that judges all documents in the end.
         """
-        greatest = changes(plain, documents.baseline, self.problem_type).max()
-        return np.flatnonzero(~(accuracy.margins(documents.baseline, self.problem_type) > FAR * greatest))
+        greatest = self.metric.changes(plain, documents.baseline).max()
+        return np.flatnonzero(~(self.metric.margins(documents.baseline) > FAR * greatest))
 
+    def squared_errors(self, logits: Logits, reference: Logits) -> npt.NDArray[np.float64]:
+        """Return each text's squared distance of `logits` from `reference`, both `(texts, num_labels)`.
 
-def squared_errors(logits: Logits, reference: Logits) -> npt.NDArray[np.float64]:
-    """Return each text's squared distance of `logits` from `reference`, both `(texts, num_labels)`.
-
-    What is the same for all labels of a text changes no answer, and is no error.
-    """
-    difference = logits.astype(np.float64) - reference
-    return np.asarray(((difference - difference.mean(axis=1, keepdims=True)) ** 2).sum(axis=1))
-
-
-def changes(logits: Logits, reference: Logits, problem_type: str) -> npt.NDArray[np.float64]:
-    """Return by how much each document's logits differ from `reference`, to be held against accuracy.margins."""
-    difference = logits.astype(np.float64) - reference
-    return np.asarray(np.abs(difference).max(axis=1) if problem_type == MULTI_LABEL else np.ptp(difference, axis=1))
+        What changes no answer is no error.
+        """
+        return np.asarray((self.metric.errors(logits, reference) ** 2).sum(axis=1))

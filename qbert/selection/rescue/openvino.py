@@ -21,7 +21,7 @@ import numpy as np
 
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.tokenizer import Encoding
-from qbert.selection.rescue.judging import Documents, Judge, Logits, squared_errors
+from qbert.selection.rescue.judging import Documents, Judge, Logits
 from qbert.selection.rescue.search import Choice, Lap, Run, looked
 from qbert.system import machine
 from qbert.system.terminal import progress, quiet, silent
@@ -57,11 +57,11 @@ class AccuracyControl:
             """Return the metric of `compiled` for the documents `rows`, and for each of them; greater is better."""
             numbers = list(rows)
             logits = np.concatenate([*map(openvino.runner(compiled), (encodings[number] for number in numbers))])
-            values = -squared_errors(logits, baseline[numbers])
+            values = -guard.squared_errors(logits, baseline[numbers])
             advance(next(passes))
             if len(numbers) < len(encodings):
                 return float(values.mean()), values.tolist()
-            missed_by = max(0.0, guard.judge(held, logits, near).f1_drop_at_most - guard.limit)
+            missed_by = max(0.0, guard.judge(held, logits, near).drop_at_most - guard.limit)
             return 1.0 - missed_by, values.tolist()  # 1 where the guard holds: NNCF divides by that of fp32
 
         with progress("NNCF's accuracy control, pass", 2 * len(names)) as advance:

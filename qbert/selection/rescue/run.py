@@ -79,7 +79,7 @@ class Rescued:
     dataset: str
     variant: str
     limit: float
-    """Of the F1 drop."""
+    """Of the drop."""
     judged_by: str
     """Which documents decide, and whether the model has seen them, in words."""
     kept: tuple[str, ...]
@@ -96,7 +96,7 @@ class Rescued:
     chosen: Comparison
     """With `kept`, on the held-out documents."""
     chosen_at_most: float
-    """The F1 drop that `chosen` surely does not exceed."""
+    """The drop that `chosen` surely does not exceed."""
     plain_at_most: float
     test: Comparison | None
     """With `kept`, on the test split, which nothing was chosen by; None where nothing holds the guard."""
@@ -113,6 +113,11 @@ class Rescued:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What each step took."""
 
+    def record(self) -> dict[str, Any]:
+        """Return its fields for JSON, the figures under the metric's own names."""
+        judged = {name: it.record() for name, it in vars(self).items() if isinstance(it, Comparison)}
+        return asdict(self) | judged
+
 
 def rescue(
     model: str,
@@ -125,7 +130,7 @@ def rescue(
     documents: int = 2_000,
     max_length: int | None = None,
 ) -> Rescued:
-    """Write `model` to the folder `output` as `variant` with as few layers in float as hold the F1 drop at `limit`.
+    """Write `model` to the folder `output` as `variant` with as few layers in float as hold the drop at `limit`.
 
     Held-out rows of the training split decide, or those of the file `validation`; the test split is read once, at the
     end. Where nothing holds, nothing is written.
@@ -147,7 +152,7 @@ def rescue(
     rows, judged_by = loaded.to_choose_by(validation, calibrated_on, trained_on)
     clock = _Clock()
     held = ask(baseline, rows[:documents], "held out")
-    guard = Judge(baseline.dataset, checkpoint.problem_type, limit)
+    guard = Judge(baseline.dataset, baseline.metric, limit)
     guard.check_enough(held)
     clock.lap("baseline")
     cell = baseline.suite.cell(baseline.model.name, baseline.max_length, row.name)
@@ -184,9 +189,9 @@ def rescue(
         precision=_precision(cell),
         products=choice.products,
         plain=plain,
-        plain_at_most=plain.f1_drop_at_most,
+        plain_at_most=plain.drop_at_most,
         chosen=choice.judged,
-        chosen_at_most=choice.judged.f1_drop_at_most,
+        chosen_at_most=choice.judged.drop_at_most,
         test=test,
         plain_test=plain_test,
         latency_ratio=ratio,
@@ -221,7 +226,7 @@ def _fill(rescued: Rescued, rescuer: Rescuer | None, cell: Cell, stage: Path) ->
     variants.write_artefact(cell.variant, cell.checkpoint, stage, cell.suite.dataset, cell.max_length)
     if rescuer:
         rescuer.write(rescued.kept, stage)
-    record = asdict(rescued) | {"machine": machine.identity(*cell.variant.packages)}
+    record = rescued.record() | {"machine": machine.identity(*cell.variant.packages)}
     (stage / REPORT).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     seal(stage)
 

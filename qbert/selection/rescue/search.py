@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize
 
+from qbert.inputs import metrics
 from qbert.inputs.tokenizer import Encoding
 from qbert.measure.accuracy import Comparison
-from qbert.selection.rescue.judging import Documents, Judge, Logits, squared_errors
+from qbert.selection.rescue.judging import Documents, Judge, Logits
 from qbert.system import machine
 from qbert.system.cache import build_kept
 from qbert.system.terminal import progress
@@ -73,7 +74,8 @@ class Choice:
 
 def looked(kept: int, judged: Comparison) -> dict[str, Any]:
     """Return what a record says of a mix with `kept` layers in float."""
-    return {"kept": kept, "f1_drop": judged.f1_drop, "at_most": judged.f1_drop_at_most}
+    drop = metrics.own_names({"metric": judged.metric, "drop": judged.drop})
+    return {"kept": kept, **drop, "at_most": judged.drop_at_most}
 
 
 class Mixes(Protocol):
@@ -164,7 +166,7 @@ class Search:
         `plain` are the logits in int8, which do not hold it.
         """
         with progress("sensitivity", len(self.names) + 2) as advance:
-            products, additivity = self.measure(calibration, advance)
+            products, additivity = self.measure(guard, calibration, advance)
         names = [product.name for product in products]
         lap("sensitivity")
         count, judged, searched = self._fewest(guard, names, held, plain)
@@ -196,12 +198,14 @@ class Search:
                     break
         return number, judged, searched
 
-    def measure(self, calibration: Documents, advance: Callable[[int], None]) -> tuple[list[Product], float]:
+    def measure(
+        self, guard: Judge, calibration: Documents, advance: Callable[[int], None]
+    ) -> tuple[list[Product], float]:
         """Return the layers in order, and how well summed errors tell those of mixes (a correlation)."""
         names = self.names
 
         def error(kept: Collection[str]) -> float:
-            return float(squared_errors(self.logits(kept, calibration.encodings), calibration.baseline).mean())
+            return float(guard.squared_errors(self.logits(kept, calibration.encodings), calibration.baseline).mean())
 
         everything, nothing = error(names), error([])
         encoding = calibration.median
