@@ -51,7 +51,7 @@ int main(int, char** arguments) {
   while (const std::int64_t tokens = number(file)) {
     const auto ids = values<std::int64_t>(file, tokens), types = values<std::int64_t>(file, number(file) ? tokens : 0);
     std::vector<float> logits(geometry.labels);
-    if (qbert_run(encoder, ids.data(), types.empty() ? nullptr : types.data(), tokens, logits.data()) != 1) return 2;
+    if (qbert_run(encoder, ids.data(), types.empty() ? nullptr : types.data(), &tokens, 1, logits.data()) != 1) return 2;
     for (const float logit : logits) std::printf("%.9g ", logit);
     std::printf("\n");
   }

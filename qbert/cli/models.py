@@ -1,9 +1,11 @@
 """The commands for one model: train, evaluate, quantize, predict."""
 
+import codecs
 import contextlib
+import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from qbert.inputs.checkpoint import Checkpoint
     from qbert.variants import Classifier
     from qbert.variants.artefact import Artefact
+    from qbert.variants.serving import Prediction, TextClassifier
 
 
 _served_dataset = click.option(
@@ -201,24 +204,59 @@ def predict(
     served = TextClassifier.of(source, name, classifier, max_length=max_length)
     several, number = served.problem_type == MULTI_LABEL, served.problem_type == REGRESSION
     key = "score" if number else "labels" if several else "label"
-    with _reading(sys.stdin) as lines:
-        for text in texts or lines:
-            first, _, second = text.rstrip("\r\n").partition("\t")
-            if not first.strip():
-                nothing: dict[str, Any] = {"text": text.rstrip("\r\n"), key: None}
+    with _reading(sys.stdin) as stream:
+        for line, prediction in _predicted(served, [list(texts)] if texts else _at_hand(stream)):
+            text = line.rstrip("\r\n")
+            first = text.partition("\t")[0]
+            if prediction is None:
+                nothing: dict[str, Any] = {"text": text, key: None}
                 nothing |= {} if number else {"scores": {}}
                 echo(json.dumps(nothing, ensure_ascii=False) if as_json else "\t\t")
-                continue
-            prediction = served(first, second if second.strip() else None)
-            if as_json:
+            elif as_json:
                 answer: dict[str, Any] = {key: list(prediction.labels) if several else prediction.label}
                 answer["scores"] = {label: round(score, 6) for label, score in prediction.scores.items()}
                 answer = {key: round(prediction.score, 6)} if number else answer
-                echo(json.dumps({"text": text.rstrip("\r\n")} | answer, ensure_ascii=False))
+                echo(json.dumps({"text": text} | answer, ensure_ascii=False))
             else:
                 scored = ",".join(f"{prediction.scores[label]:.4f}" for label in prediction.labels)
                 scored = f"{prediction.score:.4f}" if number else scored
                 echo(f"{','.join(prediction.labels)}\t{scored}\t{first[:60]}")
+
+
+TOGETHER = 32
+"""Lines that are classified in one call: more would answer no sooner."""
+
+
+def _at_hand(stream: Any) -> Iterator[list[str]]:  # noqa: ANN401  a text stream
+    """Yield the lines of `stream`, as many at once as have arrived."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(stream.encoding)(stream.errors), translate=True)
+    rest = ""
+    while content := stream.buffer.read1(1 << 16):
+        *lines, rest = (rest + decoder.decode(content)).split("\n")
+        yield lines
+    rest += decoder.decode(b"", final=True)
+    yield [rest] if rest else []
+
+
+def _predicted(served: "TextClassifier", arrived: Iterable[list[str]]) -> "Iterator[tuple[str, Prediction | None]]":
+    """Yield each line of those that `arrived` together, and its prediction: None of a blank one."""
+    for lines in arrived:
+        pairs = [line.rstrip("\r\n").partition("\t")[::2] for line in lines]
+        texts = [(first, second) if second.strip() else (first,) for first, second in pairs]
+        together = len(texts) > 1 and served.is_batched
+        step = TOGETHER if together else 1
+        for begin in range(0, len(texts), step):
+            yield from zip(lines[begin : begin + step], _answers(served, texts[begin : begin + step]), strict=True)
+
+
+def _answers(served: "TextClassifier", texts: "Sequence[tuple[str, ...]]") -> "Iterator[Prediction | None]":
+    """Yield the prediction of each of `texts`; where one cannot be classified, first those of the texts before it."""
+    asked = [text for text in texts if text[0].strip()]
+    try:
+        found = iter(served.many(asked) if len(asked) > 1 else [served(*text) for text in asked])
+    except InputError:
+        found = (served(*text) for text in asked)
+    yield from (next(found) if text[0].strip() else None for text in texts)
 
 
 @contextlib.contextmanager

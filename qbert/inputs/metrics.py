@@ -57,7 +57,9 @@ class Metric(ABC):
     interval: ClassVar[str]
     """What the interval of the drop is of."""
     more: ClassVar[Mapping[str, str]] = {}
-    """Headings of the figures that are shown beside it, by their names."""
+    """What the figures are called that are shown beside it, by their names."""
+    narrow: ClassVar[Mapping[str, str]] = {}
+    """The same, as headings in a terminal."""
 
     @property
     def of_test(self) -> str:
@@ -318,6 +320,7 @@ class Correlation(OfOneOutput):
         "pearson_with_fp32": "Pearson with fp32",
         "spearman_with_fp32": "Spearman with fp32",
     }
+    narrow: ClassVar[Mapping[str, str]] = {"spearman": "Spear-\nman", "pearson_with_fp32": "with\nfp32"}
 
     def truth(self, dataset: "Dataset", documents: "pd.DataFrame") -> Floats:
         return documents["label"].to_numpy(dtype=np.float64)
@@ -396,6 +399,7 @@ class Ranking(OfOneOutput):
     flipped_title = "Queries whose first ten changed"
     margin = "the least difference between the outputs of two passages that follow one another"
     more: ClassVar[Mapping[str, str]] = {"mrr": f"MRR@{FIRST}"}
+    narrow: ClassVar[Mapping[str, str]] = {"mrr": "MRR\n@10"}
 
     def truth(self, dataset: "Dataset", documents: "pd.DataFrame") -> Ranked:
         import pandas as pd

@@ -134,7 +134,7 @@ def accuracy(results: Iterable[Mapping[str, Any]], *, title: str) -> Group:
     """
     rows = [_judged(metrics.common_names(result)) for result in results]
     metric = metrics.named(next((row["metric"] for row in rows if "metric" in row), None))
-    more = {name: Shown(heading.replace(" ", "\n", 1), times(1, ".4f")) for name, heading in metric.more.items()}
+    more = {name: Shown(heading, times(1, ".4f")) for name, heading in metric.narrow.items()}
     known = {name for row in rows for name in row}
     shown = {name: column for name, column in (ACCURACY | more).items() if name in known}
     documents = max((row["documents"] for row in rows if "documents" in row), default=0)

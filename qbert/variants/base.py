@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qbert.inputs.tokenizer import Encoding
 
     Run = Callable[[Encoding], npt.NDArray[np.float32]]
+    RunMany = Callable[[Sequence[Encoding]], npt.NDArray[np.float32]]
 
 CONVERTERS = ("torch", "transformers")
 """The packages that make every variant, and that run those of PyTorch eager."""
@@ -46,6 +47,8 @@ class Classifier:
     """
     concurrent: bool = False
     """Whether the runtime documents that calls of `run` may overlap; else calls wait for one another."""
+    run_many: "RunMany | None" = None
+    """Takes several encodings and returns logits `(encodings, num_labels)`, to the bit those of `run` one by one."""
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -54,9 +57,11 @@ class Classifier:
             object.__setattr__(self, "evidence", {**self.evidence, "stated": True})
 
     @classmethod
-    def counted(cls, run: "Run", evidence: Mapping[str, Any], *, concurrent: bool = False) -> "Classifier":
+    def counted(
+        cls, run: "Run", evidence: Mapping[str, Any], *, concurrent: bool = False, run_many: "RunMany | None" = None
+    ) -> "Classifier":
         """Return a classifier made by a module of this project, which counted the operations that run."""
-        classifier = cls(run, evidence, concurrent)
+        classifier = cls(run, evidence, concurrent, run_many)
         object.__setattr__(classifier, "evidence", dict(evidence))
         return classifier
 
@@ -67,6 +72,16 @@ class Classifier:
                 return self.run(encoding)
             with self._lock:
                 return np.array(self.run(encoding))  # a copy: the next call may overwrite the array
+
+    def many(self, encodings: "Sequence[Encoding]") -> "npt.NDArray[np.float32]":
+        """Return the logits, `(encodings, num_labels)`, of several encodings: in one call where the runtime has that.
+
+        Others classify one after the other: padding, and scales that are of a whole batch, would change answers.
+        """
+        if self.run_many is None or not encodings:
+            return np.concatenate([self(encoding) for encoding in encodings])
+        with forks.call(), self._lock:
+            return np.array(self.run_many(encodings))
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def _declare(library: Library) -> Library:
         ("set_head", ctypes.c_bool, (pointer, pointer)),
         ("weights", ctypes.c_bool, (pointer, number, pointer, pointer)),
         ("keep", ctypes.c_bool, (pointer, number, number, ctypes.c_bool)),
-        ("run", ctypes.c_int, (pointer, pointer, pointer, number, pointer)),
+        ("run", ctypes.c_int, (pointer, pointer, pointer, pointer, number, pointer)),
         ("register_loop", number, (ctypes.c_int, number)),
         ("read_bytes", number, (pointer, number)),
         ("product_new", pointer, (number, number, number)),

@@ -1,4 +1,4 @@
-// A BERT encoder with a classification head: token ids in, logits out, one text at a time, on one thread.
+// A BERT encoder with a classification head: token ids in, logits out, one text or several in a call, on one thread.
 //
 // Every layer's six products are int8 or kept in float (linear.h); attention and residual sums are not quantized. Only real tokens are computed, so
 // there is no mask. All rows go through one product before the next: in blocks of 64 rows, activations would stay in the L2
@@ -9,6 +9,9 @@
 //                                            token 0    1    2   ...
 //     key, value                                   x      x    x    x
 //     query, attention, output, up, down           x      .    .    .
+//
+// The rows of several texts go through each product together, without padding, so weights are read once for all of them. No
+// row's numbers depend on another text: the logits are those of one text at a time, to the bit.
 #pragma once
 
 #include <optional>
@@ -48,6 +51,8 @@ struct Geometry {
   std::int64_t padding;  // padding's id and position in RoBERTa, where text has the positions after it; else -1
   double epsilon;
 };
+
+constexpr std::int64_t kMostTokens = 1 << 20;  // in a call
 
 enum HeadActivation { kHeadTanh, kHeadGelu, kHeadRelu };
 
@@ -103,10 +108,15 @@ class Encoder {
     return layers_[layer].products[product].keep(keeps);
   }
 
-  // Whether `run` may be called: all weights are set, and length and ids are within the sizes of the encoder.
-  bool accepts(const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens) const {
-    if (tokens < 1 || tokens > geometry_.positions) return false;
+  // Whether `run` may be called: all weights are set, and lengths and ids are within the sizes of the encoder.
+  bool accepts(const std::int64_t* ids, const std::int64_t* types, const std::int64_t* lengths, std::int64_t texts) const {
     if (std::int64_t(layers_.size()) != geometry_.layers || !labels_[kWeight]) return false;
+    std::int64_t tokens = 0;
+    for (std::int64_t text = 0; text < texts; ++text) {
+      if (lengths[text] < 1 || lengths[text] > geometry_.positions) return false;
+      tokens += lengths[text];
+    }
+    if (texts < 1 || tokens > kMostTokens) return false;
     for (std::int64_t i = 0; i < tokens; ++i) {
       if (ids[i] < 0 || ids[i] >= geometry_.vocabulary) return false;
       if (types && (types[i] < 0 || types[i] >= geometry_.types)) return false;
@@ -114,15 +124,19 @@ class Encoder {
     return true;
   }
 
-  void run(const std::int64_t* ids, const std::int64_t* types, int tokens, float* logits) {
-    reserve(tokens);
+  // Write the logits of `texts` texts, whose tokens follow one another; each has its number of them in `lengths`.
+  void run(const std::int64_t* ids, const std::int64_t* types, const std::int64_t* lengths, int texts, float* logits) {
+    place(lengths, texts);
     [[maybe_unused]] const Kernel::Session session;
-    embed(ids, types, tokens);
+    for (int text = 0; text < texts; ++text) {
+      embed(ids + starts_[text], types ? types + starts_[text] : nullptr, starts_[text], int(lengths[text]));
+    }
+    project_embeddings();
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
       const bool last = layer + 1 == layers_.size();
-      run_layer(layers_[layer], tokens, last ? 1 : tokens, last ? Wanted{} : wanted_by(layers_[layer + 1]));
+      run_layer(layers_[layer], last, last ? Wanted{} : wanted_by(layers_[layer + 1]));
     }
-    classify(logits);
+    for (int text = 0; text < texts; ++text) classify(hidden_ + starts_[text] * stride_, logits + text * geometry_.labels);
   }
 
  private:
@@ -137,16 +151,23 @@ class Encoder {
     const float *attention_norm_weight, *attention_norm_bias, *norm_weight, *norm_bias;
   };
 
-  // Make room for the work on `tokens`, in steps: few texts need room for as many as the model has positions.
-  void reserve(int tokens) {
-    if (tokens <= capacity_) return;
-    const std::size_t capacity = std::min<std::size_t>(round_up(tokens, 64), geometry_.positions);
+  // Make room for the work on `texts` with `tokens` in all, in steps: few texts need room for as many as there are positions.
+  void reserve(int tokens, int texts) {
+    if (tokens <= capacity_ && texts <= most_texts_) return;
+    const std::size_t positions = geometry_.positions;
+    const std::size_t capacity = std::max<std::size_t>({std::size_t(tokens), std::size_t(capacity_),
+                                                        std::min<std::size_t>(round_up(tokens, 64), positions)});
+    most_texts_ = std::max(texts, most_texts_);
     capacity_ = 0;  // where memory ends below
     Arena& arena = arena_.emplace();
-    attention_.emplace(arena, int(capacity), int(geometry_.hidden / geometry_.heads));
+    attention_.emplace(arena, int(std::min(capacity, positions)), int(geometry_.hidden / geometry_.heads));
     const std::size_t widest = std::max({geometry_.hidden, geometry_.intermediate, geometry_.embedding});
     constexpr std::size_t kRows = std::max(Int8Linear::Product::kRows, KeptLinear::Product::kRows);
-    const std::size_t rows = round_up(capacity, kRows) + 1;
+    const std::size_t rows = round_up(capacity + most_texts_ - 1, kRows) + 1;
+    order_.rows = arena.allocate<int>(rows);
+    order_.tokens = arena.allocate<int>(row_count_ = int(rows));
+    order_.errors_stride = row_numbers(widest);
+    order_.errors = arena.allocate<float>(most_texts_ * order_.errors_stride);
     hidden_ = arena.allocate<float>(rows * stride_);
     added_ = arena.allocate<Between>(rows * stride_);
     context_ = arena.allocate<Between>(rows * stride_);
@@ -157,11 +178,30 @@ class Encoder {
     rows_.bytes = quantized(rows, std::max(geometry_.hidden, geometry_.embedding));
     wide_rows_.bytes = quantized(rows, geometry_.intermediate);
     rows_.numbers = wide_rows_.numbers = {arena.allocate<KeptLinear::Element>(rows * row_numbers(widest)),
-                                          row_numbers(widest)};  // used by turns; not touched if all products are int8
+                                          row_numbers(widest),
+                                          &order_};  // used by turns; not touched if all products are int8
     scratch_ = arena.allocate<std::int32_t>(
         std::max(Int8Linear::Product::scratch_size(rows), KeptLinear::Product::scratch_size(rows)));
     capacity_ = int(capacity);
   }
+
+  // Note where each text begins, and which rows its tokens have.
+  void place(const std::int64_t* lengths, int texts) {
+    starts_.assign(1, 0);
+    for (int text = 0; text < texts; ++text) starts_.push_back(starts_.back() + int(lengths[text]));
+    reserve(starts_.back(), texts);
+    order_.texts = texts;
+    int row = texts;
+    for (int text = 0; text < texts; ++text) {
+      for (int token = starts_[text]; token < starts_[text + 1]; ++token) {
+        order_.rows[token] = token == starts_[text] ? text : row++;
+        order_.tokens[order_.rows[token]] = token;
+      }
+    }
+    for (; row < row_count_; ++row) order_.tokens[row] = row;
+  }
+
+  int tokens() const { return starts_.back(); }
 
   // What a layer's first products read.
   static Wanted wanted_by(const Layer& layer) {
@@ -176,12 +216,13 @@ class Encoder {
     return wanted;
   }
 
-  void embed(const std::int64_t* ids, const std::int64_t* types, int tokens) {
+  // Embed a text of so many tokens, the first of which is the one at `start`.
+  void embed(const std::int64_t* ids, const std::int64_t* types, int start, int tokens) {
     const std::size_t size = geometry_.embedding;
     const Wanted wanted = projection_.empty() ? wanted_by(layers_[0]) : wanted_by(projection_[0]);
     std::int64_t position = geometry_.padding;
     for (int t = 0; t < tokens; ++t) {
-      float* row = projection_.empty() ? hidden_ + t * stride_ : row_;
+      float* row = projection_.empty() ? hidden_ + (start + t) * stride_ : row_;
       const std::uint16_t* word = words_ + ids[t] * size;
       const bool padding = geometry_.padding >= 0 && ids[t] == geometry_.padding;
       const float* place = positions_ + (padding ? geometry_.padding : ++position) * padded(size);
@@ -194,55 +235,63 @@ class Encoder {
       }
       std::fill(row + size, row + padded(size), 0.0f);
       const auto range = qbert::normalize<1>(row, 0, nullptr, 0, int(size), norm_[kWeight], norm_[kBias], epsilon());
-      if (wanted.bytes) rows_.bytes.quantize(t, row, 0, int(size), range);
-      if (wanted.numbers) rows_.numbers.convert<1>(t, row, 0, int(size));
-    }
-    if (!projection_.empty()) {
-      projection_[0](rows_, tokens, scratch_, [this](int row, int column, const auto& values) {
-        store_several(hidden_ + row * stride_ + column, values);
-      });
-      make(wanted_by(layers_[0]), rows_, hidden_, stride_, tokens, int(geometry_.hidden));
+      if (wanted.bytes) rows_.bytes.quantize(start + t, row, 0, int(size), range);
+      if (wanted.numbers) rows_.numbers.convert<1>(start + t, row, 0, int(size));
     }
   }
 
-  // Compute the layer's output for the first `queries` tokens. `rows_` holds the rows of hidden_, before as this layer wants
-  // them and after as the next does.
-  void run_layer(const Layer& layer, int tokens, int queries, Wanted by_next) {
+  void project_embeddings() {
+    if (projection_.empty()) return;
+    projection_[0](rows_, tokens(), scratch_, [this](int token, int column, const auto& values) {
+      store_several(hidden_ + token * stride_ + column, values);
+    });
+    make(wanted_by(layers_[0]), rows_, hidden_, stride_, int(geometry_.hidden), false);
+  }
+
+  // Compute the layer's output for all tokens, or for the first of each text. `rows_` holds the rows of hidden_, before as this
+  // layer wants them and after as the next does.
+  void run_layer(const Layer& layer, bool firsts, Wanted by_next) {
     const Linear(&products)[kProducts] = layer.products;
+    const int queries = firsts ? order_.texts : tokens();
     for (int i : {kQuery, kKey, kValue}) {
-      products[i](rows_, i == kQuery ? queries : tokens, scratch_, [this, i](int row, int column, const auto& values) {
-        Attending::Dot::write(qkv_[i] + row * qkv_stride_ + column, values);
+      products[i](rows_, i == kQuery ? queries : tokens(), scratch_, [this, i](int token, int column, const auto& values) {
+        Attending::Dot::write(qkv_[i] + token * qkv_stride_ + column, values);
       });
     }
     const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate), heads = int(geometry_.heads);
-    attention_->run(qkv_[0], qkv_[1], qkv_[2], qkv_stride_, tokens, queries, heads, hidden / heads, context_, stride_);
+    for (int text = 0; text < order_.texts; ++text) {
+      const std::size_t start = starts_[text], first = start * qkv_stride_;
+      const int length = starts_[text + 1] - starts_[text];
+      attention_->run(qkv_[0] + first, qkv_[1] + first, qkv_[2] + first, qkv_stride_, length, firsts ? 1 : length, heads,
+                      hidden / heads, context_ + start * stride_, stride_);
+    }
     const auto add = [this](int token, int column, const auto& values) {
       store_between(added_ + token * stride_ + column, each(held, values));
     };
-    make(wanted_by(products[kOutput]), rows_, context_, stride_, queries, hidden);
+    make(wanted_by(products[kOutput]), rows_, context_, stride_, hidden, firsts);
     products[kOutput](rows_, queries, scratch_, add);
-    normalize(queries, layer.attention_norm_weight, layer.attention_norm_bias, wanted_by(products[kUp]));
+    normalize(firsts, layer.attention_norm_weight, layer.attention_norm_bias, wanted_by(products[kUp]));
     switch (geometry_.activation) {
       case kGelu: project_up<kGelu>(products[kUp], queries); break;
       case kGeluTanh: project_up<kGeluTanh>(products[kUp], queries); break;
       default: project_up<kRelu>(products[kUp], queries);
     }
-    make(wanted_by(products[kDown]), wide_rows_, wide_, wide_stride_, queries, wide);
+    make(wanted_by(products[kDown]), wide_rows_, wide_, wide_stride_, wide, firsts);
     products[kDown](wide_rows_, queries, scratch_, add);
-    normalize(queries, layer.norm_weight, layer.norm_bias, by_next);
+    normalize(firsts, layer.norm_weight, layer.norm_bias, by_next);
   }
 
   template <Activation activation>
-  void project_up(const Linear& up, int tokens) {
-    up(rows_, tokens, scratch_, [this](int token, int column, const auto& values) {
+  void project_up(const Linear& up, int queries) {
+    up(rows_, queries, scratch_, [this](int token, int column, const auto& values) {
       store_between(wide_ + token * wide_stride_ + column, each(activate<activation>, values));
     });
   }
 
-  // Add the first `tokens` rows of added_ to hidden_, normalize the sums, and make the rows that are `wanted` of them.
-  void normalize(int tokens, const float* weight, const float* bias, Wanted wanted) {
+  // Add the rows of added_ to hidden_, normalize the sums, and make the rows that are `wanted` of them; of the `firsts` alone.
+  void normalize(bool firsts, const float* weight, const float* bias, Wanted wanted) {
     const int hidden = int(geometry_.hidden);
-    by_rows(tokens, [=](int t, auto rows) {
+    by_rows(firsts, [=](int t, auto rows) {
       float* row = hidden_ + t * stride_;
       const auto range = qbert::normalize<rows()>(row, stride_, added_ + t * stride_, stride_, hidden, weight, bias,
                                                   epsilon());
@@ -252,26 +301,30 @@ class Encoder {
   }
 
   template <class Number>
-  void make(Wanted wanted, const Rows& to, Number* from, std::size_t stride, int tokens, int count) const {
-    if (wanted.bytes) by_rows(tokens, [&](int t, auto rows) { to.bytes.quantize<rows()>(t, from + t * stride, stride, count); });
-    if (wanted.numbers) by_rows(tokens, [&](int t, auto rows) { to.numbers.convert<rows()>(t, from + t * stride, stride, count); });
+  void make(Wanted wanted, const Rows& to, Number* from, std::size_t stride, int count, bool firsts) const {
+    if (wanted.bytes) by_rows(firsts, [&](int t, auto rows) { to.bytes.quantize<rows()>(t, from + t * stride, stride, count); });
+    if (wanted.numbers) by_rows(firsts, [&](int t, auto rows) { to.numbers.convert<rows()>(t, from + t * stride, stride, count); });
   }
 
-  // Call `work(token, rows)` for four tokens at a time, then for one at a time.
+  // Call `work(token, rows)` for four tokens at a time, then for one at a time; or for the first of each text alone.
   template <class Work>
-  static void by_rows(int tokens, const Work& work) {
+  void by_rows(bool firsts, const Work& work) const {
+    if (firsts) {
+      for (int text = 0; text < order_.texts; ++text) work(starts_[text], std::integral_constant<int, 1>{});
+      return;
+    }
     int t = 0;
-    for (; t + 4 <= tokens; t += 4) work(t, std::integral_constant<int, 4>{});
-    for (; t < tokens; ++t) work(t, std::integral_constant<int, 1>{});
+    for (; t + 4 <= tokens(); t += 4) work(t, std::integral_constant<int, 4>{});
+    for (; t < tokens(); ++t) work(t, std::integral_constant<int, 1>{});
   }
 
   float epsilon() const { return float(geometry_.epsilon); }
 
-  // Two products of the first token's row, in fp32.
-  void classify(float* logits) const {
+  // Two products of a text's first row, in fp32.
+  void classify(const float* first, float* logits) const {
     std::vector<float> hidden(geometry_.hidden);
     for (std::int64_t n = 0; n < geometry_.hidden; ++n) {
-      const float value = dense_[kBias][n] + dot(hidden_, dense_[kWeight] + n * padded(geometry_.hidden), geometry_.hidden);
+      const float value = dense_[kBias][n] + dot(first, dense_[kWeight] + n * padded(geometry_.hidden), geometry_.hidden);
       switch (geometry_.head_activation) {
         case kHeadTanh: hidden[n] = std::tanh(value); break;
         case kHeadGelu: hidden[n] = value * 0.5f * std::erfc(-value * 0.70710678f); break;
@@ -312,7 +365,7 @@ class Encoder {
     // The stride is no multiple of 4096 bytes: else all rows of a tile would compete for the same lines of the L1 cache.
     const std::size_t stride = round_up(size, 64) + 64;
     return {arena_->allocate<std::uint8_t>(rows * stride), stride, arena_->allocate<float>(rows),
-            arena_->allocate<float>(rows), error_};
+            arena_->allocate<float>(rows), error_, &order_};
   }
 
   Geometry geometry_;
@@ -323,7 +376,10 @@ class Encoder {
   const float *norm_[2] = {}, *dense_[2] = {}, *labels_[2] = {};  // at kWeight and kBias
   std::vector<Linear> projection_;  // of embeddings to the layers' width; empty where they have it
   std::vector<Layer> layers_;
-  int capacity_ = 0;  // tokens that there is room for in what follows
+  Order order_;
+  std::vector<int> starts_;  // of each text, its first token, and of all the end
+  int capacity_ = 0, most_texts_ = 1;  // tokens and texts that there is room for in what follows
+  int row_count_ = 0;
   std::optional<Arena> arena_;
   std::optional<Attending> attention_;
   float *hidden_, *row_, *error_;  // row_: an embedding to be projected

@@ -28,6 +28,7 @@ HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
 PRODUCTS = ("query", "key", "value", "output", "up", "down")
 """Of each layer."""
 PROJECTION = "embeddings.project"
+ROWS_AT_ONCE = 512  # of several texts in one call: their activations stay in the caches
 LARGEST_SIZE = 1 << 20  # of any in a geometry
 EXPONENT = np.uint16(0x7F80)  # of a bf16; all ones in infinity and nan
 DAMAGE = OSError, SafetensorError, ValueError, KeyError, TypeError
@@ -220,27 +221,58 @@ class Encoder:
         Raises:
             ValueError: an id is beyond the vocabulary, there are more tokens than positions, or arrays differ in shape.
         """
-        ids = encoding["input_ids"]
-        mask = encoding.get("attention_mask")
-        tokens = ids.shape[1] if mask is None else int(mask.sum())
-        types = encoding.get("token_type_ids")
-        if ids.shape[0] != 1 or (mask is not None and not mask[0, :tokens].all()):
-            raise ValueError("one text at a time, and padding only after it")
-        if any(array is not None and array.shape != ids.shape for array in (mask, types)):
-            raise ValueError("the arrays of one encoding have one shape")
-        rows = [None if row is None else np.ascontiguousarray(row[0, :tokens], dtype=np.int64) for row in (ids, types)]
-        logits = np.empty((1, self.geometry.labels), dtype=np.float32)
-        pointers = [None if row is None else row.ctypes.data for row in rows]
-        done = self.native.qbert_run(self._handle, *pointers, tokens, logits.ctypes.data)
+        return self._run([_rows(encoding)])
+
+    def many(self, encodings: Sequence[Encoding]) -> npt.NDArray[np.float32]:
+        """Return the logits of several encodings, `(encodings, num_labels)`, to the bit those of one at a time.
+
+        The weights are read once for ROWS_AT_ONCE tokens, or for a text that has more.
+
+        Raises:
+            ValueError: as for one.
+        """
+        logits: list[npt.NDArray[np.float32]] = []
+        together: list[list[npt.NDArray[np.int64]]] = []
+        for rows in map(_rows, encodings):
+            if sum(ids.size for ids, *_ in [*together, rows]) > ROWS_AT_ONCE and together:
+                logits.append(self._run(together))
+                together = []
+            together.append(rows)
+        return np.concatenate([*logits, *([self._run(together)] if together else [])])
+
+    def _run(self, texts: "list[list[npt.NDArray[np.int64]]]") -> npt.NDArray[np.float32]:
+        """Return the logits of `texts`, each the ids of its tokens and, if the model has them, their types."""
+        arrays = [np.ascontiguousarray(np.concatenate(rows)) for rows in zip(*texts, strict=True)]
+        lengths = np.array([ids.size for ids, *_ in texts], dtype=np.int64)
+        logits = np.empty((len(texts), self.geometry.labels), dtype=np.float32)
+        ids, types = [*(array.ctypes.data for array in arrays), None][:2]
+        done = self.native.qbert_run(self._handle, ids, types, lengths.ctypes.data, len(texts), logits.ctypes.data)
         if done < 0:
             raise MemoryError
         if not done:
-            sizes = self.geometry
+            sizes, known = self.geometry, arrays[0]
             raise ValueError(
-                f"{tokens} tokens with ids from {ids.min()} to {ids.max()}: this model has {sizes.positions} "
-                f"positions, {sizes.vocabulary} ids and {sizes.types} token types"
+                f"{lengths.max()} tokens with ids from {known.min(initial=0)} to {known.max(initial=0)}: this model "
+                f"has {sizes.positions} positions, {sizes.vocabulary} ids and {sizes.types} token types"
             )
         return logits
+
+
+def _rows(encoding: Encoding) -> list[npt.NDArray[np.int64]]:
+    """Return the ids of an encoding's tokens and, if it has them, their types, without padding.
+
+    Raises:
+        ValueError: its arrays differ in shape, it is not of one text, or it has padding elsewhere than at its end.
+    """
+    ids = encoding["input_ids"]
+    mask = encoding.get("attention_mask")
+    tokens = ids.shape[1] if mask is None else int(mask.sum())
+    types = encoding.get("token_type_ids")
+    if ids.shape[0] != 1 or (mask is not None and not mask[0, :tokens].all()):
+        raise ValueError("one text at a time, and padding only after it")
+    if any(array is not None and array.shape != ids.shape for array in (mask, types)):
+        raise ValueError("the arrays of one encoding have one shape")
+    return [row[0, :tokens].astype(np.int64) for row in (ids, types) if row is not None]
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -338,4 +370,5 @@ def load(folder: Path, kernel: str = "") -> Classifier:
             "threads": 1,
             "weights": encoder.weights,
         },
+        run_many=encoder.many,
     )

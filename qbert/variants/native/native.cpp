@@ -77,11 +77,12 @@ void* qbert_product_new(std::int64_t tokens, std::int64_t inputs, std::int64_t o
 void qbert_product_run(const void* product) { static_cast<const qbert::HotProduct*>(product)->run(); }
 void qbert_product_delete(void* product) { delete static_cast<qbert::HotProduct*>(product); }
 
-// 1: the logits are written; 0: the encoder does not accept this text; -1: there is not enough memory.
-int qbert_run(void* encoder, const std::int64_t* ids, const std::int64_t* types, std::int64_t tokens, float* logits) try {
+// 1: the logits are written; 0: the encoder does not accept these texts; -1: there is not enough memory.
+int qbert_run(void* encoder, const std::int64_t* ids, const std::int64_t* types, const std::int64_t* lengths,
+              std::int64_t texts, float* logits) try {
   auto& model = *static_cast<qbert::Encoder*>(encoder);
-  if (!model.accepts(ids, types, tokens)) return 0;
-  model.run(ids, types, int(tokens), logits);
+  if (!model.accepts(ids, types, lengths, texts)) return 0;
+  model.run(ids, types, lengths, int(texts), logits);
   return 1;
 } catch (...) {
   return -1;

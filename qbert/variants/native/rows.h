@@ -71,22 +71,32 @@ Range<Rows> range_of(const Number* values, std::size_t stride, int count) {
   return range;
 }
 
+// Where the tokens of texts, which follow one another text by text, have their rows in products: the first tokens of all
+// texts come first, since the last layer computes nothing else, and then the others.
+struct Order {
+  int texts = 1;
+  int* rows;    // of each token
+  int* tokens;  // of each row, and as many more as products may write
+  float* errors;  // of each text and column, the product of the first token's rounding error (below)
+  std::size_t errors_stride;
+};
+
 // The rows of tokens as bytes, with a step and an offset for each row.
 //
 // The head reads the first token alone. That token's rounding errors add up from layer to layer; those of the others reach
-// it as a mean over many tokens. So the first token has 16 bits, in two rows, whose products are added:
+// it as a mean over many tokens. So the first token of a text has 16 bits, in two rows, whose products are added. With two
+// texts, A and B:
 //
-//     row 0   [ rounding error of token 0, as bytes ]  step, offset  \  token 0
-//     row 1   [ token 0, as bytes                   ]  step, offset  /
-//     row 2   [ token 1, as bytes                   ]  step, offset  -  token 1
-//     row 3   [ token 2, as bytes                   ]  step, offset  -  token 2
-//     ...
+//     rows 0, 1   the rounding errors of token 0 of A and of B, as bytes
+//     rows 2, 3   token 0 of A and of B, as bytes
+//     rows 4 ...  the other tokens of A, then those of B
 struct Quantized {
   std::uint8_t* bytes;
   std::size_t stride;
   float* step;
   float* offset;
   float* error;  // scratch for a row
+  const Order* order;
 
   // Quantize tokens from `token` on: `count` numbers of each, their rows `values_stride` numbers apart. Of the numbers up
   // to a whole vector, which are zeros, all are quantized.
@@ -108,21 +118,30 @@ struct Quantized {
   template <int Rows, class Number>
   void quantize(int token, const Number* values, std::size_t values_stride, int count, const Range<Rows>& range) const {
     for (int r = 0; r < Rows; ++r) {
-      quantize_row(token + 1 + r, values + r * values_stride, count, reduce(range.lowest[r], minimum),
-                   reduce(range.highest[r], maximum));
+      quantize_row(order->texts + order->rows[token + r], values + r * values_stride, count,
+                   reduce(range.lowest[r], minimum), reduce(range.highest[r], maximum));
     }
-    if (token > 0) return;
-    Range<1> errors;
-    for (int i = 0; i < count; i += kLanes) {
-      const Floats steps = __builtin_convertvector(load<Bytes>(bytes + stride + i), Floats);
-      const Floats error_of = load_floats(values + i) - (steps * step[1] + offset[1]);
-      store(error + i, error_of);
-      errors.add(0, error_of);
+    for (int r = 0; r < Rows; ++r) {
+      const int text = order->rows[token + r];
+      if (text < order->texts) quantize_error(text, values + r * values_stride, count);
     }
-    quantize_row(0, error, count, reduce(errors.lowest[0], minimum), reduce(errors.highest[0], maximum));
   }
 
  private:
+  // Quantize the rounding error of the first token of a text, which has the numbers `values`.
+  template <class Number>
+  void quantize_error(int text, const Number* values, int count) const {
+    const int row = order->texts + text;
+    Range<1> errors;
+    for (int i = 0; i < count; i += kLanes) {
+      const Floats steps = __builtin_convertvector(load<Bytes>(bytes + row * stride + i), Floats);
+      const Floats error_of = load_floats(values + i) - (steps * step[row] + offset[row]);
+      store(error + i, error_of);
+      errors.add(0, error_of);
+    }
+    quantize_row(text, error, count, reduce(errors.lowest[0], minimum), reduce(errors.highest[0], maximum));
+  }
+
   template <class Number>
   void quantize_row(int row, const Number* values, int count, float lowest, float highest) const {
     constexpr int kSteps = kGreatestByte - kLeastByte;
@@ -138,11 +157,12 @@ struct Quantized {
   }
 };
 
-// The rows of tokens as the elements that `Dot` multiplies, for products that are not int8. The first token has one row here.
+// The rows of tokens as the elements that `Dot` multiplies, for products that are not int8. First tokens have one row here.
 template <class Dot>
 struct Elements {
   typename Dot::Element* elements;
   std::size_t stride;
+  const Order* order;
 
   // Convert tokens from `token` on: `count` numbers of each, and those up to a whole vector, which are zeros.
   template <int Rows, class Number>
@@ -151,7 +171,7 @@ struct Elements {
       for (int i = 0; i < count; i += kLanes) {
         Floats numbers = load_floats(values + r * values_stride + i);
         if constexpr (std::is_same_v<Number, Between>) numbers = held(numbers);
-        Dot::write(elements + (token + r) * stride + i, Several<Floats, 1>{numbers});
+        Dot::write(elements + order->rows[token + r] * stride + i, Several<Floats, 1>{numbers});
       }
     }
   }
