@@ -126,17 +126,21 @@ class Encoder {
 
   // Write the logits of `texts` texts, whose tokens follow one another; each has its number of them in `lengths`.
   void run(const std::int64_t* ids, const std::int64_t* types, const std::int64_t* lengths, int texts, float* logits) {
-    place(lengths, texts);
+    int tokens = 0;
+    for (int text = 0; text < texts; ++text) tokens += int(lengths[text]);
+    reserve(tokens, texts);
+    texts_.count = texts;
     [[maybe_unused]] const Kernel::Session session;
-    for (int text = 0; text < texts; ++text) {
-      embed(ids + starts_[text], types ? types + starts_[text] : nullptr, starts_[text], int(lengths[text]));
+    for (int text = 0, rest = texts; text < texts; rest += int(lengths[text++]) - 1) {
+      embed(ids, types, text, rest, int(lengths[text]));
+      ids += lengths[text], types += types ? lengths[text] : 0;
     }
-    project_embeddings();
+    project_embeddings(tokens);
     for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
       const bool last = layer + 1 == layers_.size();
-      run_layer(layers_[layer], last, last ? Wanted{} : wanted_by(layers_[layer + 1]));
+      run_layer(layers_[layer], lengths, tokens, last ? texts : tokens, last ? Wanted{} : wanted_by(layers_[layer + 1]));
     }
-    for (int text = 0; text < texts; ++text) classify(hidden_ + starts_[text] * stride_, logits + text * geometry_.labels);
+    for (int text = 0; text < texts; ++text) classify(hidden_ + text * stride_, logits + text * geometry_.labels);
   }
 
  private:
@@ -164,10 +168,13 @@ class Encoder {
     const std::size_t widest = std::max({geometry_.hidden, geometry_.intermediate, geometry_.embedding});
     constexpr std::size_t kRows = std::max(Int8Linear::Product::kRows, KeptLinear::Product::kRows);
     const std::size_t rows = round_up(capacity + most_texts_ - 1, kRows) + 1;
-    order_.rows = arena.allocate<int>(rows);
-    order_.tokens = arena.allocate<int>(row_count_ = int(rows));
-    order_.errors_stride = row_numbers(widest);
-    order_.errors = arena.allocate<float>(most_texts_ * order_.errors_stride);
+    texts_.errors_stride = row_numbers(widest);
+    texts_.errors = arena.allocate<float>(most_texts_ * texts_.errors_stride);
+    if (most_texts_ > 1) {
+      const std::size_t longest = round_up(std::min(capacity, positions), kRows) + 1;
+      for (auto*& qkv : of_text_) qkv = arena.allocate<typename Attending::Element>(longest * qkv_stride_);
+      context_of_text_ = arena.allocate<Between>(longest * stride_);
+    }
     hidden_ = arena.allocate<float>(rows * stride_);
     added_ = arena.allocate<Between>(rows * stride_);
     context_ = arena.allocate<Between>(rows * stride_);
@@ -178,30 +185,11 @@ class Encoder {
     rows_.bytes = quantized(rows, std::max(geometry_.hidden, geometry_.embedding));
     wide_rows_.bytes = quantized(rows, geometry_.intermediate);
     rows_.numbers = wide_rows_.numbers = {arena.allocate<KeptLinear::Element>(rows * row_numbers(widest)),
-                                          row_numbers(widest),
-                                          &order_};  // used by turns; not touched if all products are int8
+                                          row_numbers(widest)};  // used by turns; not touched if all products are int8
     scratch_ = arena.allocate<std::int32_t>(
         std::max(Int8Linear::Product::scratch_size(rows), KeptLinear::Product::scratch_size(rows)));
     capacity_ = int(capacity);
   }
-
-  // Note where each text begins, and which rows its tokens have.
-  void place(const std::int64_t* lengths, int texts) {
-    starts_.assign(1, 0);
-    for (int text = 0; text < texts; ++text) starts_.push_back(starts_.back() + int(lengths[text]));
-    reserve(starts_.back(), texts);
-    order_.texts = texts;
-    int row = texts;
-    for (int text = 0; text < texts; ++text) {
-      for (int token = starts_[text]; token < starts_[text + 1]; ++token) {
-        order_.rows[token] = token == starts_[text] ? text : row++;
-        order_.tokens[order_.rows[token]] = token;
-      }
-    }
-    for (; row < row_count_; ++row) order_.tokens[row] = row;
-  }
-
-  int tokens() const { return starts_.back(); }
 
   // What a layer's first products read.
   static Wanted wanted_by(const Layer& layer) {
@@ -216,82 +204,98 @@ class Encoder {
     return wanted;
   }
 
-  // Embed a text of so many tokens, the first of which is the one at `start`.
-  void embed(const std::int64_t* ids, const std::int64_t* types, int start, int tokens) {
+  // Embed a text: its first token in row `first`, the others in the rows from `rest` on.
+  void embed(const std::int64_t* ids, const std::int64_t* types, int first, int rest, int tokens) {
     const std::size_t size = geometry_.embedding;
     const Wanted wanted = projection_.empty() ? wanted_by(layers_[0]) : wanted_by(projection_[0]);
     std::int64_t position = geometry_.padding;
     for (int t = 0; t < tokens; ++t) {
-      float* row = projection_.empty() ? hidden_ + (start + t) * stride_ : row_;
+      const int place = t == 0 ? first : rest + t - 1;
+      float* row = projection_.empty() ? hidden_ + place * stride_ : row_;
       const std::uint16_t* word = words_ + ids[t] * size;
       const bool padding = geometry_.padding >= 0 && ids[t] == geometry_.padding;
-      const float* place = positions_ + (padding ? geometry_.padding : ++position) * padded(size);
+      const float* position_row = positions_ + (padding ? geometry_.padding : ++position) * padded(size);
       const float* type = types_ + (types ? types[t] : 0) * padded(size);
       for (std::size_t i = 0; i < size; ++i) {
         const std::uint32_t bits = std::uint32_t(word[i]) << 16;
         float number;
         std::memcpy(&number, &bits, sizeof number);
-        row[i] = number + type[i] + place[i];
+        row[i] = number + type[i] + position_row[i];
       }
       std::fill(row + size, row + padded(size), 0.0f);
       const auto range = qbert::normalize<1>(row, 0, nullptr, 0, int(size), norm_[kWeight], norm_[kBias], epsilon());
-      if (wanted.bytes) rows_.bytes.quantize(start + t, row, 0, int(size), range);
-      if (wanted.numbers) rows_.numbers.convert<1>(start + t, row, 0, int(size));
+      if (wanted.bytes) rows_.bytes.quantize(place, row, 0, int(size), range);
+      if (wanted.numbers) rows_.numbers.convert<1>(place, row, 0, int(size));
     }
   }
 
-  void project_embeddings() {
+  void project_embeddings(int tokens) {
     if (projection_.empty()) return;
-    projection_[0](rows_, tokens(), scratch_, [this](int token, int column, const auto& values) {
+    projection_[0](rows_, tokens, scratch_, [this](int token, int column, const auto& values) {
       store_several(hidden_ + token * stride_ + column, values);
     });
-    make(wanted_by(layers_[0]), rows_, hidden_, stride_, int(geometry_.hidden), false);
+    make(wanted_by(layers_[0]), rows_, hidden_, stride_, tokens, int(geometry_.hidden));
   }
 
-  // Compute the layer's output for all tokens, or for the first of each text. `rows_` holds the rows of hidden_, before as this
-  // layer wants them and after as the next does.
-  void run_layer(const Layer& layer, bool firsts, Wanted by_next) {
+  // Compute the layer's output for the first `queries` rows: all tokens, or the first of each text. `rows_` holds the rows of
+  // hidden_, before as this layer wants them and after as the next does.
+  void run_layer(const Layer& layer, const std::int64_t* lengths, int tokens, int queries, Wanted by_next) {
     const Linear(&products)[kProducts] = layer.products;
-    const int queries = firsts ? order_.texts : tokens();
     for (int i : {kQuery, kKey, kValue}) {
-      products[i](rows_, i == kQuery ? queries : tokens(), scratch_, [this, i](int token, int column, const auto& values) {
-        Attending::Dot::write(qkv_[i] + token * qkv_stride_ + column, values);
-      });
+      const auto write = [to = qkv_[i], stride = qkv_stride_](int token, int column, const auto& values) {
+        Attending::Dot::write(to + token * stride + column, values);
+      };
+      products[i](rows_, i == kQuery ? queries : tokens, scratch_, write);
     }
     const int hidden = int(geometry_.hidden), wide = int(geometry_.intermediate), heads = int(geometry_.heads);
-    for (int text = 0; text < order_.texts; ++text) {
-      const std::size_t start = starts_[text], first = start * qkv_stride_;
-      const int length = starts_[text + 1] - starts_[text];
-      attention_->run(qkv_[0] + first, qkv_[1] + first, qkv_[2] + first, qkv_stride_, length, firsts ? 1 : length, heads,
-                      hidden / heads, context_ + start * stride_, stride_);
+    if (texts_.count == 1) {
+      attention_->run(qkv_[0], qkv_[1], qkv_[2], qkv_stride_, tokens, queries, heads, hidden / heads, context_, stride_);
+    } else {
+      attend(lengths, queries < tokens, heads);
     }
-    const auto add = [this](int token, int column, const auto& values) {
-      store_between(added_ + token * stride_ + column, each(held, values));
+    const auto add = [to = added_, stride = stride_](int token, int column, const auto& values) {
+      store_between(to + token * stride + column, each(held, values));
     };
-    make(wanted_by(products[kOutput]), rows_, context_, stride_, hidden, firsts);
+    make(wanted_by(products[kOutput]), rows_, context_, stride_, queries, hidden);
     products[kOutput](rows_, queries, scratch_, add);
-    normalize(firsts, layer.attention_norm_weight, layer.attention_norm_bias, wanted_by(products[kUp]));
+    normalize(queries, layer.attention_norm_weight, layer.attention_norm_bias, wanted_by(products[kUp]));
     switch (geometry_.activation) {
       case kGelu: project_up<kGelu>(products[kUp], queries); break;
       case kGeluTanh: project_up<kGeluTanh>(products[kUp], queries); break;
       default: project_up<kRelu>(products[kUp], queries);
     }
-    make(wanted_by(products[kDown]), wide_rows_, wide_, wide_stride_, wide, firsts);
+    make(wanted_by(products[kDown]), wide_rows_, wide_, wide_stride_, queries, wide);
     products[kDown](wide_rows_, queries, scratch_, add);
-    normalize(firsts, layer.norm_weight, layer.norm_bias, by_next);
+    normalize(queries, layer.norm_weight, layer.norm_bias, by_next);
+  }
+
+  // The attention of each of several texts: its rows are brought together, and those of its context back to their places.
+  void attend(const std::int64_t* lengths, bool firsts, int heads) {
+    const int head_size = int(geometry_.hidden) / heads;
+    for (int text = 0, rest = texts_.count; text < texts_.count; rest += int(lengths[text++]) - 1) {
+      const int others = int(lengths[text]) - 1;
+      for (int i = 0; i < 3; ++i) {
+        std::copy_n(qkv_[i] + text * qkv_stride_, qkv_stride_, of_text_[i]);
+        if (i > 0 || !firsts) std::copy_n(qkv_[i] + rest * qkv_stride_, others * qkv_stride_, of_text_[i] + qkv_stride_);
+      }
+      attention_->run(of_text_[0], of_text_[1], of_text_[2], qkv_stride_, others + 1, firsts ? 1 : others + 1, heads,
+                      head_size, context_of_text_, stride_);
+      std::copy_n(context_of_text_, stride_, context_ + text * stride_);
+      if (!firsts) std::copy_n(context_of_text_ + stride_, others * stride_, context_ + rest * stride_);
+    }
   }
 
   template <Activation activation>
-  void project_up(const Linear& up, int queries) {
-    up(rows_, queries, scratch_, [this](int token, int column, const auto& values) {
-      store_between(wide_ + token * wide_stride_ + column, each(activate<activation>, values));
+  void project_up(const Linear& up, int tokens) {
+    up(rows_, tokens, scratch_, [to = wide_, stride = wide_stride_](int token, int column, const auto& values) {
+      store_between(to + token * stride + column, each(activate<activation>, values));
     });
   }
 
-  // Add the rows of added_ to hidden_, normalize the sums, and make the rows that are `wanted` of them; of the `firsts` alone.
-  void normalize(bool firsts, const float* weight, const float* bias, Wanted wanted) {
+  // Add the first `tokens` rows of added_ to hidden_, normalize the sums, and make the rows that are `wanted` of them.
+  void normalize(int tokens, const float* weight, const float* bias, Wanted wanted) {
     const int hidden = int(geometry_.hidden);
-    by_rows(firsts, [=](int t, auto rows) {
+    by_rows(tokens, [=](int t, auto rows) {
       float* row = hidden_ + t * stride_;
       const auto range = qbert::normalize<rows()>(row, stride_, added_ + t * stride_, stride_, hidden, weight, bias,
                                                   epsilon());
@@ -301,21 +305,17 @@ class Encoder {
   }
 
   template <class Number>
-  void make(Wanted wanted, const Rows& to, Number* from, std::size_t stride, int count, bool firsts) const {
-    if (wanted.bytes) by_rows(firsts, [&](int t, auto rows) { to.bytes.quantize<rows()>(t, from + t * stride, stride, count); });
-    if (wanted.numbers) by_rows(firsts, [&](int t, auto rows) { to.numbers.convert<rows()>(t, from + t * stride, stride, count); });
+  void make(Wanted wanted, const Rows& to, Number* from, std::size_t stride, int tokens, int count) const {
+    if (wanted.bytes) by_rows(tokens, [&](int t, auto rows) { to.bytes.quantize<rows()>(t, from + t * stride, stride, count); });
+    if (wanted.numbers) by_rows(tokens, [&](int t, auto rows) { to.numbers.convert<rows()>(t, from + t * stride, stride, count); });
   }
 
-  // Call `work(token, rows)` for four tokens at a time, then for one at a time; or for the first of each text alone.
+  // Call `work(token, rows)` for four tokens at a time, then for one at a time.
   template <class Work>
-  void by_rows(bool firsts, const Work& work) const {
-    if (firsts) {
-      for (int text = 0; text < order_.texts; ++text) work(starts_[text], std::integral_constant<int, 1>{});
-      return;
-    }
+  static void by_rows(int tokens, const Work& work) {
     int t = 0;
-    for (; t + 4 <= tokens(); t += 4) work(t, std::integral_constant<int, 4>{});
-    for (; t < tokens(); ++t) work(t, std::integral_constant<int, 1>{});
+    for (; t + 4 <= tokens; t += 4) work(t, std::integral_constant<int, 4>{});
+    for (; t < tokens; ++t) work(t, std::integral_constant<int, 1>{});
   }
 
   float epsilon() const { return float(geometry_.epsilon); }
@@ -365,7 +365,7 @@ class Encoder {
     // The stride is no multiple of 4096 bytes: else all rows of a tile would compete for the same lines of the L1 cache.
     const std::size_t stride = round_up(size, 64) + 64;
     return {arena_->allocate<std::uint8_t>(rows * stride), stride, arena_->allocate<float>(rows),
-            arena_->allocate<float>(rows), error_, &order_};
+            arena_->allocate<float>(rows), error_, &texts_};
   }
 
   Geometry geometry_;
@@ -376,15 +376,15 @@ class Encoder {
   const float *norm_[2] = {}, *dense_[2] = {}, *labels_[2] = {};  // at kWeight and kBias
   std::vector<Linear> projection_;  // of embeddings to the layers' width; empty where they have it
   std::vector<Layer> layers_;
-  Order order_;
-  std::vector<int> starts_;  // of each text, its first token, and of all the end
+  Texts texts_;
   int capacity_ = 0, most_texts_ = 1;  // tokens and texts that there is room for in what follows
-  int row_count_ = 0;
   std::optional<Arena> arena_;
   std::optional<Attending> attention_;
   float *hidden_, *row_, *error_;  // row_: an embedding to be projected
   Between *added_, *context_, *wide_;  // added_: what a product adds to hidden_; wide_: after the product `up`
   Attending::Element* qkv_[3];  // queries, keys, values
+  Attending::Element* of_text_[3];  // the same of one of several texts, and its context
+  Between* context_of_text_;
   Rows rows_, wide_rows_;  // what products read, of `hidden` and of `intermediate` numbers
   std::int32_t* scratch_;
 };

@@ -59,8 +59,8 @@ struct Int8Linear {
       using Vectors = Several<Floats, N>;
       const auto step = load_several<Floats, N>(linear.step + column), sums = load_several<Floats, N>(linear.sums + column),
                  bias = load_several<Floats, N>(linear.bias + column);
-      const Order& order = *rows.order;
-      return [=, *this, &order](int first, int r, const Several<Ints, N>& sum) {
+      const Texts texts = *rows.texts;
+      return [=, *this](int first, int r, const Several<Ints, N>& sum) {
         const int row = first + r;
         const float row_step = rows.step[row], row_offset = rows.offset[row];
         Vectors values = each(
@@ -68,26 +68,25 @@ struct Int8Linear {
               return __builtin_convertvector(sum, Floats) * (step * row_step) + (sums * row_offset + bias);
             },
             sum, step, sums, bias);
-        if (first < 2 * order.texts && row < 2 * order.texts) {  // the rounding errors of first tokens, and those tokens
-          if (row < order.texts) {
-            store_several(order.errors + row * order.errors_stride + column,
+        if (first < 2 * texts.count && row < 2 * texts.count) {  // the rounding errors of first tokens, and those tokens
+          if (row < texts.count) {
+            store_several(texts.errors + row * texts.errors_stride + column,
                           each([](Floats value, Floats bias) { return value - bias; }, values, bias));
             return;
           }
-          const auto error =
-              load_several<Floats, N>(order.errors + (row - order.texts) * order.errors_stride + column);
+          const auto error = load_several<Floats, N>(texts.errors + (row - texts.count) * texts.errors_stride + column);
           values = each([](Floats value, Floats error) { return value + error; }, values, error);
         }
-        write(order.tokens[row - order.texts], column, values);
+        write(row - texts.count, column, values);
       };
     }
   };
 
-  // Call `write(token, column, values)` with some vectors at a time of the product of the first `count` rows' tokens; zeros
-  // follow the last column.
+  // Call `write(token, column, values)` with some vectors at a time of the product of the first `count` tokens; zeros follow
+  // the last column.
   template <class Write>
   void operator()(const Quantized& rows, int count, std::int32_t* scratch, const Write& write) const {
-    Product::run(rows.bytes, rows.stride, count + rows.order->texts, packed, panels, Epilogue<Write>{*this, rows, write},
+    Product::run(rows.bytes, rows.stride, count + rows.texts->count, packed, panels, Epilogue<Write>{*this, rows, write},
                  scratch);
   }
 };
@@ -123,14 +122,13 @@ struct KeptLinear {
   struct Epilogue {
     static constexpr bool kStores = false;
     const KeptLinear& linear;
-    const Order& order;
     Write write;
 
     template <std::size_t N>
     auto at(int column) const {
       const auto bias = load_several<Floats, N>(linear.bias + column);
       return [=, factor = linear.factor, *this](int first, int r, const Several<Floats, N>& sum) {
-        write(order.tokens[first + r], column, each([=](Floats sum, Floats bias) { return sum * factor + bias; }, sum, bias));
+        write(first + r, column, each([=](Floats sum, Floats bias) { return sum * factor + bias; }, sum, bias));
       };
     }
   };
@@ -138,8 +136,7 @@ struct KeptLinear {
   // The same as Int8Linear's, with rows of elements.
   template <class Write>
   void operator()(const Elements<Dot>& rows, int count, std::int32_t* scratch, const Write& write) const {
-    Product::run(rows.elements, rows.stride * sizeof(Element), count, packed, panels, 
-                 Epilogue<Write>{*this, *rows.order, write}, scratch);
+    Product::run(rows.elements, rows.stride * sizeof(Element), count, packed, panels, Epilogue<Write>{*this, write}, scratch);
   }
 };
 

@@ -47,11 +47,8 @@ class HotProduct {
         linear_(packed_, weights_.data(), numbers_.data(), numbers_.data(), outputs, inputs) {
     const std::size_t rows = round_up(tokens, Kernel::Int8::kRows) + 1, stride = round_up(inputs, 64) + 64;
     rows_ = {arena_.allocate<std::uint8_t>(rows * stride), stride, arena_.allocate<float>(rows),
-             arena_.allocate<float>(rows), nullptr, &order_};
-    order_.tokens = arena_.allocate<int>(rows);
-    for (std::size_t row = 0; row < rows; ++row) order_.tokens[row] = int(row);
-    order_.errors_stride = stride_;
-    order_.errors = arena_.allocate<float>(stride_);
+             arena_.allocate<float>(rows), nullptr, &texts_};
+    texts_.errors = arena_.allocate<float>(stride_);
     scratch_ = arena_.allocate<std::int32_t>(Kernel::Int8::scratch_size(rows));
     results_ = arena_.allocate<Half>(rows * stride_);
   }
@@ -71,7 +68,7 @@ class HotProduct {
   Arena arena_;
   Weights packed_;
   Int8Linear linear_;
-  Order order_;
+  Texts texts_;
   Quantized rows_;
   std::int32_t* scratch_;
   Half* results_;

@@ -71,14 +71,12 @@ Range<Rows> range_of(const Number* values, std::size_t stride, int count) {
   return range;
 }
 
-// Where the tokens of texts, which follow one another text by text, have their rows in products: the first tokens of all
-// texts come first, since the last layer computes nothing else, and then the others.
-struct Order {
-  int texts = 1;
-  int* rows;    // of each token
-  int* tokens;  // of each row, and as many more as products may write
-  float* errors;  // of each text and column, the product of the first token's rounding error (below)
-  std::size_t errors_stride;
+// The texts whose rows go through products together. The first tokens of all of them come first, in rows 0, 1, ..., since the
+// last layer computes nothing else; then come the others.
+struct Texts {
+  int count = 1;
+  float* errors = nullptr;  // of each text and column, the product of the first token's rounding error (below)
+  std::size_t errors_stride = 0;
 };
 
 // The rows of tokens as bytes, with a step and an offset for each row.
@@ -96,7 +94,7 @@ struct Quantized {
   float* step;
   float* offset;
   float* error;  // scratch for a row
-  const Order* order;
+  const Texts* texts;
 
   // Quantize tokens from `token` on: `count` numbers of each, their rows `values_stride` numbers apart. Of the numbers up
   // to a whole vector, which are zeros, all are quantized.
@@ -118,12 +116,11 @@ struct Quantized {
   template <int Rows, class Number>
   void quantize(int token, const Number* values, std::size_t values_stride, int count, const Range<Rows>& range) const {
     for (int r = 0; r < Rows; ++r) {
-      quantize_row(order->texts + order->rows[token + r], values + r * values_stride, count,
-                   reduce(range.lowest[r], minimum), reduce(range.highest[r], maximum));
+      quantize_row(texts->count + token + r, values + r * values_stride, count, reduce(range.lowest[r], minimum),
+                   reduce(range.highest[r], maximum));
     }
-    for (int r = 0; r < Rows; ++r) {
-      const int text = order->rows[token + r];
-      if (text < order->texts) quantize_error(text, values + r * values_stride, count);
+    for (int r = 0; r < Rows && token + r < texts->count; ++r) {
+      quantize_error(token + r, values + r * values_stride, count);
     }
   }
 
@@ -131,7 +128,7 @@ struct Quantized {
   // Quantize the rounding error of the first token of a text, which has the numbers `values`.
   template <class Number>
   void quantize_error(int text, const Number* values, int count) const {
-    const int row = order->texts + text;
+    const int row = texts->count + text;
     Range<1> errors;
     for (int i = 0; i < count; i += kLanes) {
       const Floats steps = __builtin_convertvector(load<Bytes>(bytes + row * stride + i), Floats);
@@ -162,7 +159,6 @@ template <class Dot>
 struct Elements {
   typename Dot::Element* elements;
   std::size_t stride;
-  const Order* order;
 
   // Convert tokens from `token` on: `count` numbers of each, and those up to a whole vector, which are zeros.
   template <int Rows, class Number>
@@ -171,7 +167,7 @@ struct Elements {
       for (int i = 0; i < count; i += kLanes) {
         Floats numbers = load_floats(values + r * values_stride + i);
         if constexpr (std::is_same_v<Number, Between>) numbers = held(numbers);
-        Dot::write(elements + order->rows[token + r] * stride + i, Several<Floats, 1>{numbers});
+        Dot::write(elements + (token + r) * stride + i, Several<Floats, 1>{numbers});
       }
     }
   }
