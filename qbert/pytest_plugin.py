@@ -106,7 +106,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "trained_models: leave out the cells of models without a trained head")
     config.addinivalue_line("markers", "own_process: the cells run in other processes, so they are only built here")
     config.addinivalue_line("markers", "greatest_length: cells of the greatest length alone")
-    config.addinivalue_line("markers", "also_threads: beside each variant, it with each number of --threads")
+    config.addinivalue_line(
+        "markers", "also_threads: beside each variant, it with each number of --threads and --batch"
+    )
     if _is_of_cases(config):
         _check_options(config)
 
@@ -209,15 +211,20 @@ def _cells(metafunc: pytest.Metafunc) -> Iterator[Any]:
 
 
 def _with_threads(config: pytest.Config, chosen: "list[Variant]") -> "list[Variant]":
-    """Return each of `chosen` with each number of --threads as a variant of its own, where its runtime takes one."""
+    """Return each of `chosen` with each number of --threads and --batch as a variant of its own, where it takes one."""
     from qbert import variants
 
     rows = []
-    for variant in chosen if config.option.qbert_threads else ():
-        try:
-            rows += [variants.with_threads(variant, threads) for threads in config.option.qbert_threads]
-        except CannotRunError as error:
-            _state(config).cannot.setdefault(f"{variant.name} with --threads", str(error))
+    option = config.option
+    for name, numbers, make in (
+        ("threads", option.qbert_threads, variants.with_threads),
+        ("batch", option.qbert_batch, variants.with_batch),
+    ):
+        for variant in chosen if numbers else ():
+            try:
+                rows += [make(variant, number) for number in numbers]
+            except CannotRunError as error:
+                _state(config).cannot.setdefault(f"{variant.name} with --{name}", str(error))
     return rows
 
 

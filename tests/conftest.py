@@ -243,6 +243,40 @@ def pairs(made: Made, news: Dataset) -> Dataset:
     return datasets.load(made("pairs", make))
 
 
+def write_numbers(folder: Path, news: Dataset, *, ranked: bool) -> None:
+    """Write pairs of texts with a number: 2 of one topic, 1 of neighbouring ones, else 0; four passages a query."""
+    for split, rows in (("train", news.train), ("test", news.test)):
+        texts, topics = rows["text"].str[:60].to_numpy(), rows["label"].to_numpy()
+        passages = np.stack([np.random.default_rng(seed).permutation(len(rows)) for seed in range(4)], axis=1)
+        chosen = [(query, passage) for query in range(0, len(rows), 3) for passage in passages[query]]
+        query, passage = np.array(chosen).T
+        pairs = pd.DataFrame({"query": query, "text": texts[query], "text_pair": texts[passage]})
+        pairs["label"] = np.maximum(2 - np.abs(topics[query] - topics[passage]), 0)
+        pairs.drop(columns=[] if ranked else ["query"]).to_csv(folder / f"{split}.csv", index=False)
+
+
+@pytest.fixture(scope="session")
+def grades(made: Made, news: Dataset) -> Dataset:
+    """Pairs of texts, graded by how near their topics are."""
+    return datasets.load(made("grades", lambda folder: write_numbers(folder, news, ranked=False)))
+
+
+@pytest.fixture(scope="session")
+def passages(made: Made, news: Dataset) -> Dataset:
+    """The same pairs as passages of queries."""
+    return datasets.load(made("passages", lambda folder: write_numbers(folder, news, ranked=True)))
+
+
+@pytest.fixture(scope="session")
+def ranker(made: Made, passages: Dataset) -> Checkpoint:
+    """BERT-tiny after one epoch on them."""
+
+    def make(folder: Path) -> None:
+        training.train(passages, "bert-tiny", folder, max_length=48, recipe=RECIPE)
+
+    return Checkpoint.open(made("ranker", make))
+
+
 @pytest.fixture(scope="session")
 def trained(made: Made, news: Dataset) -> Checkpoint:
     """BERT-tiny after one epoch on the sample."""

@@ -48,12 +48,21 @@ int main(int, char** arguments) {
   bool made = encoder && set(qbert_set_embeddings, encoder, file);
   for (std::int64_t layer = 0; made && layer < geometry.layers; ++layer) made = set(qbert_add_layer, encoder, file);
   if (!made || !set(qbert_set_head, encoder, file)) return 1;
+  std::vector<std::int64_t> ids, types, lengths;
   while (const std::int64_t tokens = number(file)) {
-    const auto ids = values<std::int64_t>(file, tokens), types = values<std::int64_t>(file, number(file) ? tokens : 0);
-    std::vector<float> logits(geometry.labels);
-    if (qbert_run(encoder, ids.data(), types.empty() ? nullptr : types.data(), &tokens, 1, logits.data()) != 1) return 2;
-    for (const float logit : logits) std::printf("%.9g ", logit);
-    std::printf("\n");
+    const auto own_ids = values<std::int64_t>(file, tokens), own_types = values<std::int64_t>(file, number(file) ? tokens : 0);
+    ids.insert(ids.end(), own_ids.begin(), own_ids.end()), types.insert(types.end(), own_types.begin(), own_types.end());
+    lengths.push_back(tokens);
+  }
+  const std::int64_t texts = std::int64_t(lengths.size()), at_once = number(file) ? texts : 1;
+  const std::int64_t *next_ids = ids.data(), *next_types = types.empty() ? nullptr : types.data();
+  for (std::int64_t text = 0; text < texts; text += at_once) {
+    std::vector<float> logits(at_once * geometry.labels);
+    if (qbert_run(encoder, next_ids, next_types, &lengths[text], at_once, logits.data()) != 1) return 2;
+    next_ids += lengths[text], next_types += next_types ? lengths[text] : 0;
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      std::printf("%.9g%c", logits[i], (i + 1) % geometry.labels ? ' ' : '\n');
+    }
   }
   qbert_delete(encoder);
 }

@@ -138,9 +138,14 @@ def reference(
 
 
 def case(
-    geometry: Geometry, tensors: dict[str, np.ndarray], encodings: Sequence[dict[str, np.ndarray]], kept: Kept = ()
+    geometry: Geometry,
+    tensors: dict[str, np.ndarray],
+    encodings: Sequence[dict[str, np.ndarray]],
+    kept: Kept = (),
+    *,
+    together: bool = False,
 ) -> bytes:
-    """Return a model and texts as native_case.cpp reads them."""
+    """Return a model and texts, to be classified one by one or `together`, as native_case.cpp reads them."""
 
     def numbers(values: object) -> bytes:
         return np.asarray(values, dtype=np.int64).tobytes()
@@ -153,7 +158,7 @@ def case(
         ids, types = encoding["input_ids"][0], encoding.get("token_type_ids")
         parts += [numbers(len(ids)), numbers(ids), numbers(types is not None)]
         parts += [] if types is None else [numbers(types[0])]
-    return b"".join([*parts, numbers(0)])
+    return b"".join([*parts, numbers(0), numbers(together)])
 
 
 class Emulated:
@@ -165,7 +170,10 @@ class Emulated:
         self.command, self.path, self.model = [*command, str(path)], path, (geometry, tensors, kept)
 
     def __call__(self, encoding: dict[str, np.ndarray]) -> np.ndarray:
+        return self.many([encoding])
+
+    def many(self, encodings: Sequence[dict[str, np.ndarray]]) -> np.ndarray:
         geometry, tensors, kept = self.model
-        self.path.write_bytes(case(geometry, tensors, [encoding], kept))
+        self.path.write_bytes(case(geometry, tensors, encodings, kept, together=True))
         done = subprocess.run(self.command, check=True, capture_output=True, text=True)
         return np.array([line.split() for line in done.stdout.splitlines()], dtype=np.float32)

@@ -120,8 +120,8 @@ def compare(
     short = verdicts.metric_of(rows).short
     caption = (
         f"{len(names[0])} and {len(names[1])} runs, of {counts[0]} and {counts[1]} sessions. Intervals hold together "
-        f"with 95 %;\nslower, faster: beyond {min_effect:.1%}; worse, better: beyond {min_drop:g} of {short}; same: "
-        "within.\nLatency: geometric mean of medians."
+        f"with 95 %;\nslower, faster: beyond {min_effect:.1%}; worse, better: beyond {min_drop:g} of {short};\n"
+        "same: within. Latency: geometric mean of medians."
     )
     if counts == [1, 1]:
         known = sum(tuple(row[name] for name in comparing.CELL) in spreads for row in rows)

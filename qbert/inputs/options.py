@@ -164,6 +164,7 @@ _ALL = (
         name,
     ),
     Option("threads", "LIST", "capacity: more cells, of one process with this many threads, such as 1,2", counts),
+    Option("batch", "LIST", "capacity: more cells, of calls with this many texts, such as 8", counts),
 )
 OPTIONS = {option.name: option for option in _ALL}
 """By name, in the order of the help."""

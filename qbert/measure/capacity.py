@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from qbert.measure import accuracy, audit, queueing, stats
 from qbert.measure.capacity_crew import PATIENCE_S, Crew
-from qbert.measure.capacity_worker import SETTLE_S
+from qbert.measure.capacity_worker import SETTLE_S, batch_of
 from qbert.measure.stats import CONFIDENCE
 from qbert.system import cores as machine_cores
 from qbert.system.errors import InputError
@@ -66,10 +66,12 @@ class Measured:
     """What a number of workers has shown."""
 
     workers: int
+    batch: int
+    """Texts in a call."""
     seconds: list[list[float]]
-    """Of each worker's texts under load, in order of time."""
+    """Of each worker's calls under load, in order of time."""
     elapsed_s: list[float]
-    """Of each worker's blocks under load, all texts together."""
+    """Of each worker's blocks under load, all calls together."""
     alone_s: list[float] = field(default_factory=list)
     """Of texts that one worker classified while the others were idle."""
     slowdown: float | None = None
@@ -85,7 +87,7 @@ class Measured:
     @property
     def rates(self) -> list[float]:
         """The texts a second of each worker while all were busy."""
-        return [len(times) / spent for times, spent in zip(self.seconds, self.elapsed_s, strict=True)]
+        return [self.batch * len(times) / spent for times, spent in zip(self.seconds, self.elapsed_s, strict=True)]
 
     def loaded(self) -> dict[str, Any]:
         """Return the throughput, the percentiles under load that the number of rounds allows, and the worst."""
@@ -94,10 +96,14 @@ class Measured:
         return rates | percentiles | {"loaded_worst_s": max(self.rounds)}
 
     def queue(self, limit_s: float, price_per_hour: float | None = None) -> dict[str, Any]:
-        """Return the curve of p99 against rate, the highest rate within `limit_s`, and what a million texts cost."""
+        """Return the curve of p99 against rate, the highest rate within `limit_s`, and what a million texts cost.
+
+        The rates are of texts, as many as are in the calls that arrive.
+        """
         rates = [float(load * queueing.capacity(self.seconds)) for load in queueing.LOADS]
         p99_s = queueing.p99(self.seconds, rates, slowdown=self.slowdown or 1.0).tolist()
-        rate = queueing.highest_rate(rates, p99_s, limit_s)
+        rate = self.batch * queueing.highest_rate(rates, p99_s, limit_s)
+        rates = [self.batch * one for one in rates]
         figures = {"latency_limit_s": limit_s, "rates": rates, "rates_p99_s": p99_s, "rate_within_limit": rate}
         if price_per_hour is not None:
             figures["price_per_hour"] = price_per_hour
@@ -160,6 +166,7 @@ def measure(
     figures: dict[str, Any] = {
         **full.loaded(),
         "worker_threads": crew.threads,
+        **({"batch": crew.batch} if crew.batch > 1 else {}),
         "worker_shares": [rate / sum(full.rates) for rate in full.rates],
         **full.interference(),
         **full.queue(load.latency_limit_s, load.price_per_hour),
@@ -185,7 +192,7 @@ def _measure(crew: Crew, load: Load, workers: int, given: "list[Answer]") -> Mea
     pairs = PAIRS if 2 * PAIRS * crew.cost_s <= blocks_s else stats.min_sample_size(CONFIDENCE)
     each = max(1, round(blocks_s / (2 * pairs * crew.cost_s)), -(-load.min_rounds // (pairs * workers)))
     texts = block_texts(load.rows, (pairs, workers, each))
-    measured = Measured(workers, [[] for _ in range(workers)], [0.0] * workers)
+    measured = Measured(workers, crew.batch, [[] for _ in range(workers)], [0.0] * workers)
     all_work = workers == crew.workers
     alone_too = workers > 1 and all_work
     rate = queueing.HALF * crew.workers / crew.cost_s
@@ -205,7 +212,9 @@ def _measure(crew: Crew, load: Load, workers: int, given: "list[Answer]") -> Mea
         for block, answered in zip(blocks, found, strict=True):
             for worker, answer in answered.items():
                 alone = len(block) < workers
-                given += [(text, worker, alone, row) for text, row in zip(block[worker], answer["logits"], strict=True)]
+                for number, rows in zip(block[worker], answer["logits"], strict=True):
+                    called = batch_of(number, crew.batch, len(load.rows))
+                    given += [(text, worker, alone, row) for text, row in zip(called, rows, strict=True)]
         loaded = max(found, key=len)
         for worker, answer in loaded.items():
             measured.seconds[worker] += answer["seconds"]

@@ -54,6 +54,7 @@ class Crew:
         """
         self.workers, self._cell, self._patience_s = workers, cell, patience_s
         self.threads = int(cell.variant.options.get("threads", 1))
+        self.batch = int(cell.variant.options.get("batch", 1))
         self.children: list[Child] = []
         self._place = tempfile.TemporaryDirectory(prefix="qbert-")
         board = Path(self._place.name) / "board"
@@ -62,7 +63,7 @@ class Crew:
             self._start(cores)
             self.evidence = self._load(rows, board)
             self.cost_s = max(self._ask_all("warm_up", patience_s))
-            """Median seconds of a text while all are busy, of the slowest worker."""
+            """Median seconds of a call while all are busy, of the slowest worker."""
         except BaseException:
             self.close()
             raise
@@ -111,7 +112,8 @@ class Crew:
         """Load the cell in all workers; return its evidence."""
         artefact = _artefact(self._cell, board.parent)
         loading = {"variant": dict(self._cell.loading), "artefact": artefact, "max_length": self._cell.max_length}
-        evidence: Mapping[str, Any] = self._ask_all("load", LOADING_S, **loading, texts=rows, board=str(board))[0]
+        loading |= {"texts": rows, "board": str(board), "batch": self.batch}
+        evidence: Mapping[str, Any] = self._ask_all("load", LOADING_S, **loading)[0]
         if evidence.get("threads", 1) != self.threads:
             raise CannotRunError(
                 f"{self._cell.name}: its runtime says that it runs on {evidence['threads']} threads, and "

@@ -77,6 +77,11 @@ class Board:
         os.close(self._file)
 
 
+def batch_of(number: int, batch: int, texts: int) -> list[int]:
+    """Return the numbers of the `batch` texts of a call for the text `number`: those after it, and again the first."""
+    return [(number + place) % texts for place in range(batch)]
+
+
 class Worker:
     """The requests that it answers; texts are named by their numbers in those that `load` was given."""
 
@@ -126,21 +131,24 @@ class Worker:
         max_length: int,
         texts: Sequence[Sequence[str]],
         board: str,
+        batch: int = 1,
     ) -> dict[str, Any]:
         """Load the variant and the tokenizer in `artefact`, then classify a text; return the classifier's evidence.
+
+        A call classifies `batch` texts: the one that it is asked for, and those after it.
 
         Raises:
             CannotRunError: the runtime cannot run this model.
             InputError: one of its threads runs on other processors than this one.
         """
-        self._texts = [tuple(text) for text in texts]
+        self._texts, self._batch = [tuple(text) for text in texts], batch
         self._fillers: Iterator[int] = itertools.cycle(range(len(texts)))
         self._max_length, self._filler_length = max_length, min(FILLER_TOKENS, max_length)
         self._encode = Artefact(**dict(artefact, folder=Path(artefact["folder"]))).encoder
         self._board = Board(Path(board))
         try:
             self._classifier: Classifier = worker.load(**variant)
-            self._twice(self._texts[0], self._filler_length)
+            self._twice(0, self._filler_length)
         except InputError:
             raise
         except Exception as error:  # each runtime raises its own, without a common class
@@ -152,10 +160,11 @@ class Worker:
 
     def warm_up(self) -> float:
         """Classify texts for WARM_UP_S, one of middle length first; return the median seconds of the later half."""
-        middle = sorted(self._texts, key=lambda text: sum(map(len, text)))[len(self._texts) // 2]
+        numbers = range(len(self._texts))
+        middle = sorted(numbers, key=lambda number: sum(map(len, self._texts[number])))[len(numbers) // 2]
         filler_s = self._twice(middle, self._filler_length - 1)  # another length than at first, if it is long enough
         self._settling = math.ceil(SETTLE_S / filler_s)
-        texts = itertools.chain([middle], itertools.cycle(self._texts))
+        texts = itertools.chain([middle], itertools.cycle(numbers))
         return worker.warm_up(lambda: self._twice(next(texts), self._max_length), WARM_UP_S)
 
     def see_lengths(self, texts: Sequence[int]) -> None:
@@ -164,33 +173,37 @@ class Worker:
         They are the fillers from now on.
         """
         self._fillers = itertools.cycle(texts)
-        for text in (self._texts[number] for number in texts):
+        for number in texts:
             if self._alike >= ALIKE:
                 break
-            if self._tokens(text, self._max_length) not in self._seen:
-                self._twice(text, self._max_length)
+            if self._tokens(number, self._max_length) not in self._seen:
+                self._twice(number, self._max_length)
 
-    def _twice(self, text: tuple[str, ...], max_length: int) -> float:
-        """Classify `text` twice; return the seconds of the second time, and see whether a new length took longer."""
-        first = worker.time_call(self._classify, text, max_length)
+    def _twice(self, number: int, max_length: int) -> float:
+        """Classify the text `number` twice; return the second time's seconds, and see if a new length took longer."""
+        first = worker.time_call(self._classify, number, max_length)
         if first >= LONG_S and self._alike:
             self._alike = ALIKE
             return first
-        second = worker.time_call(self._classify, text, max_length)
-        if (tokens := self._tokens(text, max_length)) not in self._seen:
+        second = worker.time_call(self._classify, number, max_length)
+        if (tokens := self._tokens(number, max_length)) not in self._seen:
             self._seen |= {tokens}
             self._alike = self._alike + 1 if first < LONGER * second else 0
         return second
 
-    def _classify(self, text: tuple[str, ...], max_length: int) -> npt.NDArray[np.float32]:
-        return self._classifier(self._encode(*text, max_length=max_length))
+    def _classify(self, number: int, max_length: int) -> npt.NDArray[np.float32]:
+        """Return the logits of a call for the text `number`, `(batch, num_labels)`."""
+        if self._batch == 1:
+            return self._classifier(self._encode(*self._texts[number], max_length=max_length))
+        texts = (self._texts[one] for one in batch_of(number, self._batch, len(self._texts)))
+        return self._classifier.many([self._encode(*text, max_length=max_length) for text in texts])
 
-    def _tokens(self, text: tuple[str, ...], max_length: int) -> int:
-        return int(self._encode(*text, max_length=max_length)["input_ids"].shape[1])
+    def _tokens(self, number: int, max_length: int) -> int:
+        return int(self._encode(*self._texts[number], max_length=max_length)["input_ids"].shape[1])
 
     def _fill(self) -> None:
         """Classify the next filler."""
-        self._classify(self._texts[next(self._fillers)], self._filler_length)
+        self._classify(next(self._fillers), self._filler_length)
 
     def block(self, texts: Sequence[int], own: int, numbers: Sequence[int]) -> dict[str, Any]:
         """Classify `texts` as the worker `own`, while all workers of these `numbers` are busy.
@@ -207,13 +220,13 @@ class Worker:
         begin = time.perf_counter()
         for number in texts:
             start = time.perf_counter()
-            logits.append(self._classify(self._texts[number], self._max_length))
+            logits.append(self._classify(number, self._max_length))
             seconds.append(time.perf_counter() - start)
         elapsed_s = time.perf_counter() - begin
         self._board.set(own, FINISHED)
         while not self._board.have(FINISHED, numbers):
             self._fill()
-        return {"seconds": seconds, "elapsed_s": elapsed_s, "logits": [row[0].tolist() for row in logits]}
+        return {"seconds": seconds, "elapsed_s": elapsed_s, "logits": [rows.tolist() for rows in logits]}
 
     def serve(self, texts: Sequence[int], due_s: Sequence[float], start: float) -> list[list[float]]:
         """Answer requests, each for the text of that number and due `due_s` after `start` by the monotonic clock.
@@ -227,7 +240,7 @@ class Worker:
             due, free = start + due_s[number], time.monotonic()
             if due > free:
                 time.sleep(due - free)
-            self._classify(self._texts[texts[number]], self._max_length)
+            self._classify(texts[number], self._max_length)
             end = time.monotonic()
             served.append([end - due, end - max(due, free)])
         return served

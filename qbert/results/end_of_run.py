@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qbert.inputs import metrics
-from qbert.results import columns, history, run_tables
+from qbert.results import history, run_tables
 from qbert.variants import BASELINE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 CAPTION = (
-    "ms: one encoding of that many tokens to logits, steady state. Speedup, {short} drop,\n"
+    "ms: one encoding of that many tokens to logits, steady state. Speedup, drop,\n"
     "flips: against fp32; over best fp32: over the fastest fp32, and half of its 95 %\n"
     "interval. Of limit: of what this core can do; then with attention at its best."
 )
@@ -20,9 +20,7 @@ CAPTION = (
 def table(results: Sequence[dict[str, Any]], dataset: str) -> "RenderableType":
     """Return the table of `results`, benchmarks in the format of pytest-benchmark on `dataset`."""
     title = f"qbert: {dataset}, batch 1, one thread"
-    cells = history.cells(results)
-    caption = CAPTION.format(short=columns.metric_of(cells).short) + _odds(results)
-    return run_tables.summary(cells, title=title, caption=caption)
+    return run_tables.summary(history.cells(results), title=title, caption=CAPTION + _odds(results))
 
 
 def group_table(results: Sequence[dict[str, Any]]) -> "RenderableType":

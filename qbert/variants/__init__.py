@@ -48,6 +48,7 @@ __all__ = [
     "prepare",
     "register",
     "select",
+    "with_batch",
     "with_threads",
     "write_artefact",
 ]
@@ -108,6 +109,7 @@ NATIVE = partial(
     precision="int8",
     load=native.load,
     export=native.export,
+    batched=True,
     kernels=native.KERNEL_NAMES,
     pack=native.pack,
     unread=native.unread,
@@ -214,6 +216,20 @@ def with_threads(variant: Variant, threads: int) -> Variant:
     name = f"{variant.name}-{counted(threads, 'thread').replace(' ', '-')}"
     row = replace(variant, name=name, options={**variant.options, "threads": threads}, default=False)
     return VARIANTS.setdefault(name, row)
+
+
+def with_batch(variant: Variant, batch: int) -> Variant:
+    """Return the row `variant` with so many texts in a call, under a name of its own in the table.
+
+    Raises:
+        CannotRunError: its runtime classifies one text at a time.
+    """
+    if not variant.batched:
+        raise CannotRunError("it classifies one text at a time")
+    row = replace(
+        variant, name=f"{variant.name}-batch-{batch}", options={**variant.options, "batch": batch}, default=False
+    )
+    return VARIANTS.setdefault(row.name, row)
 
 
 @cache

@@ -110,6 +110,8 @@ class Variant:
     """The kernels of our own that `pack` knows."""
     pack: "Callable[[Path, Sequence[str]], None] | None" = None
     """`pack(folder, kernels)`: add to what `export` wrote what `load` reads where the kernels of these names run."""
+    batched: bool = False
+    """Whether its classifier has `run_many`."""
     unread: Callable[..., Collection[str]] = lambda _: ()
     """`unread(folder, **options)`: the files there that `load` would not read now, so they need no check. Of another
     module than `load` it counts for nothing.

@@ -93,7 +93,7 @@ def text(variant: Variant, model: str, record: Mapping[str, Any]) -> str:
     listed = f"labels: {labels} ({kinds.get(record['problem_type'])})"
     noun, answer = "classifier", "label"
     if record["problem_type"] == REGRESSION:
-        listed = f"output: a number, the {record.get('activation', 'identity')} of the logit"
+        listed = f"output: {record['activation']} of the logit" if "activation" in record else "output: the logit"
         noun, answer = "regressor or ranker", "score"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     side = "end" if record["truncation_side"] == "right" else "beginning"

@@ -59,6 +59,67 @@ def test_one_label_a_document_has_indicators_too(write_dataset: Write) -> None:
     assert loaded.indicators(loaded.train).tolist() == [[False, True], [True, False]]
 
 
+NUMBERS = "text,text_pair,label\na,b,0.5\nc,d,-2\ne,f,1e1\n"
+QUERIES = "query,text,text_pair,label\n" + "".join(f"{query},t,p,{label}\n" for query in "ab" for label in (0, 2, 1))
+
+
+def test_without_label_json_labels_are_numbers(write_dataset: Write) -> None:
+    loaded = dataset.load(write_dataset(train=NUMBERS, test=NUMBERS.replace("a,b", "z,b"), label=None))
+    assert loaded.train["label"].tolist() == [0.5, -2.0, 10.0]
+    assert (loaded.label_names, loaded.ranked, loaded.files) == ((), False, ("train.csv", "test.csv"))
+
+
+def test_queries_stay_whole_wherever_documents_are_drawn(write_dataset: Write) -> None:
+    rows = [(query, passage) for passage in range(5) for query in range(40)]  # not one query after the other
+    train, test = (
+        "query,text,text_pair,label\n"
+        + "".join(f"{s}{query},{s}{query},{s}{passage},{passage % 2}\n" for query, passage in rows)
+        for s in ("r", "e")
+    )
+    loaded = dataset.load(write_dataset(train=train, test=test, label=None))
+    assert loaded.ranked
+    held, calibrated = loaded.held_out(30), loaded.calibration(30)
+    chosen, _ = loaded.to_choose_by(None, 30, None)
+    assert len(held) == 100
+    assert not set(held["query"]) & set(calibrated["query"])
+    assert set(chosen["text_pair"]) == set(held["text_pair"])
+    assert (chosen["query"] != chosen["query"].shift()).sum() == 20, "those of a query follow one another"
+    sample = loaded.documents(12)
+    assert sample.groupby("query").size().tolist() == [5, 5, 5]
+    assert list(sample.index) == sorted(sample.index)
+    assert loaded.documents() is loaded.test
+
+
+def test_queries_that_cannot_be_ranked_are_told_and_not_judged(write_dataset: Write) -> None:
+    with pytest.warns(dataset.DatasetWarning, match=r"2 of 4 queries, such as 'c', have one passage or one label"):
+        dataset.load(write_dataset(train=QUERIES, test=f"{QUERIES}c,t,q,1\nd,t,q,0\nd,t,r,0\n", label=None))
+
+
+@pytest.mark.filterwarnings("ignore::qbert.inputs.dataset.DatasetWarning")
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (NUMBERS, NUMBERS.replace("-2", "two"), r"test.csv, line 3: label 'two' is no finite number"),
+        (NUMBERS, NUMBERS.replace("-2", "nan"), r"test.csv, line 3: label 'nan' is no finite number"),
+        (NUMBERS.replace("1e1", "1e999"), NUMBERS, r"train.csv, line 4: label '1e999' is no finite number"),
+        (NUMBERS, NUMBERS.replace(",f,", ",,"), r"test.csv, line 4: text_pair is empty"),
+        (NUMBERS, "text,text_pair,label\na,b,3\nc,d,3.0\n", r"test.csv: every label is 3, so nothing can be told"),
+        (QUERIES, NUMBERS, r"column 'query' has to be in both"),
+        (QUERIES.replace(",2", ",-2"), QUERIES, r"train.csv, line 3: label -2 of a query's passage is below 0"),
+        (QUERIES, QUERIES.replace("b,", " ,"), r"test.csv, line 5: query is empty"),
+        (
+            QUERIES,
+            QUERIES.replace("b,t,p,0", "b,t,p,1").replace("b,t,p,2", "b,t,p,1"),
+            r"1 of 2 queries have passages of diff",
+        ),
+        ("text,labels\na,1\n", "text,labels\na,1\n", r"the column 'labels', and there is no label.json beside it"),
+    ],
+)
+def test_bad_numbers_are_named_with_their_place(write_dataset: Write, train: str, test: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        dataset.load(write_dataset(train=train, test=test, label=None))
+
+
 def test_a_pipe_for_a_file_is_not_waited_for(write_dataset: Write) -> None:
     folder = write_dataset(test=None)
     os.mkfifo(folder / "test.csv")

@@ -6,17 +6,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_cases import Emulated, reference, text, weights, write
 from safetensors.numpy import load_file, save_file
 
+import qbert
 from qbert import variants
+from qbert.cli import main
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
 from qbert.system import machine
@@ -24,7 +27,7 @@ from qbert.system.errors import InputError
 from qbert.variants import VARIANTS, native
 from qbert.variants.artefact import Artefact
 from qbert.variants.native import compiler, convert, targets
-from qbert.variants.native.encoder import ACTIVATIONS, HEAD_ACTIVATIONS, WEIGHTS, Encoder, Geometry, Kept
+from qbert.variants.native.encoder import ACTIVATIONS, HEAD_ACTIVATIONS, ROWS_AT_ONCE, WEIGHTS, Encoder, Geometry, Kept
 
 pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
 
@@ -62,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 EXAMPLES = int(os.environ.get("QBERT_TEST_EXAMPLES", "60"))  # fewer where plain C++ or a sanitizer makes each slow
 
 
-def made(place: Path, geometry: Geometry, tensors: dict[str, np.ndarray], kept: Kept = ()) -> Callable[..., np.ndarray]:
+def made(place: Path, geometry: Geometry, tensors: dict[str, np.ndarray], kept: Kept = ()) -> Encoder | Emulated:
     """The encoder, or where `QBERT_EMULATED` is set that of the processor which its command emulates."""
     if command := os.environ.get("QBERT_EMULATED"):
         return Emulated(shlex.split(command), place / "case", geometry, tensors, kept)
@@ -137,6 +140,21 @@ def test_extreme_weights_give_numbers(place: Path, geometry: Geometry, seed: int
             tensors[name] = convert.bf16((tensors[name].astype(np.uint32) << 16).view(np.float32) * factor)
     encoder = made(place, geometry, tensors, kept)
     assert np.isfinite(encoder(text(geometry, geometry.positions, seed))).all()
+
+
+@examples
+@given(
+    geometries(), st.integers(0, 1000), st.lists(st.integers(1, 150), min_size=2, max_size=5), st.sampled_from([0, 1])
+)
+def test_several_texts_in_one_call_have_the_logits_of_each_alone_to_the_bit(
+    place: Path, geometry: Geometry, seed: int, lengths: list[int], share: float
+) -> None:
+    kept = some(geometry, share, seed)
+    encoder = made(place, geometry, weights(geometry, seed, kept=kept), kept)
+    texts = [text(geometry, min(length, geometry.positions), seed) for length in lengths]
+    together = encoder.many(texts)
+    assert together.shape == (len(texts), geometry.labels)
+    assert np.array_equal(together, np.concatenate([encoder(one) for one in texts]))
 
 
 @pytest.fixture
@@ -389,3 +407,46 @@ def test_without_a_compiler_or_the_instructions_the_reason_is_told(fresh: pytest
     with pytest.raises(InputError, match="written for processors with AVX2 or ARM's dot products, on Linux or macOS"):
         variants.get("int8-native")
     assert "int8-native" not in [row.name for row in variants.select("all")]
+
+
+def test_more_texts_than_fit_in_one_call_are_answered_in_several(place: Path, small: Geometry) -> None:
+    encoder = Encoder(write(place, small, weights(small, 0)))
+    texts = [text(small, 1 + number % 64, number) for number in range(60)]
+    assert sum(one["input_ids"].size for one in texts) > 3 * ROWS_AT_ONCE
+    assert np.array_equal(encoder.many(texts), np.concatenate([encoder(one) for one in texts]))
+
+
+def test_a_loaded_classifier_answers_several_texts_as_it_does_each(trained: Checkpoint, tmp_path: Path) -> None:
+    served = qbert.load(qbert.quantize(trained.folder, "int8-native", tmp_path / "served"), max_characters=400)
+    texts = [
+        "学校考试",
+        "球队比赛" * 20,
+        "车",
+        *(f"{number} 汽车 {number}" * (number % 9 + 1) for number in range(300)),
+    ]
+    assert served.is_batched
+    assert served.many(texts) == [served(one) for one in texts]
+    assert served.many((one, "另一个") for one in texts) == [served(one, "另一个") for one in texts]
+    assert served.many([]) == []
+    wrong_ones = (" ", "the text is blank"), ("长" * 401, "has 401 characters"), (("a", "b", "c"), "positional")
+    for wrong, told in wrong_ones:
+        with pytest.raises(InputError, match=rf"text 1 \(from 0\): .*{told}"):
+            served.many(["学校", wrong, "车"])
+
+
+def test_predict_answers_what_comes_together_in_one_call_and_what_was_before_a_mistake(
+    trained: Checkpoint, tmp_path: Path
+) -> None:
+    served = qbert.quantize(trained.folder, "int8-native", tmp_path / "served")
+    texts = [f"{number} 学校考试" * (1 + number % 5) for number in range(80)]
+    one_by_one = [CliRunner().invoke(main, ["predict", "--model", str(served), one]).stdout for one in texts[:3]]
+    piped = CliRunner().invoke(main, ["predict", "--model", str(served)], input="\r\n".join(["", *texts]))
+    lines = piped.stdout.splitlines()
+    assert lines[:4] == ["\t\t", *(line.rstrip("\n") for line in one_by_one)]
+    assert len(lines) == 1 + len(texts)
+    given = CliRunner().invoke(main, ["predict", "--model", str(served), *texts])
+    assert given.stdout.splitlines() == lines[1:]
+    mistaken = CliRunner().invoke(main, ["predict", "--model", str(served), texts[0], "half \ud83d", texts[1]])
+    assert mistaken.exit_code == 2
+    assert mistaken.stdout == one_by_one[0]
+    assert "half a character" in mistaken.stderr
