@@ -93,8 +93,10 @@ template <class Dot_>
 struct VectorBlock {
   using Dot = Dot_;
   using Layout = Panels;
-  static constexpr int kRows = kBlockRows;
+  static constexpr int kRows = kBlockRows, kVectors = kBlockVectors;
   static constexpr int kDepth = 4;  // rows are read up to a multiple of this many bytes
+  static constexpr int kSteps = 1;  // of the depth that `add` adds
+  static void add(typename Dot::Sum& sum) { Dot::add(sum, Ints{}, Ints{}); }
 
   template <int Rows, int Vectors, class Epilogue>
   [[gnu::noinline, gnu::flatten]] static void multiply(const unsigned char* rows, std::size_t stride,
@@ -167,7 +169,7 @@ class BlockProduct {
   template <class Epilogue>
   static void run(const void* rows, std::size_t stride, int count, const std::uint32_t* packed, const Layout& panels,
                   const Epilogue& epilogue, std::int32_t*) {
-    static constexpr auto kBlocks = sizes<Epilogue>(std::make_integer_sequence<int, Block::kRows * kBlockVectors>{});
+    static constexpr auto kBlocks = sizes<Epilogue>(std::make_integer_sequence<int, Block::kRows * Block::kVectors>{});
     const int blocks = (count + Block::kRows - 1) / Block::kRows;
     for (int panel = 0; panel < panels.count; ++panel) {
       const std::size_t width = std::size_t(panels.width(panel)) * sizeof(Ints);
@@ -176,7 +178,7 @@ class BlockProduct {
       for (int block = 0; block < blocks; ++block) {  // heights differ by one row at most
         const int first = block * (count / blocks) + std::min(block, count % blocks);
         const int height = count / blocks + (block < count % blocks);
-        kBlocks[(height - 1) * kBlockVectors + panels.width(panel) - 1](
+        kBlocks[(height - 1) * Block::kVectors + panels.width(panel) - 1](
             static_cast<const unsigned char*>(rows) + first * stride, stride, packed + panels.offset(panel), panels.depth,
             Prefetch{prefetch.from + block * prefetch.bytes * panels.depth, prefetch.bytes}, first,
             panels.first(panel) * kLanes, epilogue);
@@ -186,22 +188,22 @@ class BlockProduct {
 
   // Add products in registers `repeats` times, and return how many operations those are: the rate that no product exceeds.
   static std::int64_t in_registers(std::int64_t repeats) {
-    constexpr int kSums = kBlockRows * kBlockVectors;
+    constexpr int kSums = Block::kRows * Block::kVectors;
     typename Dot::Sum sums[kSums] = {};
     for (std::int64_t i = 0; i < repeats; ++i) {
 #pragma GCC unroll 24
-      for (int s = 0; s < kSums; ++s) Dot::add(sums[s], Ints{}, Ints{});
+      for (int s = 0; s < kSums; ++s) Block::add(sums[s]);
     }
     typename Dot::Sum total{};
 #pragma GCC unroll 24
     for (int s = 0; s < kSums; ++s) total += sums[s];
-    return repeats * kSums * kLanes * Dot::kGroup * 2 + std::int64_t(total[0]);  // it is 0, which the compiler cannot know
+    return repeats * kSums * kLanes * Dot::kGroup * 2 * Block::kSteps + std::int64_t(total[0]);  // it is 0, which the compiler cannot know
   }
 
  private:
   template <class Epilogue, int... Index>
   static constexpr auto sizes(std::integer_sequence<int, Index...>) {
-    return std::array{&Block::template multiply<Index / kBlockVectors + 1, Index % kBlockVectors + 1, Epilogue>...};
+    return std::array{&Block::template multiply<Index / Block::kVectors + 1, Index % Block::kVectors + 1, Epilogue>...};
   }
 };
 

@@ -38,17 +38,35 @@ struct Int8Dot {  // four unsigned bytes below 128 by four signed bytes, exact
     });
 #endif
   }
+  // The same of two steps, whose products are exact in 16 bits (pairs.h).
+  static void add_two(Ints& sum, Ints row, Ints next_row, const std::uint32_t* columns, const std::uint32_t* next_columns) {
+    using Shorts [[gnu::vector_size(32)]] = std::int16_t;
+    using Columns [[gnu::vector_size(32), gnu::aligned(4), gnu::may_alias]] = std::int32_t;
+    const auto &column = *reinterpret_cast<const Columns*>(columns),
+               &next_column = *reinterpret_cast<const Columns*>(next_columns);
+    QBERT_ASM((add(sum, row, column), add(sum, next_row, next_column)), {
+      Shorts products, next_products;
+      asm("vpmaddubsw %4, %3, %1\n\t"  // sums of two
+          "vpmaddubsw %6, %5, %2\n\t"
+          "vpaddw %2, %1, %1\n\t"    // of four
+          "vpmaddwd %7, %1, %1\n\t"  // of eight
+          "vpaddd %1, %0, %0"
+          : "+x"(sum), "=&x"(products), "=&x"(next_products)
+          : "x"(row), "m"(column), "x"(next_row), "m"(next_column), "x"(1 - Shorts{}));
+    });
+  }
 };
 
 }  // namespace qbert
 
+#include "../pairs.h"
 #include "../product.h"
 
 namespace qbert {
 
 struct Avx2 {
   static constexpr char kInstructions[] = "avx2";
-  using Int8 = VectorProduct<Int8Dot>;
+  using Int8 = PairProduct<Int8Dot>;
   using Attention = VectorProduct<Fp32Dot>;
   using Kept = VectorProduct<Streamed<Fp32Dot>>;
   static bool permitted() { return true; }
