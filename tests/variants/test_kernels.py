@@ -37,7 +37,7 @@ def runs_here(kernel: Kernel) -> bool:
 
 def again(kernel: Kernel, flags: str, **environment: str) -> None:
     """Run the encoder's tests with `kernel`, or with its twin where this processor lacks it, in a new process."""
-    tests = "reference or extreme or thousandth"
+    tests = "reference or extreme or thousandth or alone_to_the_bit"
     if not environment.get("QBERT_EMULATED"):
         tests += " or both_precisions or before_it or padding or know or damaged"
     if not runs_here(kernel):

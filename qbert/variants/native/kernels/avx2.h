@@ -38,7 +38,7 @@ struct Int8Dot {  // four unsigned bytes below 128 by four signed bytes, exact
     });
 #endif
   }
-  // The same of two steps, whose products are exact in 16 bits (pairs.h).
+  // The same of two steps, whose products are exact in 16 bits (steps.h).
   static void add_two(Ints& sum, Ints row, Ints next_row, const std::uint32_t* columns, const std::uint32_t* next_columns) {
     using Shorts [[gnu::vector_size(32)]] = std::int16_t;
     using Columns [[gnu::vector_size(32), gnu::aligned(4), gnu::may_alias]] = std::int32_t;
@@ -59,14 +59,14 @@ struct Int8Dot {  // four unsigned bytes below 128 by four signed bytes, exact
 
 }  // namespace qbert
 
-#include "../pairs.h"
+#include "../steps.h"
 #include "../product.h"
 
 namespace qbert {
 
 struct Avx2 {
   static constexpr char kInstructions[] = "avx2";
-  using Int8 = PairProduct<Int8Dot>;
+  using Int8 = StepProduct<Int8Dot>;
   using Attention = VectorProduct<Fp32Dot>;
   using Kept = VectorProduct<Streamed<Fp32Dot>>;
   static bool permitted() { return true; }

@@ -47,7 +47,8 @@ struct PairPanels : Panels {
 struct PairBlock {
   using Dot = Int8Pairs;
   using Layout = PairPanels;
-  static constexpr int kRows = 8, kDepth = 8;
+  static constexpr int kRows = 8, kVectors = kBlockVectors, kDepth = 8, kSteps = 1;
+  static void add(Ints& sum) { Dot::add(sum, Ints{}, Ints{}); }
 
   template <int Rows, int Vectors, class Epilogue>
   [[gnu::noinline, gnu::flatten]] static void multiply(const unsigned char* rows, std::size_t stride, const std::uint32_t* packed, int depth,

@@ -30,8 +30,8 @@ struct Keep {
   }
 };
 
-// Reads columns, depth in bytes, weights and a row's bytes; writes the products, and how many panels go step by step and
-// how many steps the others have beside their own.
+// Reads columns, depth in bytes, weights and rows; writes how many panels go step by step, how many steps the others
+// have beside their own, and the products.
 int main() {
   int columns, bytes;
   if (std::fread(&columns, 4, 1, stdin) != 1 || std::fread(&bytes, 4, 1, stdin) != 1) return 1;
@@ -42,7 +42,7 @@ int main() {
   for (int row = 0; row < 7; ++row) {
     if (int(std::fread(rows.data() + row * stride, 1, bytes, stdin)) != bytes) return 1;
   }
-  const PairPanels panels(columns, int(round_up(bytes, 4)) / 4);
+  const StepPanels panels(columns, int(round_up(bytes, 4)) / 4);
   std::vector<std::uint32_t> packed(panels.size());
   pack(weights.data(), bytes, bytes, panels, packed.data());
   int step_by_step = 0, extras = 0;
@@ -63,18 +63,19 @@ int main() {
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if KERNEL not in compiler.kernels() or not shutil.which("g++"):
         pytest.skip("needs AVX2 and g++")
-    folder = tmp_path_factory.mktemp("pairs")
-    (folder / "pairs.cpp").write_text(PROGRAM)
+    folder = tmp_path_factory.mktemp("steps")
+    (folder / "steps.cpp").write_text(PROGRAM)
     flags = [flag for flag in (*FLAGS, *compiler.AVX2, *KERNEL.flags, *chosen(KERNEL)) if flag != "-shared"]
-    command = ["g++", *flags, "-std=c++20", "-O1", f"-I{SOURCES}", str(folder / "pairs.cpp"), "-o", str(folder / "pairs")]
-    subprocess.run(command, check=True)
-    return folder / "pairs"
+    command = ["g++", *flags, "-std=c++20", "-O1", f"-I{SOURCES}", "steps.cpp", "-o", "steps"]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "steps"
 
 
 def multiply(program: Path, weights: np.ndarray, rows: np.ndarray) -> tuple[int, int, np.ndarray]:
     """How many panels go step by step, how many steps others have beside their own, and the products."""
     asked = np.array(weights.shape, dtype=np.int32).tobytes() + weights.tobytes() + rows.tobytes()
-    found = np.frombuffer(subprocess.run([program], input=asked, check=True, capture_output=True).stdout, dtype=np.int32)
+    answer = subprocess.run([program], input=asked, check=True, capture_output=True).stdout
+    found = np.frombuffer(answer, dtype=np.int32)
     return int(found[0]), int(found[1]), found[2:].reshape(len(rows), len(weights))
 
 
@@ -99,7 +100,7 @@ def test_products_are_exact_whatever_the_weights(
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_greatest_sums_are_exact(program: Path, sign: int) -> None:
-    """A few groups of the greatest weights, so that they are multiplied in pairs with extras, by the greatest bytes."""
+    """A few groups of the greatest weights, so that steps are added in twos with extras, by the greatest bytes."""
     weights = np.zeros((24, 768), dtype=np.int8)
     weights[:, :24] = sign * 127
     weights[5, 100:104], weights[6, 200:204] = -sign * 127, -128

@@ -17,18 +17,18 @@ namespace qbert {
 
 // A block of 3 rows by 3 vectors of sums leaves registers for two steps of a row, two products and the ones that widen them;
 // columns are read from the L1 cache by the instruction. With 4 by 2 and columns in registers it took a tenth longer.
-constexpr int kPairRows = 3, kPairVectors = 3;
+constexpr int kStepRows = 3, kStepVectors = 3;
 constexpr int kMost = 32767 / kGreatestByte;
 constexpr std::int32_t kStepByStep = -1;
 
-struct PairPanels {
+struct StepPanels {
   int columns, depth;
   int vectors = int(round_up(columns, kLanes)) / kLanes;
-  int count = (vectors + kPairVectors - 1) / kPairVectors;
+  int count = (vectors + kStepVectors - 1) / kStepVectors;
   int extras = 8 + depth / 16;  // that there is room for, in a panel
   int head = int(round_up(1 + extras, 16));
 
-  PairPanels(int columns, int depth) : columns(columns), depth(int(round_up(depth, 2))) {}
+  StepPanels(int columns, int depth) : columns(columns), depth(int(round_up(depth, 2))) {}
   int first(int panel) const { return panel * (vectors / count) + std::min(panel, vectors % count); }
   int width(int panel) const { return first(panel + 1) - first(panel); }
   std::size_t offset(int panel) const {
@@ -54,7 +54,7 @@ inline std::array<std::int8_t, 4> excess(std::array<std::int8_t, 4>& first, cons
 }
 
 // Pack columns of int8 that are `stride` bytes apart and `bytes` long.
-inline void pack(const void* columns, std::size_t stride, std::size_t bytes, const PairPanels& panels, std::uint32_t* packed) {
+inline void pack(const void* columns, std::size_t stride, std::size_t bytes, const StepPanels& panels, std::uint32_t* packed) {
   using Four = std::array<std::int8_t, 4>;
   const auto* from = static_cast<const unsigned char*>(columns);
   const auto four = [&](int column, int step) {
@@ -94,10 +94,10 @@ inline void pack(const void* columns, std::size_t stride, std::size_t bytes, con
 }
 
 template <class Dot_>
-struct PairBlock {
+struct StepBlock {
   using Dot = Dot_;
-  using Layout = PairPanels;
-  static constexpr int kRows = kPairRows, kVectors = kPairVectors;
+  using Layout = StepPanels;
+  static constexpr int kRows = kStepRows, kVectors = kStepVectors;
   static constexpr int kDepth = 8;  // rows are read up to a multiple of this many bytes
   static constexpr int kSteps = 2;
   static void add(Ints& sum) {
@@ -153,6 +153,6 @@ struct PairBlock {
 };
 
 template <class Dot>
-using PairProduct = BlockProduct<PairBlock<Dot>>;
+using StepProduct = BlockProduct<StepBlock<Dot>>;
 
 }  // namespace qbert
