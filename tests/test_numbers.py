@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import qbert
 from qbert.cli import main
 from qbert.gate import run as gate
+from qbert.inputs import training
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.configuration import SENTENCE_TRANSFORMERS
 from qbert.inputs.dataset import Dataset
@@ -118,6 +119,18 @@ def name_activation(folder: Path, place: str, function: str) -> None:
     else:
         config["sentence_transformers"] = {"activation_fn": function, "version": "4.1.0"}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_what_is_fine_tuned_forgets_the_activation_of_its_base(
+    ranker: Checkpoint, passages: Dataset, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(ranker.folder, tmp_path / "model"))
+    name_activation(folder, "former", "torch.nn.modules.activation.Sigmoid")
+    name_activation(folder, "config", "torch.nn.modules.activation.Sigmoid")
+    assert Checkpoint.open(folder).activation == "sigmoid"
+    recipe = training.Recipe(epochs=1, learning_rate=1e-4, batch_size=64, warmup=0, masked=0, shortest=1)
+    tuned = training.train(passages, str(folder), tmp_path / "tuned", max_length=16, recipe=recipe)
+    assert tuned.activation == "identity"
 
 
 @pytest.mark.parametrize("function", ["torch.nn.modules.activation.Softplus", "my_module.Sigmoid", "Sigmoid"])

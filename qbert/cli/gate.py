@@ -96,6 +96,7 @@ def gate(
     from qbert.gate import run as gates
     from qbert.gate import sides
     from qbert.inputs import dataset as datasets
+    from qbert.inputs import metrics
     from qbert.inputs.training import GEOMETRIES
     from qbert.results import tables, verdicts
 
@@ -167,7 +168,8 @@ def gate(
             ctx.exit(gates.NOT_COMPARABLE)
         except KeyboardInterrupt:
             ctx.exit(128 + signal.SIGINT)
-    saved = result | {"cells": verdicts.for_json(result["cells"])}
+    settings_of_run = metrics.own_names({"metric": verdicts.metric_of(result["cells"]).key} | result["settings"])
+    saved = result | {"cells": verdicts.for_json(result["cells"]), "settings": settings_of_run}
     options.write(json_file, json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
     if calibrate:
         tables.show(verdicts.calibration(gates.calibrated(result, CALIBRATED), result))

@@ -223,30 +223,55 @@ def predict(
                 echo(f"{','.join(prediction.labels)}\t{scored}\t{first[:60]}")
 
 
-TOGETHER = 32
-"""Lines that are classified in one call: more would answer no sooner."""
+TOGETHER = 1_000
+"""Characters of the lines that are classified in one call: more would take longer, and the first answer as well."""
 
 
 def _at_hand(stream: Any) -> Iterator[list[str]]:  # noqa: ANN401  a text stream
-    """Yield the lines of `stream`, as many at once as have arrived."""
+    """Yield the lines of `stream`, as many at once as have arrived.
+
+    Raises:
+        UnicodeDecodeError: it is not text; what came before that was yielded.
+    """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(stream.encoding)(stream.errors), translate=True)
-    rest = ""
-    while content := stream.buffer.read1(1 << 16):
-        *lines, rest = (rest + decoder.decode(content)).split("\n")
-        yield lines
-    rest += decoder.decode(b"", final=True)
-    yield [rest] if rest else []
+    line: list[str] = []  # the parts of one that has not ended
+    failed = None
+    while not failed and (content := stream.buffer.read1(1 << 16)):
+        try:
+            text = decoder.decode(content)
+        except UnicodeDecodeError as error:
+            failed, text = error, error.object[: error.start].decode(stream.encoding).replace("\r\n", "\n")
+        first, *others = text.split("\n")
+        line.append(first)
+        if others:
+            yield ["".join(line), *others[:-1]]
+            line = others[-1:]
+    if failed:
+        raise failed
+    line.append(decoder.decode(b"", final=True))
+    if "".join(line):
+        yield ["".join(line)]
 
 
 def _predicted(served: "TextClassifier", arrived: Iterable[list[str]]) -> "Iterator[tuple[str, Prediction | None]]":
     """Yield each line of those that `arrived` together, and its prediction: None of a blank one."""
     for lines in arrived:
-        pairs = [line.rstrip("\r\n").partition("\t")[::2] for line in lines]
-        texts = [(first, second) if second.strip() else (first,) for first, second in pairs]
-        together = len(texts) > 1 and served.is_batched
-        step = TOGETHER if together else 1
-        for begin in range(0, len(texts), step):
-            yield from zip(lines[begin : begin + step], _answers(served, texts[begin : begin + step]), strict=True)
+        for together in _together(lines) if served.is_batched else [[line] for line in lines]:
+            pairs = [line.rstrip("\r\n").partition("\t")[::2] for line in together]
+            texts = [(first, second) if second.strip() else (first,) for first, second in pairs]
+            yield from zip(together, _answers(served, texts), strict=True)
+
+
+def _together(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the `lines` that are classified in one call: with TOGETHER characters, or one that has more."""
+    together: list[str] = []
+    for line in lines:
+        if together and sum(map(len, together)) + len(line) > TOGETHER:
+            yield together
+            together = []
+        together.append(line)
+    if together:
+        yield together
 
 
 def _answers(served: "TextClassifier", texts: "Sequence[tuple[str, ...]]") -> "Iterator[Prediction | None]":

@@ -268,11 +268,17 @@ def otherwise(variant: str, shards: Sequence[Shard]) -> list[str]:
     first = min(shards, key=lambda shard: shard.start)
     return [
         f"{variant}: {worker} does not calculate as {first.worker} does: of {len(trial)} documents that both "
-        f"classified, {int((trial.argmax(axis=1) != first.trial.argmax(axis=1)).sum())} have another label, and "
-        f"logits differ by {apart:.3g} at most"
+        f"classified, {labels_apart(trial, first.trial)}logits differ by {apart:.3g} at most"
         for worker, trial in sorted({shard.worker: shard.trial for shard in shards}.items())
         if (apart := float(np.abs(trial - first.trial).max()))
     ]
+
+
+def labels_apart(trial: Logits, other: Logits) -> str:
+    """Return how many documents have another label, in words; nothing where the one output is a number."""
+    if trial.shape[1] == 1:
+        return ""
+    return f"{int((trial.argmax(axis=1) != other.argmax(axis=1)).sum())} have another label, and "
 
 
 def machine_key(identity: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ DRAWS = 4_000
 """Of a bootstrap."""
 BEYOND = 20
 """Draws that lie beyond a bound, at least."""
+MOST_DRAWS = 1_000_000
 
 
 class Paired(Protocol):
@@ -95,8 +96,8 @@ class ByUnit:
 
     @property
     def drop(self) -> float:
-        """That of the sample."""
-        return float(self.values @ self.counts / self.counts.sum())
+        """That of the sample; 0 without a unit."""
+        return float(self.values @ self.counts / max(1, self.counts.sum()))
 
     def at_most(self, confidence: float, times: float = 1.0) -> float:
         """As Paired says."""
@@ -134,18 +135,22 @@ class OfCorrelation:
     def at_most(self, confidence: float, times: float = 1.0) -> float:
         """As Paired says."""
         expanded = self._expanded(confidence, times)
-        return float(np.quantile(self._drawn(expanded, times), expanded))
+        return float(np.quantile(self._drawn(expanded, times), expanded)) if expanded else GREATEST
 
     def at_least(self, confidence: float) -> float:
         """As Paired says."""
         expanded = self._expanded(confidence, 1.0)
-        return float(np.quantile(self._drawn(expanded, 1.0), 1 - expanded))
+        return float(np.quantile(self._drawn(expanded, 1.0), 1 - expanded)) if expanded else -GREATEST
 
-    def _expanded(self, confidence: float, times: float) -> float:
+    def _expanded(self, confidence: float, times: float) -> float | None:
+        """Return the percentile to take; None where there are too few rows for this confidence."""
         from scipy import special  # scipy.stats takes a second to import
 
         rows = len(self._columns[0]) * times
-        return float(special.ndtr(math.sqrt((rows + 1) / (rows - 1)) * special.stdtrit(rows - 1, confidence)))
+        if rows < 3:  # noqa: PLR2004  two always lie on a line
+            return None
+        expanded = float(special.ndtr(math.sqrt((rows + 1) / (rows - 1)) * special.stdtrit(rows - 1, confidence)))
+        return expanded if expanded < 1 - BEYOND / MOST_DRAWS else None
 
     def _drawn(self, confidence: float, times: float) -> Floats:
         rows, draws = len(self._columns[0]), _draws(confidence)
@@ -171,6 +176,8 @@ class OfCorrelation:
         return correlation(before) - correlation(after)
 
 
+GREATEST = 2.0
+"""The greatest drop of a correlation."""
 TINY = 1e-12
 """A spread of standardized numbers that is rounding."""
 

@@ -27,6 +27,10 @@ SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 """Where newer releases of sentence-transformers name a cross-encoder's activation."""
 
 
+ACTIVATION_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
+"""The keys of config.json that name it: of release 4 on, and before."""
+
+
 class SentenceTransformers(Struct):
     """What sentence-transformers writes of a cross-encoder, beside config.json or in it."""
 

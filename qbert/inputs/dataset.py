@@ -103,7 +103,9 @@ class Dataset:
         if not self.ranked:
             return self.test.sample(count, random_state=0).sort_index()
         drawn = _shuffled(self.test)
-        return drawn[drawn["query"].isin(drawn["query"].iloc[:count])].sort_index()
+        sample = drawn[drawn["query"].isin(drawn["query"].iloc[:count])].sort_index()
+        _check_queries(f"{self.folder / SPLITS[1]}, {counted(len(sample), 'document')} of it", sample)
+        return sample
 
     def training_texts(self, count: int) -> list[tuple[str, ...]]:
         """Return the text, or the two texts of a pair, of `count` training documents: always the same."""
@@ -149,6 +151,8 @@ class Dataset:
                     "which the choice is judged: remove them"
                 )
             said = f"Chosen by {counted(len(documents), 'document')} of {validation.name}"
+            if self.ranked:
+                _check_queries(str(validation), documents)
             seen = len(texts & known)
             said += f"; {seen} of them are in train.csv, so the model may have seen them." if seen else "."
             return _shuffled(documents), said
@@ -158,11 +162,14 @@ class Dataset:
                 f"{self.folder / 'train.csv'} has {counted(len(self.train), 'row')}, too few to hold any out "
                 "to choose by: add some, or give a file of other documents (--validation)"
             )
+        if self.ranked:
+            _check_queries(f"{self.folder / SPLITS[0]}, held-out rows", documents)
         said = f"Chosen by {counted(len(documents), 'document')} of train.csv, which no variant is calibrated on"
+        answers = "labels" if self.label_names else "answers"
         if trained_on == self.sha256:
-            said += ", but which the model was trained on: on unseen text labels change more often (--validation FILE)."
+            said += f", but which the model was trained on: on unseen text {answers} change more (--validation FILE)."
         else:
-            said += ". If the model was trained on them, labels change more often on unseen text (--validation FILE)."
+            said += f". If the model was trained on them, {answers} change more on unseen text (--validation FILE)."
         return _shuffled(documents), said
 
     def read_like_train(self, path: Path) -> pd.DataFrame:
@@ -210,8 +217,13 @@ def load(source: str | Path) -> Dataset:
         train, test = (_read_numbers(folder / name, split) for name, split in zip(SPLITS, (train, test), strict=True))
         _warn_of_duplicates(folder, train, test)
         loaded = Dataset(folder.resolve(), (), train, test, digest.hexdigest())
-        if loaded.ranked:
-            _check_queries(folder / SPLITS[1], test)
+        if loaded.ranked and (alike := _check_queries(str(folder / SPLITS[1]), test)):
+            warnings.warn(
+                f"{folder / SPLITS[1]}: {len(alike)} of {test['query'].nunique()} queries, such as {alike[0]!r}, have "
+                "one passage or one label: no order is better than another, so they are not judged",
+                DatasetWarning,
+                stacklevel=2,
+            )
         return loaded
     ids = _label_ids(label_names, [train, test])
     train, test = _number_labels(ids, {folder / "train.csv": train, folder / "test.csv": test})
@@ -411,26 +423,20 @@ def _read_numbers(path: Path, split: pd.DataFrame) -> pd.DataFrame:
     return split.assign(label=np.array(numbers)).reset_index(drop=True)
 
 
-def _check_queries(path: Path, test: pd.DataFrame) -> None:
-    """Warn where queries of the split `test`, in `path`, cannot be ranked.
+def _check_queries(place: str, documents: pd.DataFrame) -> list[str]:
+    """Return the queries of `documents`, which are at `place`, that cannot be ranked.
 
     Raises:
         InputError: fewer than two can.
     """
-    kinds = test.groupby("query", sort=False)["label"].nunique()
-    alike = kinds[kinds == 1]
+    kinds = documents.groupby("query", sort=False)["label"].nunique()
+    alike = [str(query) for query in kinds.index[kinds == 1]]
     if len(kinds) - len(alike) < 2:  # noqa: PLR2004  one query has no spread
         raise InputError(
-            f"{path}: {len(kinds) - len(alike)} of {len(kinds)} queries have passages of different labels: two are "
+            f"{place}: {len(kinds) - len(alike)} of {len(kinds)} queries have passages of different labels: two are "
             "needed, as the order of others cannot be judged"
         )
-    if len(alike):
-        warnings.warn(
-            f"{path}: {len(alike)} of {len(kinds)} queries, such as {alike.index[0]!r}, have one passage or one label: "
-            "no order is better than another, so they are not judged",
-            DatasetWarning,
-            stacklevel=3,
-        )
+    return alike
 
 
 def _written(split: pd.DataFrame) -> "pd.Series[Any]":

@@ -56,6 +56,10 @@ class Metric(ABC):
     """What the margins of a flip are."""
     interval: ClassVar[str]
     """What the interval of the drop is of."""
+    flipped_line: ClassVar[str] = ""
+    """How a flip is told in a line."""
+    always: ClassVar[tuple[str, ...]] = ()
+    """Figures that a record has although they are not known: as null."""
     more: ClassVar[Mapping[str, str]] = {}
     """What the figures are called that are shown beside it, by their names."""
     narrow: ClassVar[Mapping[str, str]] = {}
@@ -115,6 +119,14 @@ class Metric(ABC):
         Each has `row`, `text`, `label`, `baseline`, `variant`, `baseline_margin` and `variant_margin`.
         """
 
+    def reads(self, record: Record) -> bool:
+        """Whether `record` is one of answers that this metric can judge.
+
+        Raises:
+            KeyError, ValueError: it is not.
+        """
+        return bool(self.read(record, record))
+
     def in_words(self, record: Record) -> list[tuple[int, str]]:
         """Return the answers that can change, each with its document's place in the record."""
         return []
@@ -136,6 +148,8 @@ class F1(Metric):
     flip = "label"
     changed = "labels"
     flipped_title = "Documents whose label changed"
+    flipped_line = "document {row}: {baseline} -> {variant}, is {label}: {text}"
+    always = ("label_flips", "logit_error")
     margin = "by how much the highest logit is above the next"
     interval = "a score test over the documents, and where a run has no f1_drop_at_most, of a paired bootstrap"
 
@@ -302,8 +316,14 @@ class OfOneOutput(Metric):
     def _read(self, record: Record) -> tuple[Floats, Floats]:
         """Return the true numbers of `record`, and its answers."""
         numbers = np.array(record["labels"].split(" "), dtype=np.float64)
-        activation = record.get("activation", labels.IDENTITY)
-        return numbers, replace(self, activation=activation).answers(labels.unpacked_logits(record, len(numbers)))
+        logits = labels.unpacked_logits(record, len(numbers))
+        return numbers, replace(self, activation=record.get("activation", labels.IDENTITY)).answers(logits)
+
+    def reads(self, record: Record) -> bool:
+        """Whether `record` has a finite true number and one finite logit of each document."""
+        numbers, answers = self._read(record)
+        one_each = labels.unpacked_logits(record, len(numbers)).shape == (len(numbers), 1)
+        return bool(one_each and np.isfinite(numbers).all() and np.isfinite(answers).all())
 
 
 @dataclass(frozen=True)
@@ -397,6 +417,7 @@ class Ranking(OfOneOutput):
     flip = "order"
     changed = "orders"
     flipped_title = "Queries whose first ten changed"
+    flipped_line = "query of document {row}: documents {baseline} -> {variant}, best is {label}: {text}"
     margin = "the least difference between the outputs of two passages that follow one another"
     more: ClassVar[Mapping[str, str]] = {"mrr": f"MRR@{FIRST}"}
     narrow: ClassVar[Mapping[str, str]] = {"mrr": "MRR\n@10"}
@@ -407,7 +428,12 @@ class Ranking(OfOneOutput):
         return Ranked(documents["label"].to_numpy(dtype=np.float64), pd.factorize(documents["query"])[0])
 
     def score(self, truth: Ranked, answers: Floats) -> float:
-        return float(np.mean(self._ndcg(truth, answers)))
+        """Return the mean over the queries that can be ranked; 0 where none can."""
+        return _mean(self._ndcg(truth, answers))
+
+    def reads(self, record: Record) -> bool:
+        """Whether each document has also a query, and a relevance of 0 or more."""
+        return super().reads(record) and bool((self.read(record, record)[0].relevance >= 0).all())
 
     @staticmethod
     def _ndcg(truth: Ranked, answers: Floats) -> Floats:
@@ -421,11 +447,11 @@ class Ranking(OfOneOutput):
             places = np.flatnonzero(sizes == size)
             rows = np.array([queries[place] for place in places])
             found[places] = [ndcg_score(truth.relevance[[row]], answers[[row]], k=FIRST) for row in rows]
-        return found
+        return np.minimum(found, 1.0)  # sums in another order may be above by rounding
 
     def paired(self, truth: Ranked, before: Floats, after: Floats) -> ByUnit:
         # No query can lose or gain more than from its best order to its worst.
-        greatest = 1 - float(self._ndcg(truth, -truth.relevance).min())
+        greatest = 1 - float(self._ndcg(truth, -truth.relevance).min(initial=1.0)) if truth.judged() else 1.0
         return ByUnit(self._ndcg(truth, before) - self._ndcg(truth, after), greatest)
 
     def figures(self, truth: Ranked, before: Floats, after: Floats) -> dict[str, Any]:
@@ -434,10 +460,8 @@ class Ranking(OfOneOutput):
         return {
             "queries": len(queries),
             "flips": sum(_first(before[rows]) != _first(after[rows]) for rows in queries),
-            "mrr": float(np.mean([reciprocal_rank(truth.relevance[rows] > 0, after[rows]) for rows in queries])),
-            "mrr_baseline": float(
-                np.mean([reciprocal_rank(truth.relevance[rows] > 0, before[rows]) for rows in queries])
-            ),
+            "mrr": _mean([reciprocal_rank(truth.relevance[rows] > 0, after[rows]) for rows in queries]),
+            "mrr_baseline": _mean([reciprocal_rank(truth.relevance[rows] > 0, before[rows]) for rows in queries]),
         }
 
     def record(self, truth: Ranked, logits: npt.NDArray[np.float32]) -> dict[str, str]:
@@ -485,6 +509,10 @@ class Ranking(OfOneOutput):
         return int(ends[ends >= min(count, len(truth.query))][0])
 
 
+def _mean(values: Sequence[float] | Floats) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
+
+
 def _first(outputs: Floats) -> list[int]:
     """Return the places of the first ten of `outputs`, best first; equal ones in their order."""
     return [int(place) for place in np.argsort(-outputs, kind="stable")[:FIRST]]
@@ -520,6 +548,7 @@ NAMES = {
     "drop_verdict": "{}_verdict",
     "max_drop": "max_{}_drop",
     "guard": "{}_guard",
+    "min_drop": "min_{}_effect",
 }
 """What a figure of any metric is called here, and outside by the metric's key."""
 

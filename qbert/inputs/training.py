@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qbert.inputs import metrics
 from qbert.inputs import tokenizer as tokenizers
 from qbert.inputs.checkpoint import Checkpoint, locate
+from qbert.inputs.configuration import ACTIVATION_KEYS
 from qbert.inputs.dataset import Dataset, text_rows
 from qbert.inputs.dataset import load as load_dataset
 from qbert.inputs.labels import IDENTITY, MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -220,6 +221,9 @@ def _start(
         checkpoint.check_length(max_length)
         checkpoint.encoder.check_pairs(dataset)
         model = checkpoint.load(seed=seed, num_labels=len(names), **labels)
+        for name in ACTIVATION_KEYS:  # of the base's output: the error is that of the logit
+            if hasattr(model.config, name):
+                delattr(model.config, name)
         return model, checkpoint.encoder.tokenizer
     check_length(base, max_length)
     layers, hidden = GEOMETRIES[base]

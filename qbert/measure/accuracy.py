@@ -74,8 +74,11 @@ class Comparison:
 
     def figures(self) -> dict[str, Any]:
         """Return all that is known, under the names of Metric; `own_names` gives those for saved runs and JSON."""
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in known.items() if value is not None}
+        known, always = (
+            {field.name: getattr(self, field.name) for field in fields(self)},
+            metrics.named(self.metric).always,
+        )
+        return {name: value for name, value in known.items() if value is not None or name in always}
 
     def record(self) -> dict[str, Any]:
         """Return all that is known, under the metric's own names."""
@@ -179,7 +182,7 @@ def compare_answers(
     """
     metric = metrics.of_records(base, head)
     comparison = compare(*metric.read(base, head), metric, confidence=confidence)
-    same = base["logits_sha256"] == head["logits_sha256"]
+    same = all(base.get(name) == head.get(name) for name in ("logits_sha256", "activation"))
     verdict = "same" if same else stats.drop_verdict(comparison.drop_low, comparison.drop_high, min_effect)
     return comparison.figures() | {"drop_verdict": verdict}
 
@@ -266,7 +269,7 @@ def over_limit(comparison: Comparison, flips: list[dict[str, Any]], *, limit: fl
     max_shown = 5
     for flip in flips[:max_shown]:
         text = " ".join(flip["text"].split())[:40]
-        lines.append(f"  document {flip['row']}: {flip['baseline']} -> {flip['variant']}, is {flip['label']}: {text}")
+        lines.append("  " + metric.flipped_line.format(**flip | {"text": text}))
     if len(flips) > max_shown:
         lines.append(f"  and {len(flips) - max_shown} more")
     return "\n".join(lines)

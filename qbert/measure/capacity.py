@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from qbert.measure import accuracy, audit, queueing, stats
 from qbert.measure.capacity_crew import PATIENCE_S, Crew
-from qbert.measure.capacity_worker import SETTLE_S, batch_of
+from qbert.measure.capacity_worker import SETTLE_S, batches
 from qbert.measure.stats import CONFIDENCE
 from qbert.system import cores as machine_cores
 from qbert.system.errors import InputError
@@ -192,6 +192,7 @@ def _measure(crew: Crew, load: Load, workers: int, given: "list[Answer]") -> Mea
     pairs = PAIRS if 2 * PAIRS * crew.cost_s <= blocks_s else stats.min_sample_size(CONFIDENCE)
     each = max(1, round(blocks_s / (2 * pairs * crew.cost_s)), -(-load.min_rounds // (pairs * workers)))
     texts = block_texts(load.rows, (pairs, workers, each))
+    called = batches(load.rows, crew.batch)
     measured = Measured(workers, crew.batch, [[] for _ in range(workers)], [0.0] * workers)
     all_work = workers == crew.workers
     alone_too = workers > 1 and all_work
@@ -213,8 +214,7 @@ def _measure(crew: Crew, load: Load, workers: int, given: "list[Answer]") -> Mea
             for worker, answer in answered.items():
                 alone = len(block) < workers
                 for number, rows in zip(block[worker], answer["logits"], strict=True):
-                    called = batch_of(number, crew.batch, len(load.rows))
-                    given += [(text, worker, alone, row) for text, row in zip(called, rows, strict=True)]
+                    given += [(text, worker, alone, row) for text, row in zip(called[number], rows, strict=True)]
         loaded = max(found, key=len)
         for worker, answer in loaded.items():
             measured.seconds[worker] += answer["seconds"]

@@ -77,9 +77,13 @@ class Board:
         os.close(self._file)
 
 
-def batch_of(number: int, batch: int, texts: int) -> list[int]:
-    """Return the numbers of the `batch` texts of a call for the text `number`: those after it, and again the first."""
-    return [(number + place) % texts for place in range(batch)]
+def batches(texts: Sequence[Sequence[str]], batch: int) -> list[list[int]]:
+    """Return for each of `texts` the numbers of the `batch` texts of a call for it: itself, and the next in length."""
+    by_length = sorted(range(len(texts)), key=lambda number: sum(map(len, texts[number])))
+    found: list[list[int]] = [[] for _ in texts]
+    for place, number in enumerate(by_length):
+        found[number] = [by_length[(place + other) % len(texts)] for other in range(batch)]
+    return found
 
 
 class Worker:
@@ -135,13 +139,13 @@ class Worker:
     ) -> dict[str, Any]:
         """Load the variant and the tokenizer in `artefact`, then classify a text; return the classifier's evidence.
 
-        A call classifies `batch` texts: the one that it is asked for, and those after it.
+        A call classifies `batch` texts: see batches.
 
         Raises:
             CannotRunError: the runtime cannot run this model.
             InputError: one of its threads runs on other processors than this one.
         """
-        self._texts, self._batch = [tuple(text) for text in texts], batch
+        self._texts, self._batches = [tuple(text) for text in texts], batches(texts, batch)
         self._fillers: Iterator[int] = itertools.cycle(range(len(texts)))
         self._max_length, self._filler_length = max_length, min(FILLER_TOKENS, max_length)
         self._encode = Artefact(**dict(artefact, folder=Path(artefact["folder"]))).encoder
@@ -193,10 +197,8 @@ class Worker:
 
     def _classify(self, number: int, max_length: int) -> npt.NDArray[np.float32]:
         """Return the logits of a call for the text `number`, `(batch, num_labels)`."""
-        if self._batch == 1:
-            return self._classifier(self._encode(*self._texts[number], max_length=max_length))
-        texts = (self._texts[one] for one in batch_of(number, self._batch, len(self._texts)))
-        return self._classifier.many([self._encode(*text, max_length=max_length) for text in texts])
+        encodings = [self._encode(*self._texts[one], max_length=max_length) for one in self._batches[number]]
+        return self._classifier(encodings[0]) if len(encodings) == 1 else self._classifier.many(encodings)
 
     def _tokens(self, number: int, max_length: int) -> int:
         return int(self._encode(*self._texts[number], max_length=max_length)["input_ids"].shape[1])

@@ -240,7 +240,9 @@ class Cell:
 
     def reference(self, rows: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], npt.NDArray[np.float32]]:
         """Return the logits of each text (or pair) of `rows`: those of the accuracy pass, or from this process now."""
-        judged = self.suite.judged.get((self.model.name, self.max_length, self.variant.name), {})
+        # Several texts in a call have the answers of one at a time, which the accuracy pass knows.
+        name = self.variant.derived_from if "batch" in self.variant.options else self.variant.name
+        judged = self.suite.judged.get((self.model.name, self.max_length, name), {})
         missing = [text for text in dict.fromkeys(rows) if text not in judged]
         if not missing:
             return judged

@@ -251,7 +251,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "capacity": (
         Column("workers", Positive),
         Column("worker_threads", Positive),
-        Column("batch", Positive, optional=True, kept=False),
+        Column("batch", Positive, optional=True),
         Column("texts_per_s", Rate, Shown("texts/s\n", _DIGITS, 7), Shown("texts/s", _DIGITS),
                Shown("Texts a second, every core busy", _DIGITS)),
         Column("loaded_p50_s", Seconds, Shown("p50\nms", _MS, 6), Shown("p50 ms", _MS_4, rank=1)),

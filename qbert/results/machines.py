@@ -254,7 +254,7 @@ def _agreement(machines: Sequence[Machine], model: str) -> list[str]:
     if compared:
         row, _, most = max(compared, key=lambda found: (found[2].flips, found[2].logit_difference or 0))
         name = f"{row['variant']}, {row['max_length']} tokens"
-        if most.flips or not most.changed:
+        if most.flips or (not most.changed and most.logit_difference):
             sentences.append(f"{model}: machines answer differently, most in {name}: {answers.sentence(most)}.")
         else:
             sentences.append(f"{model}: the machines whose answers can be compared agree in every answer.")

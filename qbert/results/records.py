@@ -70,17 +70,18 @@ class Flip(Struct):
     text: str
 
 
-Ids = Annotated[str, Meta(pattern=r"^(-|\d{1,4}(,\d{1,4})*)( (-|\d{1,4}(,\d{1,4})*))*$")]
+_IDS = r"(-|\d{1,4}(,\d{1,4})*)( (-|\d{1,4}(,\d{1,4})*))*"
+Ids = Annotated[str, Meta(pattern=f"^{_IDS}$")]
 """The label ids of each document, as labels.packed writes them."""
 _NUMBER = r"-?\d{1,20}(\.\d{1,20})?(e[+-]?\d{1,3})?"
-Numbers = Annotated[str, Meta(pattern=rf"^{_NUMBER}( {_NUMBER})*$")]
-"""The true number of each document."""
+Truth = Annotated[str, Meta(pattern=rf"^({_IDS}|{_NUMBER}( {_NUMBER})*)$")]
+"""The label ids, or the true number, of each document."""
 
 
 class Recorded(Struct):
     """The answers to the test documents: Metric.record, and labels.packed_logits, which older runs may lack."""
 
-    labels: Ids | Numbers
+    labels: Truth
     logits_sha256: str
     predicted: Ids | UnsetType = UNSET
     """Where answers are labels."""

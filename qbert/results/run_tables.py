@@ -112,6 +112,7 @@ def capacity_notes(served: pd.DataFrame) -> list[str]:
         "Over alone: a text's time with all busy over that of one worker alone, and half of its 95 % interval.",
         "In limit: how many requests a second may arrive, at random, with 99 % of them answered in time,",
         f"within {first['latency_limit_s'] * 1e3:g} ms, waiting included; simulated (~: from fewer than 299 texts).",
+        *(["Of a batch the rates are of texts, times and limit of calls."] if served["batch"].notna().any() else []),
         *dict.fromkeys(note for notes in served["capacity_notes"] for note in notes),
     ]
 

@@ -87,6 +87,9 @@ class Benchmark(Struct):
         key = self._metric or metrics.F1_OF_ONE.key
         info = parse.convert(self.extra_info, RECORDS[measured, key], name, REMEDY)
         parse.convert(msgspec.to_builtins(self.stats), Quartiles, name, REMEDY)
+        answers = getattr(info, "answers", UNSET)
+        if answers is not UNSET and answers.metric not in (UNSET, key):
+            raise InputError(f"{name} is judged by {key}, and its `answers` by {answers.metric}: {REMEDY}")
         for contradiction in [*self._contradictions(info), *CONTRADICTIONS[measured](info, self.stats.median)]:
             raise InputError(f"{name} cannot be used ({contradiction.replace('score', key)}): {REMEDY}")
 
@@ -127,18 +130,26 @@ def _of_accuracy(info: Any, _: float) -> Iterator[str]:  # noqa: ANN401
         found = [info.answers.labels, info.answers.predicted, info.answers.queries, info.answers.rows]
         if {len(ids.split(" ")) for ids in found if ids is not UNSET} != {info.documents}:
             yield "`answers` are not of as many `documents`"
-        elif (info.answers.metric is UNSET) == (info.answers.predicted is UNSET):
-            yield "`answers` have to be either of labels or of numbers"
-        elif info.answers.metric is not UNSET and info.answers.logits is UNSET:
-            yield "`answers` that are numbers have no `logits`"
+        elif info.answers.predicted is UNSET and not _are_numbers(info.answers):
+            yield "`answers` have neither `predicted` labels nor numbers of their `metric`"
         elif info.answers.logits is not UNSET and not _are_logits(info.answers, info.documents):
             yield "the `logits` of `answers` are not of as many `documents`"
+
+
+def _are_numbers(answers: Recorded) -> bool:
+    """Whether `answers` are numbers that their metric can read, with a true number each."""
+    record = msgspec.to_builtins(answers)
+    metric = metrics.BY_KEY.get(record.get("metric", ""))
+    try:
+        return metric is not None and metric.reads(record)
+    except (KeyError, ValueError):
+        return False
 
 
 def _are_logits(answers: Recorded, documents: int) -> bool:
     try:
         return len(labels.unpacked_logits(msgspec.to_builtins(answers), documents)) == documents
-    except ValueError:
+    except (KeyError, ValueError):
         return False
 
 

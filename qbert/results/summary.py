@@ -99,7 +99,7 @@ def _undominated(row: Mapping[Any, Any], table: pd.DataFrame) -> bool:
 
 def answers(table: pd.DataFrame) -> list[str]:
     """Return sentences for each model: which variant within its limit serves most, and which is the fastest."""
-    served = table[table["texts_per_s"].notna()]
+    served = table[table["texts_per_s"].notna() & table["batch"].isna()]  # a batch's requests are of several texts
     most = [serves_most(cells) for _, cells in served.groupby("model", sort=False)]
     return [*filter(None, most), *_fastest(table[table["median_s"].notna()])]
 

@@ -29,8 +29,10 @@ VERDICTS = {
 def answer(rows: Sequence[Row]) -> str:
     """Return a sentence that counts the verdicts of `rows` (gate.Cell.as_dict, compare.runs)."""
     counts = [(sum(row["verdict"] == verdict for row in rows), verdict) for verdict in VERDICTS]
+    drops = [(metrics.named(row["judged"].get("metric")).short, row["judged"].get("drop_verdict")) for row in rows]
     counts += [
-        (sum(row["judged"].get("drop_verdict") == verdict for row in rows), f"in {metric_of(rows).short} {verdict}")
+        (drops.count((short, verdict)), f"in {short} {verdict}")
+        for short in dict.fromkeys(short for short, _ in drops)
         for verdict in ("worse", "better", "inconclusive")
     ]
     counts += [(sum(bool(row.get("over")) for row in rows), "over a limit")]
@@ -99,9 +101,9 @@ def flat(row: Row) -> dict[str, Any]:
 
 def for_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return `rows` of gate.Cell.as_dict or compare.runs as JSON has them: what is judged is under its metric's key."""
-    key = metric_of(rows).key
     found = []
     for row in rows:
+        key = row["judged"].get("metric", metric_of(rows).key)
         judged = {"verdict" if name == "drop_verdict" else name: it for name, it in row["judged"].items()}
         rest = {"judged" if name == "has_answers" else name: it for name, it in row.items() if name != "judged"}
         found.append(rest | {key: metrics.own_names(judged)})

@@ -166,7 +166,8 @@ class Choice:
     def to_record(self) -> dict[str, Any]:
         """Return all figures that are known."""
         named = {"metric": self.metric}
-        rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
+        flips = {"flips": 0} if metrics.named(self.metric).flip else {}
+        rows = [flips | {key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
         return {
             "metric": self.metric,
             "wanted": metrics.own_names(named | asdict(self.wanted)),

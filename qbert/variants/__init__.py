@@ -214,7 +214,8 @@ def with_threads(variant: Variant, threads: int) -> Variant:
     if "threads" not in inspect.signature(variant.load).parameters:
         raise CannotRunError("it computes on one thread alone")
     name = f"{variant.name}-{counted(threads, 'thread').replace(' ', '-')}"
-    row = replace(variant, name=name, options={**variant.options, "threads": threads}, default=False)
+    options = {**variant.options, "threads": threads}
+    row = replace(variant, name=name, options=options, default=False, derived_from=variant.name)
     return VARIANTS.setdefault(name, row)
 
 
@@ -226,10 +227,9 @@ def with_batch(variant: Variant, batch: int) -> Variant:
     """
     if not variant.batched:
         raise CannotRunError("it classifies one text at a time")
-    row = replace(
-        variant, name=f"{variant.name}-batch-{batch}", options={**variant.options, "batch": batch}, default=False
-    )
-    return VARIANTS.setdefault(row.name, row)
+    name, options = f"{variant.name}-batch-{batch}", {**variant.options, "batch": batch}
+    row = replace(variant, name=name, options=options, default=False, derived_from=variant.name)
+    return VARIANTS.setdefault(name, row)
 
 
 @cache
@@ -262,7 +262,7 @@ def select(names: str) -> list[Variant]:
             chosen |= {
                 key: variant
                 for key, variant in VARIANTS.items()
-                if (variant.default or name == "all") and not variant.missing()
+                if (variant.default or (name == "all" and not variant.derived_from)) and not variant.missing()
             }
         else:
             chosen[name] = get(name)

@@ -29,6 +29,9 @@ SLOW_IMPORTS = {"transformers": ("transformers.modeling_utils", "transformers.mo
 MAX_DROP = 0.01  # commonly accepted of quantized classifiers; the least that 500 documents can tell from 0
 
 
+TOKENS_AT_ONCE = 512
+"""Of several texts in one call: their activations stay in the caches."""
+
 Products = Iterator[tuple[str, str, Callable[[int], Callable[[], Any]]]]
 """For each of a runtime's products with one weight: precision, library, and what makes a call for a number of rows."""
 
@@ -78,10 +81,28 @@ class Classifier:
 
         Others classify one after the other: padding, and scales that are of a whole batch, would change answers.
         """
-        if self.run_many is None or not encodings:
+        if self.run_many is None:
             return np.concatenate([self(encoding) for encoding in encodings])
-        with forks.call(), self._lock:
-            return np.array(self.run_many(encodings))
+        logits = []
+        for together in _groups(encodings):  # a lock for each: other threads, and forks, wait for one alone
+            with forks.call(), self._lock:
+                logits.append(np.array(self.run_many(together)))
+        return np.concatenate(logits)
+
+
+def _groups(encodings: "Sequence[Encoding]") -> "Iterator[list[Encoding]]":
+    """Yield the encodings that go into a call together: TOKENS_AT_ONCE, or one that has more."""
+    together: list[Encoding] = []
+    tokens = 0
+    for encoding in encodings:
+        own = encoding["input_ids"].shape[1]
+        if together and tokens + own > TOKENS_AT_ONCE:
+            yield together
+            together, tokens = [], 0
+        together.append(encoding)
+        tokens += own
+    if together:
+        yield together
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,8 @@ class Variant:
     """`pack(folder, kernels)`: add to what `export` wrote what `load` reads where the kernels of these names run."""
     batched: bool = False
     """Whether its classifier has `run_many`."""
+    derived_from: str = ""
+    """The name of the row that this one is, with a number of threads or of texts in a call; `all` leaves it out."""
     unread: Callable[..., Collection[str]] = lambda _: ()
     """`unread(folder, **options)`: the files there that `load` would not read now, so they need no check. Of another
     module than `load` it counts for nothing.

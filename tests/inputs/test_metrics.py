@@ -218,3 +218,27 @@ def test_outputs_of_one_number_are_activated() -> None:
     assert labels.activated(logits, "sigmoid")[:, 0].tolist() == [0.0, 0.5, 1.0]
     assert labels.activated(logits, "tanh")[:, 0].tolist() == [-1.0, 0.0, 1.0]
     assert labels.activated(logits, labels.IDENTITY) is logits
+
+
+@pytest.mark.parametrize("relevance", [[], [0.0, 0.0], [1.0]])
+def test_nothing_is_sure_where_no_query_can_be_ranked(relevance: list[float]) -> None:
+    truth, outputs = Ranked(np.array(relevance), np.zeros(len(relevance), dtype=np.intp)), np.zeros(len(relevance))
+    assert RANKING.score(truth, outputs) == 0
+    assert RANKING.figures(truth, outputs, outputs)["queries"] == 0
+    paired = RANKING.paired(truth, outputs, outputs)
+    assert (paired.drop, paired.at_most(0.95), paired.at_least(0.95)) == (0, 1, -1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+def test_few_rows_are_sure_of_nothing(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    paired = CORRELATION.paired(*rng.normal(size=(3, rows)))
+    assert paired.at_most(1 - 1e-9) == 2
+    assert paired.at_least(1 - 1e-9) == -2
+
+
+def test_a_perfect_ranking_is_1_and_no_more() -> None:
+    for seed in range(40):
+        relevance = np.random.default_rng(seed).integers(0, 4, 12).astype(float)
+        truth = Ranked(relevance, np.repeat([0, 1], 6))
+        assert RANKING.score(truth, relevance) <= 1

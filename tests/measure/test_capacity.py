@@ -23,14 +23,14 @@ from qbert import variants
 from qbert.inputs import dataset
 from qbert.inputs.checkpoint import Checkpoint
 from qbert.inputs.dataset import Dataset
-from qbert.measure import capacity, stats
+from qbert.measure import capacity, capacity_worker, queueing, stats
 from qbert.measure.capacity_crew import FORKS, Crew, _artefact
 from qbert.measure.capacity_worker import FINISHED, RUNNING, Board
 from qbert.measure.cells import Cell, Suite
 from qbert.system import cores
 from qbert.system.cores import Cores
 from qbert.system.errors import CannotRunError, InputError
-from qbert.variants import Variant
+from qbert.variants import Variant, native
 from qbert.variants.artefact import Artefact
 
 INT8 = "int8-dynamic-onednn"
@@ -361,6 +361,43 @@ def test_one_process_runs_on_exactly_so_many_threads(
     assert (row.name, row.definition["options"]["threads"]) == (f"{variant.name}-2-threads", 2)
     found = capacity.measure(suite.cell("tiny", 16, row.name), load)[1]
     assert (found["workers"], found["worker_threads"], found["evidence"]["threads"]) == (1, 2, 2)
+
+
+@pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
+def test_a_call_of_several_texts_counts_them_all(
+    suite: Suite, load: capacity.Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "VARIANTS", dict(variants.VARIANTS))
+    row = variants.with_batch(variants.VARIANTS["int8-native"], 3)
+    assert (row.name, row.definition["options"]["batch"]) == ("int8-native-batch-3", 3)
+    assert row not in variants.select("all")
+    rounds, found = capacity.measure(suite.cell("tiny", 16, row.name), dataclasses.replace(load, workers=(1,)))
+    assert found["batch"] == 3
+    assert found["answers_compared"] == 3 * len(rounds)
+    assert found["texts_per_s"] == pytest.approx(3 * len(rounds) / sum(rounds), rel=0.1)
+    assert found["rates"][-1] == pytest.approx(3 * queueing.LOADS[-1] * queueing.capacity([rounds]))
+
+
+def test_the_texts_of_a_call_are_of_nearly_one_length() -> None:
+    texts = [("x" * length,) for length in (5, 1, 9, 2, 8)]
+    assert capacity_worker.batches(texts, 2) == [[0, 4], [1, 3], [2, 1], [3, 0], [4, 2]]
+    assert capacity_worker.batches(texts, 1) == [[0], [1], [2], [3], [4]]
+    assert capacity_worker.batches(texts[:2], 5) == [[0, 1, 0, 1, 0], [1, 0, 1, 0, 1]]
+
+
+def test_an_answer_that_is_not_the_one_judged_is_named_with_its_text(
+    suite: Suite, load: capacity.Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [(0, 0, False, [1.0, 0.0]), (1, 0, False, [0.0, 1.0])]
+    cell = suite.cell("tiny", 16, "fp32")
+    monkeypatch.setattr(type(cell), "reference", lambda _, rows: {row: np.array([1.0, 0.0]) for row in rows})
+    with pytest.raises(InputError, match="worker 1 answers text 1 with 0 1 while all are busy"):
+        capacity.check_answers(cell, load.rows, given)
+
+
+def test_one_text_at_a_time_is_no_batch() -> None:
+    with pytest.raises(CannotRunError, match="one text at a time"):
+        variants.with_batch(variants.VARIANTS["fp32"], 2)
 
 
 def test_a_runtime_of_one_thread_takes_no_more() -> None:

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qbert.cli import main
+from qbert.inputs import labels
+from qbert.results import answers as answers_compared
 from qbert.results import changes, history
 from qbert.system.errors import InputError
 
@@ -698,3 +700,56 @@ def test_a_hundred_runs_are_compared_in_little_more_time_than_reading_them_takes
     # In turns, so that neighbours who fill the caches slow both: beside a load it was 1.9 to 2.7 times as long.
     used, read = zip(*((used_s(), read_s()) for _ in range(3)), strict=True)
     assert min(used) < 4 * min(read)
+
+
+NUMBERS = {"metric": "ndcg", "labels": "0 1.5", "queries": "0 0", "logits_sha256": "a"}
+NUMBERS |= labels.packed_logits(np.array([[0.5], [-1]], dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"labels": "0,1 -", "predicted": "2 0,1", "logits_sha256": "a"},
+        {"labels": "0 1", "predicted": "0 1", "logits_sha256": "a"},
+    ],
+)
+def test_answers_of_any_kind_are_read(save: Save, answers: dict[str, str]) -> None:
+    saved = history.read(save(run(benchmark("accuracy", documents=2, answers=answers))))
+    assert saved["answers"].tolist() == [answers]
+
+
+def ranked(**changed: object) -> dict[str, Any]:
+    judged = benchmark("accuracy", documents=2)
+    info = {name.replace("f1", "ndcg"): value for name, value in judged["extra_info"].items()}
+    answers = {name: value for name, value in (NUMBERS | changed).items() if value is not None}
+    return judged | {"extra_info": info | {"answers": answers}}
+
+
+def test_numbers_are_read(save: Save) -> None:
+    saved = history.read(save(run(ranked())))
+    assert saved[["metric", "score", "max_drop"]].to_numpy().tolist() == [["ndcg", FIGURES["accuracy"]["f1"], 0.01]]
+    assert answers_compared.compare({"one": saved["answers"][0], "other": saved["answers"][0]}) is not None
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"queries": None}, "have neither `predicted` labels nor numbers"),
+        ({"queries": "0"}, "are not of as many `documents`"),
+        ({"labels": "0 1e999"}, "have neither `predicted` labels nor numbers"),
+        ({"labels": "0 -1"}, "have neither `predicted` labels nor numbers"),
+        ({"labels": "0 a"}, "Expected `str` matching regex"),
+        ({"logits": None}, "have neither `predicted` labels nor numbers"),
+        ({"logits_type": None}, "have neither `predicted` labels nor numbers"),
+        (
+            labels.packed_logits(np.array([[np.nan], [1]], dtype=np.float32)) or {"logits": "AADAfwAAgD8="},
+            "nor numbers",
+        ),
+        (labels.packed_logits(np.ones((2, 2), dtype=np.float32)), "nor numbers"),
+        ({"metric": "pearson"}, "is judged by ndcg, and its `answers` by pearson"),
+        ({"activation": "softplus"}, "Invalid enum value 'softplus'"),
+    ],
+)
+def test_numbers_that_are_garbled_are_refused(save: Save, changed: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        history.read(save(run(ranked(**changed))))

@@ -27,7 +27,7 @@ from qbert.system.errors import InputError
 from qbert.variants import VARIANTS, native
 from qbert.variants.artefact import Artefact
 from qbert.variants.native import compiler, convert, targets
-from qbert.variants.native.encoder import ACTIVATIONS, HEAD_ACTIVATIONS, ROWS_AT_ONCE, WEIGHTS, Encoder, Geometry, Kept
+from qbert.variants.native.encoder import ACTIVATIONS, HEAD_ACTIVATIONS, WEIGHTS, Encoder, Geometry, Kept
 
 pytestmark = pytest.mark.skipif(bool(native.unsupported()), reason=native.unsupported() or "it runs here")
 
@@ -409,14 +409,39 @@ def test_without_a_compiler_or_the_instructions_the_reason_is_told(fresh: pytest
     assert "int8-native" not in [row.name for row in variants.select("all")]
 
 
-def test_more_texts_than_fit_in_one_call_are_answered_in_several(place: Path, small: Geometry) -> None:
-    encoder = Encoder(write(place, small, weights(small, 0)))
-    texts = [text(small, 1 + number % 64, number) for number in range(60)]
-    assert sum(one["input_ids"].size for one in texts) > 3 * ROWS_AT_ONCE
+def test_forty_texts_and_a_deep_product_have_the_logits_of_each_alone_to_the_bit(place: Path) -> None:
+    """More first tokens than a tile has rows, and products that AMX divides along their depth."""
+    geometry = Geometry(40, 64, 2, 150, 64, 2, 2, 1664, 3, 0, 0, -1, 1e-12)
+    kept = ["layers.0.down", "layers.1.query"]
+    encoder = made(place, geometry, weights(geometry, 0, kept=kept), kept)
+    texts = [text(geometry, 1 + number % 4, number) for number in range(40)]
     assert np.array_equal(encoder.many(texts), np.concatenate([encoder(one) for one in texts]))
 
 
-def test_a_loaded_classifier_answers_several_texts_as_it_does_each(trained: Checkpoint, tmp_path: Path) -> None:
+def test_texts_without_types_may_stand_beside_others(place: Path, small: Geometry) -> None:
+    encoder = Encoder(write(place, small, weights(small, 0)))
+    one, other = text(small, 5, 0), text(small, 7, 1)
+    del other["token_type_ids"]
+    assert np.array_equal(encoder.many([one, other]), np.concatenate([encoder(one), encoder(other)]))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many texts each call has had."""
+    found: list[int] = []
+    run = Encoder._run  # noqa: SLF001
+
+    def counted(self: Encoder, texts: list[list[np.ndarray]]) -> np.ndarray:
+        found.append(len(texts))
+        return run(self, texts)
+
+    monkeypatch.setattr(Encoder, "_run", counted)
+    return found
+
+
+def test_a_loaded_classifier_answers_several_texts_as_it_does_each(
+    trained: Checkpoint, tmp_path: Path, calls: list[int]
+) -> None:
     served = qbert.load(qbert.quantize(trained.folder, "int8-native", tmp_path / "served"), max_characters=400)
     texts = [
         "学校考试",
@@ -425,7 +450,11 @@ def test_a_loaded_classifier_answers_several_texts_as_it_does_each(trained: Chec
         *(f"{number} 汽车 {number}" * (number % 9 + 1) for number in range(300)),
     ]
     assert served.is_batched
-    assert served.many(texts) == [served(one) for one in texts]
+    calls.clear()
+    together = served.many(texts)
+    assert sum(calls) == len(texts)
+    assert 4 < len(calls) < len(texts) / 4, "in calls of up to 512 tokens"
+    assert together == [served(one) for one in texts]
     assert served.many((one, "另一个") for one in texts) == [served(one, "另一个") for one in texts]
     assert served.many([]) == []
     wrong_ones = (" ", "the text is blank"), ("长" * 401, "has 401 characters"), (("a", "b", "c"), "positional")
@@ -435,12 +464,15 @@ def test_a_loaded_classifier_answers_several_texts_as_it_does_each(trained: Chec
 
 
 def test_predict_answers_what_comes_together_in_one_call_and_what_was_before_a_mistake(
-    trained: Checkpoint, tmp_path: Path
+    trained: Checkpoint, tmp_path: Path, calls: list[int]
 ) -> None:
     served = qbert.quantize(trained.folder, "int8-native", tmp_path / "served")
     texts = [f"{number} 学校考试" * (1 + number % 5) for number in range(80)]
     one_by_one = [CliRunner().invoke(main, ["predict", "--model", str(served), one]).stdout for one in texts[:3]]
+    calls.clear()
     piped = CliRunner().invoke(main, ["predict", "--model", str(served)], input="\r\n".join(["", *texts]))
+    assert sum(calls) == len(texts)
+    assert len(calls) < len(texts) / 4
     lines = piped.stdout.splitlines()
     assert lines[:4] == ["\t\t", *(line.rstrip("\n") for line in one_by_one)]
     assert len(lines) == 1 + len(texts)
@@ -450,3 +482,24 @@ def test_predict_answers_what_comes_together_in_one_call_and_what_was_before_a_m
     assert mistaken.exit_code == 2
     assert mistaken.stdout == one_by_one[0]
     assert "half a character" in mistaken.stderr
+    garbled = CliRunner().invoke(
+        main, ["predict", "--model", str(served)], input=f"{texts[0]}\n{texts[1]}\n".encode() + b"\xff\n"
+    )
+    assert garbled.exit_code == 2
+    assert garbled.stdout == "".join(one_by_one[:2])
+
+
+def test_predict_answers_a_line_as_soon_as_it_is_there(trained: Checkpoint, tmp_path: Path) -> None:
+    served = qbert.quantize(trained.folder, "int8-native", tmp_path / "served")
+    command = [sys.executable, "-m", "qbert", "predict", "--model", str(served)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        for part in ("学校考试\n", "球队", "比赛\n", "汽车\r", "\n"):
+            process.stdin.write(part.encode())
+            process.stdin.flush()
+            if part.endswith("\n"):
+                assert process.stdout.readline().count(b"\t") == 2
+        process.stdin.close()
+        assert process.wait(60) == 0
+        assert process.stdout.read() == b""

@@ -151,8 +151,9 @@ def rescue(
     calibrated_on = max(CALIBRATION_DOCUMENTS, variants.CALIBRATION_DOCUMENTS if row.calibrated else 0)
     rows, judged_by = loaded.to_choose_by(validation, calibrated_on, trained_on)
     clock = _Clock()
-    held = ask(baseline, rows[:documents], "held out")
-    guard = Judge(baseline.dataset, baseline.metric, limit)
+    metric = baseline.metric
+    held = ask(baseline, rows[: metric.whole(metric.truth(baseline.dataset, rows), documents)], "held out")
+    guard = Judge(baseline.dataset, metric, limit)
     guard.check_enough(held)
     clock.lap("baseline")
     cell = baseline.suite.cell(baseline.model.name, baseline.max_length, row.name)

@@ -159,9 +159,9 @@ class Encoder {
   void reserve(int tokens, int texts) {
     if (tokens <= capacity_ && texts <= most_texts_) return;
     const std::size_t positions = geometry_.positions;
-    const std::size_t capacity = std::max<std::size_t>({std::size_t(tokens), std::size_t(capacity_),
-                                                        std::min<std::size_t>(round_up(tokens, 64), positions)});
-    most_texts_ = std::max(texts, most_texts_);
+    const std::size_t whole = texts == 1 ? std::min<std::size_t>(round_up(tokens, 64), positions) : round_up(tokens, 64);
+    const std::size_t capacity = std::max(whole, std::size_t(capacity_));
+    if (texts > most_texts_) most_texts_ = int(round_up(texts, 8));
     capacity_ = 0;  // where memory ends below
     Arena& arena = arena_.emplace();
     attention_.emplace(arena, int(std::min(capacity, positions)), int(geometry_.hidden / geometry_.heads));

@@ -28,7 +28,6 @@ HEAD_ACTIVATIONS = ("tanh", "gelu", "relu")
 PRODUCTS = ("query", "key", "value", "output", "up", "down")
 """Of each layer."""
 PROJECTION = "embeddings.project"
-ROWS_AT_ONCE = 512  # of several texts in one call: their activations stay in the caches
 LARGEST_SIZE = 1 << 20  # of any in a geometry
 EXPONENT = np.uint16(0x7F80)  # of a bf16; all ones in infinity and nan
 DAMAGE = OSError, SafetensorError, ValueError, KeyError, TypeError
@@ -226,23 +225,20 @@ class Encoder:
     def many(self, encodings: Sequence[Encoding]) -> npt.NDArray[np.float32]:
         """Return the logits of several encodings, `(encodings, num_labels)`, to the bit those of one at a time.
 
-        The weights are read once for ROWS_AT_ONCE tokens, or for a text that has more.
+        The weights are read once for all of them.
 
         Raises:
             ValueError: as for one.
         """
-        logits: list[npt.NDArray[np.float32]] = []
-        together: list[list[npt.NDArray[np.int64]]] = []
-        for rows in map(_rows, encodings):
-            if sum(ids.size for ids, *_ in [*together, rows]) > ROWS_AT_ONCE and together:
-                logits.append(self._run(together))
-                together = []
-            together.append(rows)
-        return np.concatenate([*logits, *([self._run(together)] if together else [])])
+        return self._run(list(map(_rows, encodings)))
 
     def _run(self, texts: "list[list[npt.NDArray[np.int64]]]") -> npt.NDArray[np.float32]:
         """Return the logits of `texts`, each the ids of its tokens and, if the model has them, their types."""
-        arrays = [np.ascontiguousarray(np.concatenate(rows)) for rows in zip(*texts, strict=True)]
+        with_types = any(len(rows) > 1 for rows in texts)
+        whole = [
+            [rows[0], rows[1] if len(rows) > 1 else np.zeros_like(rows[0])] if with_types else rows for rows in texts
+        ]
+        arrays = [np.concatenate(rows) for rows in zip(*whole, strict=True)]
         lengths = np.array([ids.size for ids, *_ in texts], dtype=np.int64)
         logits = np.empty((len(texts), self.geometry.labels), dtype=np.float32)
         ids, types = [*(array.ctypes.data for array in arrays), None][:2]
@@ -251,8 +247,9 @@ class Encoder:
             raise MemoryError
         if not done:
             sizes, known = self.geometry, arrays[0]
+            least, most = (int(known.min()), int(known.max())) if known.size else (0, 0)
             raise ValueError(
-                f"{lengths.max()} tokens with ids from {known.min(initial=0)} to {known.max(initial=0)}: this model "
+                f"{lengths.max()} tokens with ids from {least} to {most}: this model "
                 f"has {sizes.positions} positions, {sizes.vocabulary} ids and {sizes.types} token types"
             )
         return logits

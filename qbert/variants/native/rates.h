@@ -36,7 +36,7 @@ inline std::int64_t read(const unsigned char* bytes, std::int64_t count) {
   return result;
 }
 
-// One int8 product of an encoder, with rows and weights of zeros: the time does not depend on them.
+// One int8 product of an encoder, with rows of zeros, on which the time does not depend, and weights that spread as a model's.
 class HotProduct {
  public:
   HotProduct(int tokens, int inputs, int outputs)
@@ -44,7 +44,7 @@ class HotProduct {
         stride_(round_up(outputs, 32) + 32),
         weights_(std::size_t(inputs) * outputs),
         numbers_(outputs),
-        linear_(packed_, weights_.data(), numbers_.data(), numbers_.data(), outputs, inputs) {
+        linear_(packed_, spread(weights_), numbers_.data(), numbers_.data(), outputs, inputs) {
     const std::size_t rows = round_up(tokens, Kernel::Int8::kRows) + 1, stride = round_up(inputs, 64) + 64;
     rows_ = {arena_.allocate<std::uint8_t>(rows * stride), stride, arena_.allocate<float>(rows),
              arena_.allocate<float>(rows), nullptr, &texts_};
@@ -61,6 +61,18 @@ class HotProduct {
   }
 
  private:
+  // Fill `weights` with sums of four uniform numbers, of a standard deviation of 37.
+  static const std::int8_t* spread(std::vector<std::int8_t>& weights) {
+    std::uint32_t state = 1;
+    for (auto& weight : weights) {
+      state = state * 1664525 + 1013904223;
+      int sum = 0;
+      for (int part = 0; part < 4; ++part) sum += int(state >> (8 * part) & 63) - 31;
+      weight = std::int8_t(std::max(-127, std::min(127, sum)));
+    }
+    return weights.data();
+  }
+
   int tokens_;
   std::size_t stride_;
   std::vector<std::int8_t> weights_;
