@@ -348,7 +348,7 @@ def test_the_limits_in_comments_are_such_as_the_gate_reads(repository: Path) -> 
     init(repository, "--yes")
     path = repository / "pyproject.toml"
     path.write_text(path.read_text().replace("# [[", "[[").replace("# variant", "variant").replace("# max_", "max_"))
-    wanted = settings.Limit(variant="int8-*", max_latency_ms=50, max_f1_drop=0.01)
+    wanted = settings.Limit(variant="int8-*", max_latency_ms=50, max_drop=0.01)
     assert settings.read(path).gate.limits == (wanted,)
 
 
