@@ -45,7 +45,7 @@ def test_every_machine_is_measured_and_one_that_fails_is_named(
     assert "--no-such-option" in (home / "127.0.0.3.log").read_text()
     runs = history.load(sorted(home.glob("*.json")))
     assert list(dict.fromkeys(name.partition(",")[0] for name in runs["machine"])) == ["127.0.0.1", "127.0.0.2"]
-    assert "agree in every label" in done.output
+    assert "agree in every answer" in done.output
     assert "Machines side by side" in (home / "report.html").read_text()
     assert "passed" in (home / "127.0.0.2.log").read_text()
 
